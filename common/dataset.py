@@ -1,0 +1,79 @@
+"""What a model trains on: a client's rows as tensors, with a label mask per task."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split.
+
+    Attributes:
+        inputs: input name -> float32 [N, width] or, for images, [N, channels, height, width].
+        targets: task name -> int64 [N] (multiclass), float32 [N] (binary), float32 [N, outputs]
+            (multilabel, regression). A task that the client does not hold is absent. Entries of
+            rows without a label are 0 and carry no meaning.
+        labelled: task name -> bool [N], the same keys as `targets`.
+    """
+
+    inputs: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    labelled: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def select(self, index: Tensor) -> "Rows":
+        """Take rows by index, int64 [M]."""
+        return Rows(*({name: values[index] for name, values in part.items()} for part in self._parts()))
+
+    def to(self, device: torch.device) -> "Rows":
+        """Move to a device; a no-op where the rows are already there."""
+        return Rows(*({name: v.to(device) for name, v in part.items()} for part in self._parts()))
+
+    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        return self.inputs, self.targets, self.labelled
+
+
+@dataclass(frozen=True)
+class TargetScale:
+    """How a standardised regression target returns to its unit: ``mean + deviation * output``.
+
+    Both are float32 [outputs].
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """Everything one client trains and evaluates on.
+
+    Attributes:
+        name: stable name of the client.
+        splits: "train", "validation", "test" -> rows; validation and test may be empty.
+        target_scales: regression tasks whose targets are standardised -> scale; their tensors in
+            `splits` are standardised already, so a metric must undo it.
+        notes: one line each on what was left out, for the log; counts and names only.
+    """
+
+    name: str
+    splits: dict[str, Rows]
+    target_scales: Mapping[str, TargetScale] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def train(self) -> Rows:
+        """The training rows."""
+        return self.splits["train"]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that this client holds."""
+        return tuple(self.train.targets)

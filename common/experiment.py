@@ -1,0 +1,347 @@
+"""The schema of an experiment: one TOML file describes one experiment completely.
+
+Every table of the file is a frozen pydantic model here; unknown keys are refused. Reading files,
+overrides and the wording of errors live in `common.experiment_file`. Keys are written in
+kebab-case in TOML (``clients-per-round``) and in snake_case in Python (``clients_per_round``).
+"""
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+TaskKind = Literal["multiclass", "binary", "multilabel", "regression"]
+InputKind = Literal["numeric", "categorical", "image"]
+Metric = Literal["accuracy", "f1", "auroc", "mse", "rmse", "mae", "r2"]
+
+METRICS_OF_KIND: dict[str, tuple[Metric, ...]] = {  # the first one is the default
+    "multiclass": ("accuracy", "f1"),
+    "binary": ("accuracy", "f1", "auroc"),
+    "multilabel": ("f1", "accuracy"),
+    "regression": ("rmse", "mse", "mae", "r2"),
+}
+
+# TOML arrays arrive as lists; strict mode would refuse them where a tuple keeps the model frozen.
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    """Base of all tables: frozen, strict about types, kebab-case keys, unknown keys refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        alias_generator=lambda name: name.replace("_", "-"),
+        populate_by_name=True,
+        allow_inf_nan=False,
+    )
+
+
+class Data(Settings):
+    """Where rows come from and how every client splits its own."""
+
+    source: str = Field(description="A source of `fedmtl list`: digits, table, folder, school, ...")
+    path: str = Field("", description="File or folder with the raw data; empty for embedded data.")
+    client_column: str = Field("", description="Source `table`: the column that names the client.")
+    clients: Names = Field((), description="Only these clients; empty means all.")
+    validation: Fraction = Field(0.15, description="Share of a client's rows kept for validation.")
+    test: Fraction = Field(0.2, description="Share of a client's rows kept for the test.")
+    split: Literal["random", "ordered", "column"] = Field(
+        "random",
+        description="random: seeded shuffle; ordered: by split-column, the last rows are the test; "
+        "column: split-column says train, validation or test.",
+    )
+    split_column: str = ""
+    stratify: str = Field("", description="A task whose classes every random split keeps in share.")
+    min_rows: int = Field(2, ge=2, description="A client with fewer rows is unusable.")
+    unusable: Literal["refuse", "leave-out"] = Field(
+        "refuse",
+        description="What to do with a client that has too few rows or no training label at all, "
+        "and with a task whose labels at a client all fell outside training.",
+    )
+    unseen_classes: Literal["refuse", "keep"] = Field(
+        "refuse",
+        description="A class of a client's validation or test rows that its training rows lack: "
+        "refuse the client, or keep the rows (they count as errors).",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.validation + self.test >= 1.0:
+            raise ValueError(
+                f"validation and test together must be below 1, got {self.validation} + "
+                f"{self.test}; leave some rows for training"
+            )
+        if self.split != "random" and not self.split_column:
+            raise ValueError(f"split '{self.split}' needs split-column, the column to split by")
+        return self
+
+
+class Input(Settings):
+    """One named input: some columns of the client's table, or one column that holds images."""
+
+    kind: InputKind = "numeric"
+    columns: Names = Field(min_length=1, description="Column names; `*` and `?` match as in a shell.")
+    exclude: Names = Field((), description="Columns the patterns match but that are no features.")
+    shape: Sizes = Field((), description="Images: channels, height, width.")
+    scale: Finite = Field(1.0, gt=0, description="Values are divided by this first (images: 255).")
+    standardise: Literal["none", "client", "federation"] = Field(
+        "none",
+        description="none; by the mean and deviation of the client's own training rows; or by sums "
+        "collected once from all clients' training rows.",
+    )
+    missing: Literal["refuse", "drop-row", "mean", "zero", "own-category"] = Field(
+        "refuse", description="What an empty cell means."
+    )
+    categories: Names = Field(
+        (), description="Categorical: the known values; empty collects them once from all clients."
+    )
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        if self.kind == "image":
+            if len(self.shape) != 3:
+                raise ValueError("an image needs shape = [channels, height, width]")
+            if self.missing not in ("refuse", "drop-row"):
+                raise ValueError("missing for an image must be 'refuse' or 'drop-row'")
+        elif self.shape:
+            raise ValueError(f"shape is for images, this input is {self.kind}")
+        if self.kind == "categorical":
+            if self.standardise != "none":
+                raise ValueError("standardise does not apply to a categorical input; remove it")
+            if self.missing in ("mean", "zero"):
+                raise ValueError("missing for a categorical input: refuse, drop-row, own-category")
+        elif self.missing == "own-category":
+            raise ValueError("missing = 'own-category' needs kind = 'categorical'")
+        elif self.categories:
+            raise ValueError("categories need kind = 'categorical'")
+        return self
+
+
+class Task(Settings):
+    """One task: its kind, its target column, its weight in the loss, its metric, its head."""
+
+    kind: TaskKind
+    target: str | Names = Field(
+        "", description="Target column, or several (multilabel, regression); default: the task's name."
+    )
+    classes: Annotated[int, Field(ge=2)] | Names | None = Field(
+        None, description="Number of classes coded 0, 1, ..., or their names. Multiclass needs it."
+    )
+    weight: Finite = Field(1.0, ge=0, description="Used by loss.weighting = 'manual'.")
+    metric: Metric | None = Field(None, description="Default: the first that fits the kind.")
+    transform: Literal["none", "log1p"] = Field(
+        "none", description="Regression: log1p predicts, and measures, log(1 + target)."
+    )
+    standardise: Literal["none", "client"] = Field(
+        "none",
+        description="Regression: train on targets standardised by the client's own training rows; "
+        "metrics stay in the target's unit.",
+    )
+    hidden: Sizes = Field((), description="Hidden layers of the head; empty is a linear head.")
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        if self.metric is not None and self.metric not in METRICS_OF_KIND[self.kind]:
+            known = ", ".join(METRICS_OF_KIND[self.kind])
+            raise ValueError(f"metric of a {self.kind} task must be one of {known}, got '{self.metric}'")
+        if self.kind == "multiclass" and self.classes is None:
+            raise ValueError("a multiclass task needs classes: their number, or a list of names")
+        if self.kind == "binary" and self.class_count not in (None, 2):
+            raise ValueError(f"a binary task has two classes, got {self.class_count}; use multiclass")
+        if self.kind in ("multilabel", "regression") and self.classes is not None:
+            raise ValueError(f"classes do not apply to a {self.kind} task; remove them")
+        if self.kind in ("multiclass", "binary") and not isinstance(self.target, str):
+            raise ValueError(f"a {self.kind} task has one target column, got a list")
+        if self.kind == "multilabel" and isinstance(self.target, str):
+            raise ValueError("a multilabel task needs target = [one column per label]")
+        if self.kind != "regression" and (self.transform != "none" or self.standardise != "none"):
+            raise ValueError("transform and standardise are for regression targets; remove them")
+        return self
+
+    @property
+    def class_count(self) -> int | None:
+        """Number of classes, or None where the kind has none or they are plain 0 and 1."""
+        if isinstance(self.classes, tuple):
+            return len(self.classes)
+        return self.classes
+
+    @property
+    def metric_name(self) -> Metric:
+        """The chosen metric, or the kind's default."""
+        return self.metric or METRICS_OF_KIND[self.kind][0]
+
+
+class Trunk(Settings):
+    """The shared part of the model."""
+
+    architecture: Literal["mlp", "cnn"] = "mlp"
+    widths: Sizes = Field(
+        (64, 64), description="Fully connected layers; empty hands the inputs straight to the heads."
+    )
+    channels: Sizes = Field((16, 32), description="CNN: 3x3 convolutions, each followed by 2x2 max.")
+    activation: Literal["relu", "gelu", "tanh", "none"] = "relu"
+    norm: Literal["none", "layer"] = "none"
+    dropout: Fraction = 0.0
+
+
+class Loss(Settings):
+    """How the task losses become one: ``L = sum_t w_t * L_t`` over labelled rows."""
+
+    weighting: Literal["equal", "manual"] = "equal"
+
+
+class Training(Settings):
+    """What a client does with a trunk it received."""
+
+    epochs: int = Field(1, ge=1, description="Passes over the client's training rows per round.")
+    batch_size: int = Field(16, ge=1)
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Finite = Field(0.05, gt=0)
+    momentum: Finite = Field(0.0, ge=0, lt=1, description="SGD only.")
+    weight_decay: Finite = Field(0.0, ge=0)
+    balance: Literal["tasks", "none"] = Field(
+        "tasks", description="tasks: every batch holds each task's labelled rows in equal share."
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    threads: int = Field(1, ge=1, description="CPU threads of one worker; small models want one.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.momentum and self.optimiser != "sgd":
+            raise ValueError(f"momentum is for optimiser 'sgd', not '{self.optimiser}'; remove it")
+        return self
+
+
+class Federation(Settings):
+    """Rounds, who takes part, and how the server combines what it gets."""
+
+    rounds: int = Field(20, ge=1)
+    clients_per_round: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    min_clients: int = Field(1, ge=1, description="Wait until so many clients are connected.")
+    algorithm: Literal["joint", "whole-model"] = Field(
+        "joint",
+        description="joint: trunk shared, heads stay home, both trained together (FedPer); "
+        "whole-model: heads are averaged too (FedAvg).",
+    )
+    strategy: Literal["fedavg"] = "fedavg"
+    weight_by: Literal["examples", "uniform"] = "examples"
+    round_timeout_s: Finite = Field(3600.0, gt=0)
+
+
+class Evaluation(Settings):
+    """When clients evaluate, what, and when the run stops early."""
+
+    by: Literal["train-reply", "message"] = Field(
+        "train-reply",
+        description="train-reply: a round's clients evaluate the trunk they received, on the same "
+        "reply; message: all clients evaluate the new trunk, one more message each.",
+    )
+    model: Literal["shared", "personal"] = Field(
+        "shared",
+        description="shared: the received trunk with the client's own heads; personal: both after "
+        "the client's local epochs on that trunk.",
+    )
+    every: int = Field(1, ge=1, description="Evaluate in every n-th round; the last one always.")
+    patience: int | None = Field(
+        None, ge=1, description="Stop after so many evaluations without a better validation loss."
+    )
+
+
+PartitionKind = Literal["iid", "dirichlet", "pathological", "natural"]
+
+
+class Partition(Settings):
+    """Simulation only: how one table becomes many clients, and who holds which tasks."""
+
+    kind: PartitionKind = "iid"
+    clients: int = Field(10, ge=1, description="Number of clients; `natural` takes its own.")
+    by: str = Field("", description="Column: class for dirichlet and pathological, id for natural.")
+    alpha: Finite = Field(0.5, gt=0, description="dirichlet: small is unlike, large is alike.")
+    classes_per_client: int = Field(2, ge=1, description="pathological.")
+    task_skew: Literal["none", "rotate", "random"] = Field(
+        "none",
+        description="none: every client holds all tasks; rotate: client i holds the "
+        "tasks-per-client tasks from the i-th on; random: a seeded draw.",
+    )
+    tasks_per_client: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        if self.kind != "iid" and not self.by:
+            raise ValueError(f"partition kind '{self.kind}' needs by, the column to partition by")
+        return self
+
+
+class Experiment(Settings):
+    """One experiment; see the module's docstring."""
+
+    name: str = Field(pattern=rf"^{NAME_PATTERN.pattern}$")
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    data: Data
+    inputs: dict[str, Input] = Field(min_length=1)
+    tasks: dict[str, Task] = Field(min_length=1)
+    trunk: Trunk = Trunk()
+    loss: Loss = Loss()
+    training: Training = Training()
+    federation: Federation = Federation()
+    evaluation: Evaluation = Evaluation()
+    partition: Partition | None = None
+
+    @field_validator("inputs", "tasks")
+    @classmethod
+    def _plain_names(cls, tables: dict[str, Any]) -> dict[str, Any]:
+        bad = [name for name in tables if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name)]
+        if bad:
+            raise ValueError(f"names are letters, digits, - and _, got {', '.join(map(repr, bad))}")
+        return tables
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.loss.weighting == "manual" and not any(t.weight for t in self.tasks.values()):
+            raise ValueError("tasks: every weight is 0, nothing would be learned; give one a weight")
+        if self.data.stratify and self.data.stratify not in self.tasks:
+            raise ValueError(
+                f"data.stratify must name a task ({', '.join(self.tasks)}), got '{self.data.stratify}'"
+            )
+        if self.data.stratify and self.tasks[self.data.stratify].kind not in ("multiclass", "binary"):
+            raise ValueError("data.stratify must name a multiclass or binary task")
+        if self.trunk.architecture == "cnn" and "image" not in {i.kind for i in self.inputs.values()}:
+            raise ValueError("trunk.architecture 'cnn' needs an input of kind 'image'; use 'mlp'")
+        if self.partition and self.partition.task_skew != "none":
+            if self.partition.tasks_per_client > len(self.tasks):
+                raise ValueError(
+                    f"partition.tasks-per-client must be at most {len(self.tasks)}, the number of "
+                    f"tasks, got {self.partition.tasks_per_client}"
+                )
+        return self
+
+    def task_weights(self) -> dict[str, float]:
+        """The weight w_t of every task in the loss, before any round."""
+        if self.loss.weighting == "manual":
+            return {name: task.weight for name, task in self.tasks.items()}
+        return dict.fromkeys(self.tasks, 1.0)
+
+    def targets(self, task: str) -> tuple[str, ...]:
+        """The target columns of one task."""
+        target = self.tasks[task].target or task
+        return (target,) if isinstance(target, str) else target
+
+    def fingerprint(self) -> str:
+        """Hash what a result depends on; not the description, paths, device, or how many rounds.
+
+        Two runs with one fingerprint (and the same data) pass through the same trunks.
+        """
+        content = self.model_dump(mode="json")
+        del content["description"], content["data"]["path"], content["federation"]["rounds"]
+        del content["training"]["device"], content["federation"]["round_timeout_s"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

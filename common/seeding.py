@@ -1,0 +1,75 @@
+"""Randomness as an argument: every stream is named, and derived from the run's seed alone.
+
+A stream's key is a hash of the seed and a path of names such as ``("sampling", 3)`` or
+``("shuffle", "client-07")``; two streams with different names are independent, and no stream
+depends on what was drawn before it, in which process, or in which order.
+
+Permutations come from a counter-based hash rather than from a generator object, so that an engine
+can draw those of many clients in one call and still visit every client's rows in the same order.
+"""
+
+import hashlib
+import random
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+UInt64Array = NDArray[np.uint64]
+
+# SplitMix64: Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def derive_key(seed: int, *names: str | int) -> int:
+    """Hash the seed and a path of names to 64 bits, the same on every machine.
+
+    >>> derive_key(0, "sampling", 1) == derive_key(0, "sampling", 1)
+    True
+    >>> derive_key(0, "a", "b") == derive_key(0, "ab")
+    False
+    """
+    text = "\x1f".join([repr(int(seed)), *(repr(name) for name in names)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
+    """Make NumPy's generator for a named stream."""
+    return np.random.default_rng(derive_key(seed, *names))
+
+
+def torch_generator(seed: int, *names: str | int) -> torch.Generator:
+    """Make PyTorch's CPU generator for a named stream."""
+    generator = torch.Generator()
+    generator.manual_seed(derive_key(seed, *names) & 0x7FFF_FFFF_FFFF_FFFF)
+    return generator
+
+
+def sample_names(names: list[str], count: int, seed: int, *stream: str | int) -> list[str]:
+    """Draw `count` distinct names; the order of `names` does not matter.
+
+    >>> sample_names(["b", "a", "c"], 2, 0, "x") == sample_names(["c", "b", "a"], 2, 0, "x")
+    True
+    """
+    return random.Random(derive_key(seed, *stream)).sample(sorted(names), count)
+
+
+def permutation_keys(stream_keys: UInt64Array, length: int) -> UInt64Array:
+    """Hash every position of every stream: [K] keys -> [K, length]; sort a row for a permutation."""
+    steps = np.arange(1, length + 1, dtype=np.uint64) * _GOLDEN  # wraps, as it should
+    mixed = stream_keys[:, None] + steps[None, :]
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX_1
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_2
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)), dtype=np.uint64)
+
+
+def permutation(key: int, length: int) -> NDArray[np.int64]:
+    """Shuffle ``range(length)`` by one stream's key.
+
+    >>> sorted(permutation(5, 4).tolist())
+    [0, 1, 2, 3]
+    """
+    keys = permutation_keys(np.array([key], dtype=np.uint64), length)[0]
+    return np.argsort(keys, kind="stable").astype(np.int64)

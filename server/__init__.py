@@ -1,0 +1,1 @@
+"""One round after another: who is asked, how trunks become the next trunk, what is kept."""

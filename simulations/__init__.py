@@ -1,0 +1,1 @@
+"""A whole federation on one machine: engines, baselines, compare, report, the fedmtl command."""
