@@ -30,7 +30,9 @@ class Rows:
 
     def select(self, index: Tensor) -> "Rows":
         """Take rows by index, int64 [M]."""
-        return Rows(*({name: values[index] for name, values in part.items()} for part in self._parts()))
+        return Rows(
+            *({name: values[index] for name, values in part.items()} for part in self._parts())
+        )
 
     def to(self, device: torch.device) -> "Rows":
         """Move to a device; a no-op where the rows are already there."""

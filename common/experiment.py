@@ -89,7 +89,9 @@ class Input(Settings):
     """One named input: some columns of the client's table, or one column that holds images."""
 
     kind: InputKind = "numeric"
-    columns: Names = Field(min_length=1, description="Column names; `*` and `?` match as in a shell.")
+    columns: Names = Field(
+        min_length=1, description="Column names; `*` and `?` match as in a shell."
+    )
     exclude: Names = Field((), description="Columns the patterns match but that are no features.")
     shape: Sizes = Field((), description="Images: channels, height, width.")
     scale: Finite = Field(1.0, gt=0, description="Values are divided by this first (images: 255).")
@@ -131,7 +133,8 @@ class Task(Settings):
 
     kind: TaskKind
     target: str | Names = Field(
-        "", description="Target column, or several (multilabel, regression); default: the task's name."
+        "",
+        description="Target column, or several (multilabel, regression); default: the task's name.",
     )
     classes: Annotated[int, Field(ge=2)] | Names | None = Field(
         None, description="Number of classes coded 0, 1, ..., or their names. Multiclass needs it."
@@ -152,11 +155,15 @@ class Task(Settings):
     def _fits_kind(self) -> Self:
         if self.metric is not None and self.metric not in METRICS_OF_KIND[self.kind]:
             known = ", ".join(METRICS_OF_KIND[self.kind])
-            raise ValueError(f"metric of a {self.kind} task must be one of {known}, got '{self.metric}'")
+            raise ValueError(
+                f"metric of a {self.kind} task must be one of {known}, got '{self.metric}'"
+            )
         if self.kind == "multiclass" and self.classes is None:
             raise ValueError("a multiclass task needs classes: their number, or a list of names")
         if self.kind == "binary" and self.class_count not in (None, 2):
-            raise ValueError(f"a binary task has two classes, got {self.class_count}; use multiclass")
+            raise ValueError(
+                f"a binary task has two classes, got {self.class_count}; use multiclass"
+            )
         if self.kind in ("multilabel", "regression") and self.classes is not None:
             raise ValueError(f"classes do not apply to a {self.kind} task; remove them")
         if self.kind in ("multiclass", "binary") and not isinstance(self.target, str):
@@ -185,9 +192,12 @@ class Trunk(Settings):
 
     architecture: Literal["mlp", "cnn"] = "mlp"
     widths: Sizes = Field(
-        (64, 64), description="Fully connected layers; empty hands the inputs straight to the heads."
+        (64, 64),
+        description="Fully connected layers; empty hands the inputs straight to the heads.",
     )
-    channels: Sizes = Field((16, 32), description="CNN: 3x3 convolutions, each followed by 2x2 max.")
+    channels: Sizes = Field(
+        (16, 32), description="CNN: 3x3 convolutions, each followed by 2x2 max."
+    )
     activation: Literal["relu", "gelu", "tanh", "none"] = "relu"
     norm: Literal["none", "layer"] = "none"
     dropout: Fraction = 0.0
@@ -308,14 +318,21 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.loss.weighting == "manual" and not any(t.weight for t in self.tasks.values()):
-            raise ValueError("tasks: every weight is 0, nothing would be learned; give one a weight")
+            raise ValueError(
+                "tasks: every weight is 0, nothing would be learned; give one a weight"
+            )
         if self.data.stratify and self.data.stratify not in self.tasks:
             raise ValueError(
                 f"data.stratify must name a task ({', '.join(self.tasks)}), got '{self.data.stratify}'"
             )
-        if self.data.stratify and self.tasks[self.data.stratify].kind not in ("multiclass", "binary"):
+        if self.data.stratify and self.tasks[self.data.stratify].kind not in (
+            "multiclass",
+            "binary",
+        ):
             raise ValueError("data.stratify must name a multiclass or binary task")
-        if self.trunk.architecture == "cnn" and "image" not in {i.kind for i in self.inputs.values()}:
+        if self.trunk.architecture == "cnn" and "image" not in {
+            i.kind for i in self.inputs.values()
+        }:
             raise ValueError("trunk.architecture 'cnn' needs an input of kind 'image'; use 'mlp'")
         if self.partition and self.partition.task_skew != "none":
             if self.partition.tasks_per_client > len(self.tasks):
