@@ -1,0 +1,166 @@
+"""Experiments on disk: find and read a TOML file, override its keys, write one back.
+
+Errors of a file are reported all at once, a line each; `common.experiment_problems` words them.
+"""
+
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from common.errors import ConfigError
+from common.experiment import Experiment
+from common.experiment_problems import describe_problems, suggest
+
+_QUOTE_OR_BRACKET = re.compile(r"\"(?:\\.|[^\"\\])*\"|'[^']*'|[\[{]|[\]}]|\s+|.", re.DOTALL)
+
+
+def known_experiments() -> dict[str, Path]:
+    """Name the experiments that ship with this package, each with its file."""
+    folder = Path(__file__).parent / "experiments"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_experiment(
+    name_or_path: str,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    data_path: str | None = None,
+) -> Experiment:
+    """Read an experiment, override some of its keys, and validate the whole.
+
+    Args:
+        name_or_path: a known experiment, or the path of a TOML file. In a file of the user's own a
+            relative ``data.path`` is relative to that file's folder.
+        overrides: ``key=value`` with a dotted key; the value is a TOML literal or plain text.
+        seed: overrides ``seed``.
+        data_path: overrides ``data.path``; relative to the working directory, as in `overrides`.
+
+    Raises:
+        ConfigError: the experiment cannot be read or is wrong; one line per problem.
+    """
+    known = known_experiments()
+    path = known.get(name_or_path) or _existing_file(name_or_path, list(known))
+    content = _read_toml(path)
+    if name_or_path not in known:
+        _anchor_data_path(content, path.parent)
+    problems = _override(content, overrides)
+    if seed is not None:
+        _assign(content, ["seed"], seed)
+    if data_path is not None:
+        _assign(content, ["data", "path"], data_path)
+    _anchor_data_path(content, Path.cwd())
+    experiment = None
+    try:
+        experiment = Experiment.model_validate(content, by_alias=True, by_name=False)
+    except ValidationError as error:
+        problems += describe_problems(error, content)
+    if problems or experiment is None:
+        raise ConfigError("\n".join(problems))
+    return experiment
+
+
+def parse_set(text: str) -> list[str]:
+    """Split Flower's ``set`` into overrides at the spaces outside quotes and brackets.
+
+    >>> parse_set("training.lr=0.1  trunk.widths=[32, 16] name='a b'")
+    ['training.lr=0.1', 'trunk.widths=[32, 16]', "name='a b'"]
+    """
+    overrides, depth = [""], 0
+    for token in _QUOTE_OR_BRACKET.findall(text):
+        depth += (token in "[{") - (token in "]}")
+        if token.isspace() and depth <= 0:
+            overrides.append("")
+        else:
+            overrides[-1] += token
+    return [override for override in overrides if override]
+
+
+def dump_experiment(experiment: Experiment) -> str:
+    """Write an experiment as TOML that loads to an equal one; what is None is left out."""
+    return tomli_w.dumps(experiment.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def json_schema() -> dict[str, Any]:
+    """Describe the file as JSON Schema, which editors check and complete TOML with."""
+    schema = Experiment.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _existing_file(name: str, known: list[str]) -> Path:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise ConfigError(f"Experiment '{name}' is a folder; name the .toml file in it.")
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        raise ConfigError(f"There is no experiment file '{name}'.")
+    raise ConfigError(
+        f"There is no experiment '{name}'.{suggest(name, known)} "
+        f"Known: {', '.join(known)}; or name a .toml file."
+    )
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: byte {error.start} is wrong.") from error
+    except tomllib.TOMLDecodeError as error:
+        what, _, where = str(error).rstrip(")").partition(" (at ")
+        raise ConfigError(f"{path}, {where}: {what}.") from error
+
+
+def _anchor_data_path(content: dict[str, Any], folder: Path) -> None:
+    """Make a relative ``data.path`` absolute, so that the resolved file means the same anywhere."""
+    data = content.get("data")
+    path = data.get("path") if isinstance(data, dict) else None
+    if isinstance(data, dict) and isinstance(path, str) and path:
+        data["path"] = str((folder.absolute() / Path(path).expanduser()).resolve())
+
+
+def _override(content: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Apply ``key=value`` overrides; return what is wrong with their form."""
+    problems = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        keys = key.strip().split(".")
+        if not equals or not all(keys):
+            problems.append(
+                f"An override must be key=value, as in training.lr=0.1, got '{override}'."
+            )
+            continue
+        try:
+            _assign(content, keys, _parse_literal(text.strip()))
+        except tomllib.TOMLDecodeError:
+            problems.append(
+                f"{key} must be a TOML value, got {text.strip()}. "
+                'Inside brackets, text needs quotes: ["a", "b"].'
+            )
+    return problems
+
+
+def _parse_literal(text: str) -> object:
+    """Parse a TOML literal; anything else is plain text, except an unfinished list or table."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        if text.startswith(("[", "{")):
+            raise
+        return text
+
+
+def _assign(content: dict[str, Any], keys: list[str], value: object) -> None:
+    """Set a nested key; what stands in the way is replaced, and validation then names it."""
+    *tables, last = keys
+    for key in tables:
+        if not isinstance(content.get(key), dict):
+            content[key] = {}
+        content = content[key]
+    content[last] = value
