@@ -1,4 +1,4 @@
-"""Raw rows before encoding: named columns of one client, and a source that can read many clients."""
+"""Raw rows before encoding: one client's named columns, and a source that reads many clients."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,0 +1,92 @@
+"""What a process keeps between messages: data, the resident model, and who this node is.
+
+An engine calls the same handlers for many clients in one process, and a deployed node calls them
+in a new process for every message; both go through `open_session`.
+"""
+
+from functools import lru_cache
+
+import torch
+from flwr.app import Context
+
+from client.training import Trainer, choose_device
+from common.agreement import Agreement, input_shapes
+from common.clients import open_clients
+from common.dataset import ClientData
+from common.encoding import encode
+from common.errors import DataError
+from common.experiment import Experiment
+from common.tables import ClientTable
+
+
+class Session:
+    """One experiment in one process."""
+
+    def __init__(self, experiment: Experiment, agreement: Agreement, device: str) -> None:
+        self.experiment, self.agreement = experiment, agreement
+        self.fingerprint = experiment.fingerprint()
+        torch.set_num_threads(experiment.training.threads)
+        self.trainer = Trainer(experiment, input_shapes(agreement), choose_device(device))
+        self._clients: dict[str, ClientData] = {}
+
+    def client(self, name: str) -> ClientData:
+        """Read, split and encode a client's rows; the second call is free."""
+        if name not in self._clients:
+            table = read_table(self.experiment, name)
+            data = encode(table, self.experiment, self.agreement)
+            splits = {key: rows.to(self.trainer.device) for key, rows in data.splits.items()}
+            self._clients[name] = ClientData(name, splits, data.target_scales, data.notes)
+        return self._clients[name]
+
+
+@lru_cache(maxsize=8)
+def parse_experiment(text: str, data_path: str) -> Experiment:
+    """Read the experiment that the server sent; a node's own data folder takes precedence."""
+    experiment = Experiment.model_validate_json(text)
+    if not data_path:
+        return experiment
+    data = experiment.data.model_copy(update={"path": data_path})
+    return experiment.model_copy(update={"data": data})
+
+
+@lru_cache(maxsize=2)
+def open_session(experiment: str, agreement: str, data_path: str, device: str) -> Session:
+    """Get the process's session for an experiment, made at the first message."""
+    parsed = parse_experiment(experiment, data_path)
+    return Session(parsed, Agreement.from_json(agreement), device or parsed.training.device)
+
+
+def read_table(experiment: Experiment, name: str) -> ClientTable:
+    """Read one client's raw rows."""
+    return open_clients(experiment).read(name)
+
+
+def client_name(context: Context, experiment: Experiment) -> str:
+    """Say which client of the experiment this node is.
+
+    A node names itself by ``client`` in its config; a simulated node has Flower's
+    ``partition-id``; a node whose data holds one client only is that one.
+
+    Raises:
+        DataError: none of these settles it.
+    """
+    names = open_clients(experiment).names
+    if "client" in context.node_config:
+        name = str(context.node_config["client"])
+        if name not in names:
+            raise DataError(f"node config: client must be one of {len(names)} names, got '{name}'")
+        return name
+    if "partition-id" in context.node_config:
+        index = int(context.node_config["partition-id"])
+        if index >= len(names):
+            raise DataError(
+                f"node {index} has no data: the experiment has {len(names)} clients; "
+                f"start {len(names)} nodes"
+            )
+        return names[index]
+    if len(names) == 1:
+        return names[0]
+    raise DataError(
+        f"this node's data holds {len(names)} clients; say which one it is: "
+        """--node-config 'client="NAME"'"""
+    )

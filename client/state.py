@@ -1,0 +1,71 @@
+"""What stays home between rounds: the client's own parameters, in Flower's `Context.state`.
+
+Where the environment names a state folder (``FEDMTL_STATE``, or ``state`` in the node's config) the
+same arrays are mirrored to disk, two generations deep: a node that restarts goes on with the heads
+that belong to the trunk it is sent, even where it had already trained for a round that was lost.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from flwr.app import ConfigRecord, Context
+from safetensors.numpy import load_file, save
+
+from common.wire import FloatArray, pack_arrays, unpack_arrays
+
+OWN, INFO = "own-arrays", "own-info"  # keys of the records in Context.state
+GENERATIONS = 2
+
+
+def load_own(
+    context: Context, client: str, fingerprint: str, round_number: int
+) -> dict[str, FloatArray]:
+    """Read the client's own parameters as they were before a round; empty for a first time.
+
+    State in memory from this round or a later one belongs to a round that is being repeated after
+    a crash of the server: then, and where memory is empty, the mirror on disk is asked.
+    """
+    info = context.state.config_records.get(INFO)
+    if info is not None and cast(int, info["round"]) < round_number:
+        return unpack_arrays(context.state.array_records[OWN])
+    folder = _mirror(context, client, fingerprint)
+    if folder is None:
+        return {}
+    kept = [path for path in _generations(folder) if int(path.stem) < round_number]
+    return cast(dict[str, FloatArray], load_file(kept[-1])) if kept else {}
+
+
+def save_own(
+    context: Context,
+    client: str,
+    fingerprint: str,
+    round_number: int,
+    arrays: Mapping[str, FloatArray],
+) -> None:
+    """Keep the client's own parameters as they are after a round."""
+    context.state[OWN] = pack_arrays(arrays)
+    context.state[INFO] = ConfigRecord({"round": round_number, "client": client})
+    folder = _mirror(context, client, fingerprint)
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{round_number:08d}.safetensors"
+    partial = target.with_suffix(".partial")
+    with partial.open("wb") as file:
+        file.write(save(dict(arrays)))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(target)
+    for old in _generations(folder)[:-GENERATIONS]:
+        old.unlink()
+
+
+def _mirror(context: Context, client: str, fingerprint: str) -> Path | None:
+    root = context.node_config.get("state") or os.environ.get("FEDMTL_STATE")
+    return Path(str(root)) / fingerprint / client if root else None
+
+
+def _generations(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))

@@ -1,0 +1,126 @@
+"""What travels between server and client, as Flower records: the only words they exchange.
+
+server -> client, query: instruction without trunk. client -> server: its `Description`.
+server -> client, train or evaluate: trunk arrays and an instruction.
+client -> server: trunk arrays (train only), sums and counts per split and task, example counts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from common.dataset import SPLITS
+from common.metrics import Sums
+
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # keys of a message's records
+EXAMPLES = "num-examples"  # Flower's own key for a client's weight
+REFUSED = 100  # error code of a reply: the client explains why it cannot serve
+
+FloatArray = NDArray[np.float32]
+SplitSums = dict[str, dict[str, dict[str, Sums]]]  # split -> task -> "loss" or metric -> numbers
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the server tells a client with every message.
+
+    Attributes:
+        experiment: the resolved experiment as JSON.
+        agreement: what the clients' descriptions agreed on, as JSON; empty in a query.
+        round: number of the round, from 1; 0 in a query.
+        weights: task name -> w_t of this round, the same for every client.
+        evaluate: whether the reply carries an evaluation of the received trunk.
+    """
+
+    experiment: str
+    agreement: str = ""
+    round: int = 0
+    weights: Mapping[str, float] | None = None
+    evaluate: bool = False
+
+    def to_record(self) -> ConfigRecord:
+        """Pack for a message."""
+        weights = self.weights or {}
+        return ConfigRecord(
+            {
+                "experiment": self.experiment,
+                "agreement": self.agreement,
+                "round": self.round,
+                "weight-tasks": list(weights),
+                "weights": [float(w) for w in weights.values()],
+                "evaluate": self.evaluate,
+            }
+        )
+
+    @classmethod
+    def from_record(cls, record: ConfigRecord) -> "Instruction":
+        """Unpack on the client."""
+        names = cast(list[str], record["weight-tasks"])
+        weights = cast(list[float], record["weights"])
+        return cls(
+            experiment=cast(str, record["experiment"]),
+            agreement=cast(str, record["agreement"]),
+            round=cast(int, record["round"]),
+            weights=dict(zip(names, weights, strict=True)),
+            evaluate=cast(bool, record["evaluate"]),
+        )
+
+
+def pack_arrays(arrays: Mapping[str, FloatArray]) -> ArrayRecord:
+    """Pack named arrays; order is kept."""
+    return ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in arrays.items()})
+
+
+def unpack_arrays(record: ArrayRecord) -> dict[str, FloatArray]:
+    """Unpack named arrays."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def pack_sums(examples: int, sums: SplitSums) -> MetricRecord:
+    """Pack sums and counts: one list of numbers per split, task and metric.
+
+    >>> pack_sums(3, {"train": {"digit": {"loss": [1.5, 3.0]}}})
+    {'num-examples': 3, 'train/digit/loss': [1.5, 3.0]}
+    """
+    packed: dict[str, int | float | list[int] | list[float]] = {EXAMPLES: examples}
+    for split, tasks in sums.items():
+        for task, numbers in tasks.items():
+            for name, values in numbers.items():
+                packed[f"{split}/{task}/{name}"] = values
+    return MetricRecord(packed)
+
+
+def unpack_sums(record: MetricRecord) -> SplitSums:
+    """Unpack what `pack_sums` packed; keys of another form are not ours and are passed over."""
+    sums: SplitSums = {}
+    for key, values in record.items():
+        parts = key.split("/")
+        if len(parts) == 3 and parts[0] in SPLITS and isinstance(values, list):
+            split, task, name = parts
+            sums.setdefault(split, {}).setdefault(task, {})[name] = [float(v) for v in values]
+    return sums
+
+
+def refusal(message: Message, reason: str) -> Message:
+    """Answer that this client cannot serve the message, and why; the run goes on without it."""
+    return Message(Error(code=REFUSED, reason=reason), reply_to=message)
+
+
+def size_bytes(content: RecordDict) -> int:
+    """Count the payload of a message: arrays, text and numbers, without Flower's framing."""
+    total = sum(len(a.data) for record in content.array_records.values() for a in record.values())
+    for config in content.config_records.values():
+        total += sum(_value_bytes(value) for value in config.values())
+    for metrics in content.metric_records.values():
+        total += sum(len(key) + _value_bytes(value) for key, value in metrics.items())
+    return total
+
+
+def _value_bytes(value: object) -> int:
+    if isinstance(value, list):
+        return sum(_value_bytes(v) for v in value)
+    return len(value) if isinstance(value, (str, bytes)) else 8

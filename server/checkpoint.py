@@ -1,0 +1,103 @@
+"""A run's state on disk after every round: whole or not there, and enough to go on exactly.
+
+Every save writes new files under names that carry the round, and then replaces
+``checkpoint.json``, which names the files that belong together. A process killed at any moment
+leaves the previous checkpoint or the new one, never a mixture.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file, save_file
+
+from common.errors import CheckpointError
+from common.wire import FloatArray
+
+MANIFEST = "checkpoint.json"
+
+
+@dataclass
+class Progress:
+    """What the round loop must know to go on.
+
+    Attributes:
+        fingerprint: of the experiment; a checkpoint of another one is refused.
+        round: rounds done.
+        elapsed_s: time they took, over all sittings.
+        sent_bytes: payload sent to clients so far.
+        received_bytes: payload received from clients so far.
+        best: the evaluation with the lowest validation loss so far, as in metrics.jsonl.
+        lowest_loss: its validation loss.
+        waited: evaluations since then.
+        agreement: what the clients agreed on, as JSON.
+        files: role -> file name; "trunk", and what an engine keeps of its clients.
+    """
+
+    fingerprint: str
+    round: int = 0
+    elapsed_s: float = 0.0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    best: dict[str, Any] | None = None
+    lowest_loss: float | None = None
+    waited: int = 0
+    agreement: str = ""
+    files: dict[str, str] = field(default_factory=dict)
+
+
+# Writes an engine's client state for a round into the folder; returns role -> file name.
+KeepClients = Callable[[Path, int], dict[str, str]]
+
+
+class Checkpoints:
+    """The checkpoint folder of one run."""
+
+    def __init__(self, folder: Path, keep_clients: KeepClients | None = None) -> None:
+        self.folder, self.keep_clients = folder, keep_clients
+
+    def save(self, progress: Progress, trunk: Mapping[str, FloatArray]) -> None:
+        """Write a checkpoint and remove the files of earlier ones."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files = {"trunk": f"trunk-{progress.round:08d}.safetensors"}
+        save_file(dict(trunk), self.folder / files["trunk"])
+        if self.keep_clients is not None:
+            files |= self.keep_clients(self.folder, progress.round)
+        progress.files = files
+        replace_text(self.folder / MANIFEST, json.dumps(asdict(progress), indent=1))
+        for path in self.folder.iterdir():
+            if path.name not in {MANIFEST, *files.values()} and path.is_file():
+                path.unlink()
+
+    def load(self, fingerprint: str) -> tuple[Progress, dict[str, FloatArray]]:
+        """Read the newest checkpoint.
+
+        Raises:
+            CheckpointError: there is none, it cannot be read, or it is another experiment's.
+        """
+        manifest = self.folder / MANIFEST
+        if not manifest.exists():
+            raise CheckpointError(
+                f"no checkpoint in {self.folder}: the run stopped before its first round ended; "
+                "start it anew with another --out"
+            )
+        try:
+            progress = Progress(**json.loads(manifest.read_text()))
+            if progress.fingerprint == fingerprint:
+                return progress, load_file(self.folder / progress.files["trunk"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{manifest} cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{manifest} belongs to another experiment (fingerprint {progress.fingerprint}, "
+            f"this one is {fingerprint}); resume with the settings it was started with"
+        )
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that readers, and a crash, see the old content or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -1,0 +1,89 @@
+"""A whole run on the server's side: meet the clients, start or resume, loop, record."""
+
+import logging
+
+from flwr.serverapp import Grid
+
+from common.agreement import Agreement, input_shapes
+from common.experiment import Experiment
+from common.model import build_model
+from common.sharing import shared_names
+from common.wire import FloatArray, pack_arrays
+from server.checkpoint import KeepClients, Progress
+from server.figures import Figures
+from server.loop import Listener, RoundLoop
+from server.roster import Roster
+from server.run_folder import RunFolder
+from server.strategy import make_strategy
+
+logger = logging.getLogger("fedmtl.server")
+
+
+def initial_trunk(experiment: Experiment, agreement: Agreement) -> dict[str, FloatArray]:
+    """Make what the clients share before round 1, from the seed alone.
+
+    Raises:
+        ConfigError: the algorithm shares no parameter of this model.
+    """
+    model = build_model(experiment, input_shapes(agreement))
+    arrays = {name: p.detach().numpy() for name, p in model.named_parameters()}
+    shared = shared_names(arrays, experiment.federation.algorithm)
+    if not shared:
+        from common.errors import ConfigError
+
+        raise ConfigError(
+            "trunk.widths is empty, so there is no trunk to share under algorithm 'joint'; "
+            "give the trunk a layer, or set federation.algorithm to 'whole-model'"
+        )
+    return {name: arrays[name] for name in shared}
+
+
+def federate(
+    grid: Grid,
+    experiment: Experiment,
+    folder: RunFolder,
+    *,
+    resume: bool = False,
+    strict: bool = False,
+    keep_clients: KeepClients | None = None,
+    listener: Listener | None = None,
+) -> Figures:
+    """Run an experiment on whatever engine the grid belongs to.
+
+    Args:
+        grid: Flower's way to the clients.
+        experiment: the resolved experiment.
+        folder: the run's folder, made by the caller.
+        resume: go on from the folder's checkpoint.
+        strict: refuse to start where a client's data does not fit; else it is left out.
+        keep_clients: writes the clients' own state, for engines that hold it.
+        listener: called with each round's line of metrics.jsonl.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        FedMTLError: the settings, the data or the checkpoint cannot be used.
+    """
+    checkpoints = folder.checkpoints(keep_clients)
+    federation = experiment.federation
+    wanted = federation.clients_per_round
+    needed = max(federation.min_clients, 1 if wanted == "all" or strict else wanted)
+    roster = Roster(experiment)
+    trunk: dict[str, FloatArray] | None = None
+    progress = Progress(experiment.fingerprint())
+    if resume:
+        progress, trunk = checkpoints.load(experiment.fingerprint())
+        folder.rewind(progress.round)
+        roster.agreement = Agreement.from_json(progress.agreement)
+    roster.wait_for(grid, needed, federation.round_timeout_s)
+    roster.meet(grid, federation.round_timeout_s)
+    roster.require(strict)
+    if roster.agreement is None:
+        raise RuntimeError("a roster with clients has an agreement")
+    if trunk is None:
+        trunk = initial_trunk(experiment, roster.agreement)
+        progress.agreement = roster.agreement.to_json()
+    strategy = make_strategy(experiment, roster, pack_arrays(trunk))
+    loop = RoundLoop(experiment, grid, roster, strategy, folder, checkpoints, progress, listener)
+    return loop.run(trunk)

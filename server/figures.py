@@ -1,0 +1,71 @@
+"""From sums to figures: clients' sums are added and divided once, here."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from common.experiment import Experiment
+from common.metrics import METRICS, Sums, add_sums
+from common.wire import SplitSums
+
+Figures = dict[str, Any]  # as it stands in metrics.jsonl and results.json
+QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
+
+
+def task_figures(metric: str, numbers: Mapping[str, Sums]) -> Figures:
+    """Divide one task's sums: mean loss, metric, labelled rows."""
+    loss, rows = numbers["loss"]
+    figures: Figures = {"loss": loss / rows, "examples": int(rows)}
+    if metric in numbers:
+        figures[metric] = METRICS[metric].figure(numbers[metric])
+    return figures
+
+
+def split_figures(
+    experiment: Experiment,
+    clients: Iterable[SplitSums],
+    split: str,
+    weights: Mapping[str, float],
+) -> Figures:
+    """Compute the federation's figures on one split, and their spread over clients.
+
+    Args:
+        experiment: names the tasks and their metrics.
+        clients: each client's sums.
+        split: "train", "validation" or "test".
+        weights: task name -> w_t.
+
+    Returns:
+        ``{"loss": L, "tasks": {task: {"loss", metric, "examples", "spread"}}}`` with
+        ``L = sum_t w_t * L_t`` over the tasks that any client reported; {} where none did.
+    """
+    reports = [sums[split] for sums in clients if split in sums]
+    tasks: Figures = {}
+    for task, settings in experiment.tasks.items():
+        mine = [report[task] for report in reports if task in report and report[task]["loss"][1]]
+        if not mine:
+            continue
+        total: dict[str, Sums] = dict(mine[0])
+        for numbers in mine[1:]:
+            total = {name: add_sums(total[name], numbers[name]) for name in total}
+        metric = settings.metric_name
+        tasks[task] = task_figures(metric, total)
+        if metric in total:
+            tasks[task]["spread"] = spread(METRICS[metric].figure(n[metric]) for n in mine)
+    if not tasks:
+        return {}
+    return {"loss": sum(weights[t] * f["loss"] for t, f in tasks.items()), "tasks": tasks}
+
+
+def spread(figures: Iterable[float]) -> Figures:
+    """Summarise one figure over clients, those without a figure left out.
+
+    >>> spread([1.0, 3.0, float("nan")])["median"]
+    2.0
+    """
+    values = np.array([f for f in figures if np.isfinite(f)])
+    if not len(values):
+        return {"clients": 0}
+    levels = np.quantile(values, list(QUANTILES.values())).tolist()
+    return {**dict(zip(QUANTILES, levels, strict=True)), "clients": len(values)}

@@ -1,0 +1,205 @@
+"""The round loop: drives any Flower strategy's four hooks, and keeps what a run must not lose.
+
+Flower's own `Strategy.start` cannot resume, stop early, save, or sample reproducibly; the loop does
+these and leaves the rest of a round to the strategy: who is asked, and how trunks are combined.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from flwr.app import ConfigRecord, Message
+from flwr.serverapp import Grid
+
+from common.experiment import Experiment
+from common.wire import FloatArray, Instruction, SplitSums, pack_arrays, size_bytes, unpack_arrays
+from server.checkpoint import Checkpoints, Progress
+from server.figures import Figures, split_figures, task_figures
+from server.roster import Roster
+from server.run_folder import RunFolder
+from server.strategy import TrunkStrategy
+
+logger = logging.getLogger("fedmtl.server")
+
+Listener = Callable[[Figures], None]
+EVALUATED = ("validation", "test")
+
+
+class RoundLoop:
+    """One sitting of a run: from where its progress stands to its end.
+
+    Args:
+        experiment: the resolved experiment.
+        grid: Flower's way to the clients.
+        roster: the clients that take part.
+        strategy: samples clients and combines trunks.
+        folder: the run's record.
+        checkpoints: where its state is kept.
+        progress: where the run stands; changed as rounds are done.
+        listener: called with each round's line of metrics.jsonl.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        grid: Grid,
+        roster: Roster,
+        strategy: TrunkStrategy,
+        folder: RunFolder,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        listener: Listener | None = None,
+    ) -> None:
+        self.experiment, self.grid, self.roster, self.strategy = experiment, grid, roster, strategy
+        self.folder, self.checkpoints, self.progress = folder, checkpoints, progress
+        self.listener = listener
+        self.weights = experiment.task_weights()
+        self.experiment_json = experiment.model_dump_json(by_alias=True)
+
+    def run(self, trunk: dict[str, FloatArray]) -> Figures:
+        """Do the remaining rounds, evaluate the last trunk on all clients, write results.json.
+
+        Args:
+            trunk: the trunk that the progress belongs to.
+
+        Returns:
+            What results.json holds.
+        """
+        settings, stopped = self.experiment, "all rounds done"
+        while self.progress.round < settings.federation.rounds:
+            self.roster.meet(self.grid, settings.federation.round_timeout_s)
+            trunk, line = self.do_round(trunk)
+            self.folder.append(line)
+            self.checkpoints.save(self.progress, trunk)
+            if self.listener:
+                self.listener(line)
+            patience = settings.evaluation.patience
+            if patience is not None and self.progress.waited >= patience:
+                stopped = f"early: no better validation loss in {patience} evaluations"
+                break
+        return self.finish(trunk, stopped)
+
+    def do_round(self, trunk: dict[str, FloatArray]) -> tuple[dict[str, FloatArray], Figures]:
+        """Train one round; returns the next trunk and the round's line."""
+        started, number = time.perf_counter(), self.progress.round + 1
+        before = (self.progress.sent_bytes, self.progress.received_bytes)
+        evaluation = self.experiment.evaluation
+        rides = evaluation.by == "train-reply" and number % evaluation.every == 0
+        asked, replies = self._send(trunk, number, "train", evaluate=rides)
+        arrays, _ = self.strategy.aggregate_train(number, replies)
+        last = self.strategy.last
+        silent = dict.fromkeys(asked - {*last.examples, *last.left_out}, "no answer in time")
+        for name in sorted(silent):
+            logger.warning("%s left out: %s", name, silent[name])
+        line: Figures = {
+            "round": number,
+            "clients": {
+                "asked": len(asked),
+                "answered": len(last.examples),
+                "left-out": {**last.left_out, **silent},
+            },
+            "weights": self.weights,
+            "train": self._train_figures(last.sums.values()),
+            "evaluation": self._evaluation(number - 1, last.sums) if rides else None,
+        }
+        if arrays is None:
+            logger.warning("round %d: no usable reply; the trunk stays as it was", number)
+        else:
+            trunk = unpack_arrays(arrays)
+        self.progress.round = number
+        if evaluation.by == "message" and number % evaluation.every == 0:
+            line["evaluation"] = self.evaluate(trunk)
+        self._judge(line["evaluation"])
+        line["time_s"] = time.perf_counter() - started
+        self.progress.elapsed_s += line["time_s"]
+        line["elapsed_s"] = self.progress.elapsed_s
+        line["traffic"] = {
+            "sent-bytes": self.progress.sent_bytes - before[0],
+            "received-bytes": self.progress.received_bytes - before[1],
+        }
+        return trunk, line
+
+    def evaluate(self, trunk: Mapping[str, FloatArray]) -> Figures:
+        """Ask all clients to evaluate a trunk with their own heads."""
+        number = self.progress.round
+        _, replies = self._send(trunk, number, "evaluate", evaluate=True)
+        self.strategy.aggregate_evaluate(number, replies)
+        return self._evaluation(number, self.strategy.last.sums)
+
+    def finish(self, trunk: Mapping[str, FloatArray], stopped: str) -> Figures:
+        """Evaluate the last trunk on all clients and write results.json."""
+        final = self.evaluate(trunk)
+        last = self.strategy.last
+        results = {
+            "experiment": self.experiment.name,
+            "fingerprint": self.progress.fingerprint,
+            "seed": self.experiment.seed,
+            "rounds": self.progress.round,
+            "stopped": stopped,
+            "seconds": self.progress.elapsed_s,
+            "final": final,
+            "best": self.progress.best,
+            "clients": {name: self._client_figures(name, last.sums[name]) for name in last.sums},
+            "traffic": {
+                "sent-bytes": self.progress.sent_bytes,
+                "received-bytes": self.progress.received_bytes,
+            },
+            "warnings": [
+                f"{name}: {why}"
+                for name, why in sorted({**self.roster.refused, **last.left_out}.items())
+            ],
+        }
+        self.folder.finish(results)
+        return results
+
+    def _send(
+        self, trunk: Mapping[str, FloatArray], number: int, kind: str, *, evaluate: bool
+    ) -> tuple[set[str], list[Message]]:
+        """Send the trunk out by one of the strategy's hooks and collect the replies."""
+        agreement = self.progress.agreement
+        instruction = Instruction(self.experiment_json, agreement, number, self.weights, evaluate)
+        config: ConfigRecord = instruction.to_record()
+        configure = getattr(self.strategy, f"configure_{kind}")
+        messages = list(configure(number, pack_arrays(trunk), config, self.grid))
+        asked = {self.roster.name_of(message.metadata.dst_node_id) for message in messages}
+        if messages:
+            # All messages of a round carry the same content.
+            self.progress.sent_bytes += len(messages) * size_bytes(messages[0].content)
+        timeout = self.experiment.federation.round_timeout_s
+        replies = list(self.grid.send_and_receive(messages, timeout=timeout))
+        self.progress.received_bytes += sum(
+            size_bytes(reply.content) for reply in replies if reply.has_content()
+        )
+        return asked, replies
+
+    def _train_figures(self, clients: Iterable[SplitSums]) -> Figures:
+        figures = split_figures(self.experiment, list(clients), "train", self.weights)
+        return figures or {"loss": None, "tasks": {}}
+
+    def _evaluation(self, trunk_round: int, clients: Mapping[str, SplitSums]) -> Figures:
+        figures: Figures = {"trunk-round": trunk_round, "clients": len(clients)}
+        for split in EVALUATED:
+            figures[split] = split_figures(self.experiment, clients.values(), split, self.weights)
+        return figures
+
+    def _judge(self, evaluation: Figures | None) -> None:
+        """Compare with the best so far; only evaluations by all clients can be the best."""
+        if not evaluation or not evaluation["validation"]:
+            return
+        loss, progress = evaluation["validation"]["loss"], self.progress
+        if progress.lowest_loss is None or loss < progress.lowest_loss:
+            progress.lowest_loss, progress.waited = loss, 0
+            if evaluation["clients"] == len(self.roster.node_ids):
+                progress.best = evaluation
+        else:
+            progress.waited += 1
+
+    def _client_figures(self, name: str, sums: SplitSums) -> Figures:
+        described = self.roster.descriptions[name]
+        tasks: dict[str, Any] = {}
+        for split in EVALUATED:
+            for task, numbers in sums.get(split, {}).items():
+                metric = self.experiment.tasks[task].metric_name
+                tasks.setdefault(task, {})[split] = task_figures(metric, numbers)
+        return {"examples": described.examples, "tasks": tasks}

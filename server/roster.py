@@ -1,0 +1,147 @@
+"""Who is connected, by stable name, and what their descriptions agreed on.
+
+Flower's node ids are fresh random numbers in every run. Clients are therefore asked once for their
+description, which carries a stable name; sampling and sorting go by that name, so that two runs
+with one seed pick the same clients on every engine.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from common.agreement import Agreement, Description, agree, disagreement
+from common.errors import ConfigError, DataError
+from common.experiment import Experiment
+from common.wire import CONFIG, Instruction
+
+logger = logging.getLogger("fedmtl.server")
+POLL_S = 0.5
+
+
+@dataclass
+class Roster:
+    """The clients that take part.
+
+    Attributes:
+        experiment: the resolved experiment.
+        node_ids: stable name -> Flower's node id, for clients that can serve.
+        descriptions: stable name -> what the client said of its data.
+        refused: node -> why it takes no part; nodes are named where they gave a name.
+        agreement: what all serve by; None before the first clients were met.
+    """
+
+    experiment: Experiment
+    node_ids: dict[str, int] = field(default_factory=dict)
+    descriptions: dict[str, Description] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    agreement: Agreement | None = None
+    _by_id: dict[int, str] = field(default_factory=dict)
+    _seen: set[int] = field(default_factory=set)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the clients that can serve, sorted."""
+        return sorted(self.node_ids)
+
+    def name_of(self, node_id: int) -> str:
+        """Name a node, or its id where it is not on the roster."""
+        return self._by_id.get(node_id, f"node {node_id}")
+
+    def wait_for(self, grid: Grid, count: int, timeout_s: float) -> None:
+        """Wait until so many nodes are connected.
+
+        Raises:
+            ConfigError: they were not within the time.
+        """
+        end = time.monotonic() + timeout_s
+        while (connected := len(list(grid.get_node_ids()))) < count:
+            if time.monotonic() > end:
+                raise ConfigError(
+                    f"federation: {count} clients are needed, {connected} connected within "
+                    f"{timeout_s:.0f} s; start more nodes, or lower federation.min-clients "
+                    "and federation.clients-per-round"
+                )
+            time.sleep(POLL_S)
+
+    def meet(self, grid: Grid, timeout_s: float) -> None:
+        """Ask nodes not met before for their descriptions and take in those that fit."""
+        unknown = sorted(set(grid.get_node_ids()) - self._seen)
+        if not unknown:
+            return
+        text = self.experiment.model_dump_json(by_alias=True)
+        content = RecordDict({CONFIG: Instruction(text).to_record()})
+        messages = [Message(content, node_id, MessageType.QUERY) for node_id in unknown]
+        replies = list(grid.send_and_receive(messages, timeout=timeout_s))
+        self._seen |= {reply.metadata.src_node_id for reply in replies}
+        self._admit(self._read(replies))
+
+    def _read(self, replies: Iterable[Message]) -> dict[int, Description]:
+        met: dict[int, Description] = {}
+        for reply in replies:
+            node_id = reply.metadata.src_node_id
+            if reply.has_error():
+                self._refuse(f"node {node_id}", reply.error.reason or "no reason given")
+                continue
+            try:
+                record = reply.content.config_records[CONFIG]
+                met[node_id] = Description.from_json(str(record["description"]))
+            except (KeyError, ValueError, TypeError) as error:
+                self._refuse(f"node {node_id}", f"unreadable description ({type(error).__name__})")
+        return met
+
+    def _admit(self, met: dict[int, Description]) -> None:
+        if self.agreement is None and met:
+            self.agreement = agree(list(met.values()), self.experiment)
+        for node_id, description in sorted(met.items(), key=lambda item: item[1].client):
+            reason = self._misfit(description)
+            if reason:
+                self._refuse(description.client, reason)
+            else:
+                self.node_ids[description.client] = node_id
+                self._by_id[node_id] = description.client
+                self.descriptions[description.client] = description
+
+    def _misfit(self, description: Description) -> str | None:
+        if description.client in self.node_ids:
+            return "another node has this name; give each node a name of its own"
+        missing = [t for t in self.experiment.tasks if not description.labelled.get(t)]
+        if missing and self.experiment.federation.algorithm == "whole-model":
+            return f"algorithm 'whole-model' needs every task at every client, lacks {missing}"
+        if self.agreement is None:
+            raise DataError("no client has been met; there is nothing to compare with")
+        return disagreement(description, self.agreement)
+
+    def _refuse(self, who: str, reason: str) -> None:
+        self.refused[who] = reason
+        logger.warning("%s takes no part: %s", who, reason)
+
+    def require(self, strict: bool) -> None:
+        """Check that the federation can start.
+
+        Args:
+            strict: refuse to start where any client was refused, as a simulation does.
+
+        Raises:
+            DataError: no client can serve; one was refused, under `strict`; nobody holds a task.
+            ConfigError: more clients are asked for than exist.
+        """
+        if self.refused and (strict or not self.node_ids):
+            raise DataError("\n".join(f"{who}: {why}" for who, why in sorted(self.refused.items())))
+        if not self.node_ids:
+            raise DataError("no clients: nobody answered; start nodes, or check the data folder")
+        for task in self.experiment.tasks:
+            if not any(d.labelled.get(task) for d in self.descriptions.values()):
+                raise DataError(
+                    f"tasks.{task}: no client has a training label for it; check its target "
+                    "column, or remove the task"
+                )
+        wanted = self.experiment.federation.clients_per_round
+        if isinstance(wanted, int) and wanted > len(self.node_ids):
+            raise ConfigError(
+                f"federation.clients-per-round must be at most {len(self.node_ids)}, the number "
+                f"of clients, got {wanted}; use 'all' for every client"
+            )

@@ -1,0 +1,223 @@
+"""One round's aggregation: any Flower strategy, fed with trunks that were checked first."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Strategy
+
+from common.experiment import Experiment
+from common.metrics import METRICS
+from common.model import output_width
+from common.seeding import sample_names
+from common.wire import ARRAYS, CONFIG, EXAMPLES, SplitSums, unpack_sums
+from common.wire import METRICS as METRICS_KEY
+from server.roster import Roster
+
+logger = logging.getLogger("fedmtl.server")
+
+STRATEGIES = {
+    # McMahan et al. 2017, Algorithm 1: the mean of the trunks, weighted by examples.
+    "fedavg": FedAvg,
+}
+
+
+@dataclass
+class RoundReplies:
+    """What the last aggregation saw, by client name.
+
+    Attributes:
+        examples: accepted clients -> training rows.
+        sums: accepted clients -> sums and counts per split and task.
+        left_out: other clients -> the reason.
+    """
+
+    examples: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, SplitSums] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+class TrunkStrategy(Strategy):
+    """Wraps a Flower strategy so that it sees well-formed trunks only, in an order of their names.
+
+    A reply that is not exactly the trunk (names, shapes, finite numbers, a positive number of
+    examples, sums of known tasks) is left out with a warning that names the client and the reason.
+    Sampling is seeded and goes by stable names. Metrics are kept as sums per client in `last`;
+    clients may report different tasks.
+
+    Args:
+        inner: the strategy that combines the trunks, such as Flower's `FedAvg`.
+        experiment: seed, clients per round, client weights, tasks.
+        roster: names and node ids.
+        trunk: the initial trunk; fixes names, shapes and dtypes.
+    """
+
+    def __init__(
+        self, inner: Strategy, experiment: Experiment, roster: Roster, trunk: ArrayRecord
+    ) -> None:
+        self.inner, self.experiment, self.roster = inner, experiment, roster
+        self.shapes = {name: tuple(array.shape) for name, array in trunk.items()}
+        self.dtypes = {name: array.dtype for name, array in trunk.items()}
+        self.last = RoundReplies()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Address the trunk to this round's clients."""
+        names, wanted = self.roster.names, self.experiment.federation.clients_per_round
+        if wanted != "all":
+            count = min(wanted, len(names))
+            names = sorted(
+                sample_names(names, count, self.experiment.seed, "sampling", server_round)
+            )
+        return self._messages(names, arrays, config, MessageType.TRAIN)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Address the trunk to all clients."""
+        return self._messages(self.roster.names, arrays, config, MessageType.EVALUATE)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the inner strategy combine the well-formed trunks; None where there is none."""
+        accepted = self._sift(replies, with_arrays=True)
+        if not accepted:
+            return None, None
+        arrays, _ = self.inner.aggregate_train(server_round, accepted)
+        if arrays is None:
+            return None, None
+        # Averaging turns integer arrays into float64; the next round needs the trunk's own types.
+        restored = {
+            name: Array(arrays[name].numpy().astype(self.dtypes[name], copy=False))
+            for name in self.shapes
+        }
+        return ArrayRecord(restored), None
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Keep the well-formed evaluations in `last`."""
+        self._sift(replies, with_arrays=False)
+        return None
+
+    def summary(self) -> None:
+        """Log the inner strategy's settings."""
+        self.inner.summary()
+
+    def _messages(
+        self, names: Iterable[str], arrays: ArrayRecord, config: ConfigRecord, kind: str
+    ) -> list[Message]:
+        content = RecordDict({ARRAYS: arrays, CONFIG: config})
+        return [Message(content, self.roster.node_ids[name], kind) for name in names]
+
+    def _sift(self, replies: Iterable[Message], *, with_arrays: bool) -> list[Message]:
+        """Take in the good replies, in the order of their clients' names; note the others."""
+        self.last = RoundReplies()
+        accepted = []
+        named = [(self.roster.name_of(reply.metadata.src_node_id), reply) for reply in replies]
+        for name, reply in sorted(named, key=lambda pair: pair[0]):
+            reason = self._fault(name, reply, with_arrays)
+            if reason:
+                self.last.left_out[name] = reason
+                logger.warning("%s left out: %s", name, reason)
+                continue
+            metrics = reply.content.metric_records[METRICS_KEY]
+            self.last.examples[name] = examples = int(metrics[EXAMPLES])  # type: ignore[arg-type]
+            self.last.sums[name] = unpack_sums(metrics)
+            if with_arrays:
+                accepted.append(self._for_inner(reply, examples))
+        return accepted
+
+    def _for_inner(self, reply: Message, examples: int) -> Message:
+        """Hand on the trunk and one weight: the inner strategy wants equal keys from everyone."""
+        weight = examples if self.experiment.federation.weight_by == "examples" else 1
+        content = RecordDict(
+            {
+                ARRAYS: reply.content.array_records[ARRAYS],
+                METRICS_KEY: MetricRecord({EXAMPLES: weight}),
+            }
+        )
+        return Message(content, metadata=reply.metadata)  # type: ignore[call-overload, no-any-return]
+
+    def _fault(self, name: str, reply: Message, with_arrays: bool) -> str | None:
+        """Say what is wrong with a reply; None where it is well formed."""
+        if reply.has_error():
+            return reply.error.reason or "no reason given"
+        if name in self.last.examples:
+            return "answered twice; the first answer counts"
+        if name not in self.roster.node_ids:
+            return "not on the roster"
+        fault = self._metrics_fault(reply.content.metric_records.get(METRICS_KEY))
+        if fault or not with_arrays:
+            return fault
+        arrays = reply.content.array_records.get(ARRAYS)
+        if arrays is None or len(reply.content.array_records) != 1:
+            return "the reply does not hold exactly one trunk"
+        return self._arrays_fault(arrays)
+
+    def _arrays_fault(self, arrays: ArrayRecord) -> str | None:
+        extra, missing = set(arrays) - set(self.shapes), set(self.shapes) - set(arrays)
+        if extra or missing:
+            return f"not the trunk: extra {sorted(extra)}, missing {sorted(missing)}"
+        for key, array in arrays.items():
+            try:
+                values = array.numpy()
+            except (ValueError, TypeError, OSError, EOFError):
+                return f"{key} cannot be read as an array"
+            if tuple(values.shape) != self.shapes[key]:
+                return f"{key} has shape {tuple(values.shape)}, the trunk has {self.shapes[key]}"
+            if str(values.dtype) != self.dtypes[key]:
+                return f"{key} is {values.dtype}, the trunk is {self.dtypes[key]}"
+            if not np.isfinite(values).all():
+                return f"{key} holds NaN or infinity; a smaller training.lr may help"
+        return None
+
+    def _metrics_fault(self, metrics: MetricRecord | None) -> str | None:
+        if metrics is None:
+            return "the reply holds no metrics"
+        examples = metrics.get(EXAMPLES)
+        if not isinstance(examples, int) or examples <= 0:
+            return f"{EXAMPLES} must be a positive whole number, got {examples!r}"
+        for split, tasks in unpack_sums(metrics).items():
+            for task, numbers in tasks.items():
+                fault = self._sums_fault(task, numbers)
+                if fault:
+                    return f"{split} sums of task {task}: {fault}"
+        return None
+
+    def _sums_fault(self, task: str, numbers: Mapping[str, list[float]]) -> str | None:
+        settings = self.experiment.tasks.get(task)
+        if settings is None:
+            return "the experiment has no such task"
+        outputs = output_width(settings, len(self.experiment.targets(task)))
+        lengths = {
+            "loss": 2,
+            settings.metric_name: METRICS[settings.metric_name].length(outputs),
+        }
+        for name, values in numbers.items():
+            if len(values) != lengths.get(name):
+                return f"{name} has {len(values)} numbers, expected {lengths.get(name)}"
+            if not np.isfinite(values).all():
+                return f"{name} is not finite; a smaller training.lr may help"
+        return None
+
+
+def make_strategy(experiment: Experiment, roster: Roster, trunk: ArrayRecord) -> TrunkStrategy:
+    """Make the strategy that the experiment names."""
+    inner = STRATEGIES[experiment.federation.strategy](
+        weighted_by_key=EXAMPLES, arrayrecord_key=ARRAYS, configrecord_key=CONFIG
+    )
+    return TrunkStrategy(inner, experiment, roster, trunk)

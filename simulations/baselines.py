@@ -1,0 +1,156 @@
+"""What a federation is compared with: local training, alone per task or for all tasks, and pooling.
+
+All train with the client's own `Trainer` on the same splits, for as many epochs as the federation's
+clients train, and are read at the round with the lowest validation loss.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from client.training import Trainer, choose_device
+from common.agreement import Agreement, agree, describe, input_shapes
+from common.clients import open_clients
+from common.dataset import SPLITS, ClientData, Rows
+from common.encoding import encode
+from common.experiment import Experiment
+from common.wire import SplitSums
+
+EVALUATED = ("validation", "test")
+
+
+def read_clients(experiment: Experiment) -> tuple[list[ClientData], Agreement]:
+    """Read every client's data as a federation of this experiment would."""
+    source = open_clients(experiment)
+    tables = [source.read(name) for name in source.names]
+    agreement = agree([describe(table, experiment) for table in tables], experiment)
+    return [encode(table, experiment, agreement) for table in tables], agreement
+
+
+def make_trainer(experiment: Experiment, agreement: Agreement) -> Trainer:
+    """Make a trainer with freshly initialised parameters."""
+    torch.set_num_threads(experiment.training.threads)
+    device = choose_device(experiment.training.device)
+    return Trainer(experiment, input_shapes(agreement), device)
+
+
+def train_local(
+    experiment: Experiment, agreement: Agreement, clients: Iterable[ClientData]
+) -> dict[str, SplitSums]:
+    """Train each client's own trunk and heads on its rows alone; client name -> sums."""
+    trainer = make_trainer(experiment, agreement)
+    results = {}
+    for data in clients:
+        trainer.load({}, {})
+        results[data.name] = _best_round(experiment, trainer, data, [data])[data.name]
+    return results
+
+
+def train_single_task(
+    experiment: Experiment, agreement: Agreement, clients: Sequence[ClientData]
+) -> dict[str, SplitSums]:
+    """Train a model per client and task; client name -> sums of all its tasks."""
+    results: dict[str, SplitSums] = {data.name: {} for data in clients}
+    for task in experiment.tasks:
+        single = experiment.model_copy(update={"tasks": {task: experiment.tasks[task]}})
+        holders = [only_task(data, task) for data in clients if task in data.tasks]
+        for name, sums in train_local(single, agreement, holders).items():
+            for split, tasks in sums.items():
+                results[name].setdefault(split, {}).update(tasks)
+    return results
+
+
+def train_centralised(
+    experiment: Experiment, agreement: Agreement, clients: Sequence[ClientData]
+) -> dict[str, SplitSums]:
+    """Train one model, one head per task, on the rows of all clients; client name -> sums."""
+    trainer = make_trainer(experiment, agreement)
+    trainer.load({}, {})
+    return _best_round(experiment, trainer, pool(clients), clients)
+
+
+def only_task(data: ClientData, task: str) -> ClientData:
+    """Reduce a client's data to the rows that are labelled for one task."""
+    splits = {}
+    for name, rows in data.splits.items():
+        chosen = rows.select(rows.labelled[task].nonzero().squeeze(1))
+        splits[name] = Rows(
+            chosen.inputs, {task: chosen.targets[task]}, {task: chosen.labelled[task]}
+        )
+    scales = {t: scale for t, scale in data.target_scales.items() if t == task}
+    return ClientData(data.name, splits, scales)
+
+
+def pool(clients: Sequence[ClientData]) -> ClientData:
+    """Put the rows of all clients together; a task that a client lacks is unlabelled there."""
+    templates = {task: data.train.targets[task] for data in clients for task in data.tasks}
+    splits = {}
+    for name in SPLITS:
+        parts = [data.splits[name] for data in clients]
+        splits[name] = Rows(
+            {key: torch.cat([rows.inputs[key] for rows in parts]) for key in parts[0].inputs},
+            {
+                t: torch.cat([_targets(rows, t, like) for rows in parts])
+                for t, like in templates.items()
+            },
+            {t: torch.cat([_labelled(rows, t) for rows in parts]) for t in templates},
+        )
+    return ClientData("centralised", splits)
+
+
+def _targets(rows: Rows, task: str, like: Tensor) -> Tensor:
+    return rows.targets.get(task, torch.zeros((len(rows), *like.shape[1:]), dtype=like.dtype))
+
+
+def _labelled(rows: Rows, task: str) -> Tensor:
+    return rows.labelled.get(task, torch.zeros(len(rows), dtype=torch.bool))
+
+
+def _best_round(
+    experiment: Experiment, trainer: Trainer, data: ClientData, judges: Sequence[ClientData]
+) -> dict[str, SplitSums]:
+    """Train for all rounds and return the sums of the round with the lowest validation loss.
+
+    Where no judge has validation rows, those of the last round.
+    """
+    weights, patience = experiment.task_weights(), experiment.evaluation.patience
+    best: dict[str, SplitSums] = {}
+    lowest, waited = math.inf, 0
+    for number in range(1, experiment.federation.rounds + 1):
+        trainer.train(data, weights, number)
+        if number % experiment.evaluation.every and number != experiment.federation.rounds:
+            continue
+        sums: dict[str, SplitSums] = {
+            judge.name: {split: trainer.evaluate(judge, split) for split in EVALUATED}
+            for judge in judges
+        }
+        loss = validation_loss(sums.values(), weights)
+        waited = 0 if loss < lowest else waited + 1
+        if loss < lowest or not best or math.isnan(loss):
+            best, lowest = sums, min(lowest, loss)
+        if patience is not None and waited >= patience:
+            break
+    return best
+
+
+def validation_loss(clients: Iterable[SplitSums], weights: Mapping[str, float]) -> float:
+    """Compute ``sum_t w_t * L_t`` over validation rows; NaN where there are none."""
+    totals: dict[str, list[float]] = {}
+    for sums in clients:
+        for task, numbers in sums.get("validation", {}).items():
+            total = totals.setdefault(task, [0.0, 0.0])
+            total[0] += numbers["loss"][0]
+            total[1] += numbers["loss"][1]
+    if not totals:
+        return math.nan
+    return sum(weights[task] * loss / rows for task, (loss, rows) in totals.items())
+
+
+Baseline = Callable[[Experiment, Agreement, Sequence[ClientData]], dict[str, SplitSums]]
+BASELINES: dict[str, Baseline] = {
+    "single-task local": train_single_task,
+    "multi-task local": train_local,
+    "centralised": train_centralised,
+}

@@ -1,0 +1,126 @@
+"""Does federating help? The same splits and seeds, trained in every way, side by side."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from common.experiment import Experiment
+from common.metrics import METRICS
+from server.figures import split_figures
+from simulations.baselines import BASELINES, read_clients
+from simulations.simulate import simulate
+
+YARDSTICK = "single-task local"  # what Delta-m is relative to
+FEDERATED, WHOLE_MODEL = "federated trunk, local heads", "whole-model FedAvg"
+ORDER = (YARDSTICK, "multi-task local", FEDERATED, WHOLE_MODEL, "centralised")
+
+TaskFigures = dict[str, float]  # task -> its metric on test rows
+
+
+def compare(
+    experiment: Experiment, seeds: Sequence[int], out: Path, jobs: int = 1
+) -> dict[str, Any]:
+    """Train every contender for every seed and summarise the test figures.
+
+    A seed decides splits, partition and initial parameters, for all contenders alike. Each is read
+    at its round of lowest validation loss (a federation whose evaluations do not cover all clients:
+    at its last round).
+
+    Args:
+        experiment: the resolved experiment; its own seed is not used.
+        seeds: one whole comparison each.
+        out: folder for the federations' run folders; must not exist.
+        jobs: seeds compared at a time, in processes of their own.
+
+    Returns:
+        ``{"experiment", "fingerprint", "seeds", "metrics", "contenders": {name: {"tasks": {task:
+        spread}, "delta-m": spread}}}`` with a spread ``{"mean", "deviation", "seeds"}``: the sample
+        standard deviation (0 for one seed) and each seed's value; Delta-m is in percent.
+    """
+    arguments = [(experiment.model_copy(update={"seed": s}), out / f"seed-{s}") for s in seeds]
+    if jobs > 1 and len(seeds) > 1:
+        with ProcessPoolExecutor(min(jobs, len(seeds)), get_context("spawn")) as pool:
+            rows = list(pool.map(compare_once, *zip(*arguments, strict=True)))
+    else:
+        rows = [compare_once(*pair) for pair in arguments]
+    return {
+        "experiment": experiment.name,
+        "fingerprint": experiment.fingerprint(),
+        "seeds": list(seeds),
+        "metrics": {name: task.metric_name for name, task in experiment.tasks.items()},
+        "contenders": {
+            name: _summary(
+                experiment, [row[name] for row in rows], [row[YARDSTICK] for row in rows]
+            )
+            for name in ORDER
+            if all(name in row for row in rows)
+        },
+    }
+
+
+def compare_once(experiment: Experiment, out: Path) -> dict[str, TaskFigures]:
+    """Train every contender for one seed: contender -> task -> metric on test rows."""
+    clients, agreement = read_clients(experiment)
+    figures: dict[str, TaskFigures] = {}
+    for name, train in BASELINES.items():
+        sums = train(experiment, agreement, clients)
+        figures[name] = _metrics(
+            experiment,
+            split_figures(experiment, sums.values(), "test", experiment.task_weights()),
+        )
+    figures[FEDERATED] = _federate(experiment, "joint", out)
+    if all(set(data.tasks) == set(experiment.tasks) for data in clients):
+        figures[WHOLE_MODEL] = _federate(experiment, "whole-model", out)
+    return figures
+
+
+def _federate(experiment: Experiment, algorithm: str, out: Path) -> TaskFigures:
+    federation = experiment.federation.model_copy(update={"algorithm": algorithm})
+    run = experiment.model_copy(update={"federation": federation})
+    results = simulate(run, engine="loopback", out=out / algorithm)
+    return _metrics(experiment, (results["best"] or results["final"])["test"])
+
+
+def _metrics(experiment: Experiment, figures: dict[str, Any]) -> TaskFigures:
+    tasks = figures.get("tasks", {})
+    return {
+        name: tasks[name][task.metric_name] if name in tasks else math.nan
+        for name, task in experiment.tasks.items()
+    }
+
+
+def delta_m(experiment: Experiment, figures: TaskFigures, yardstick: TaskFigures) -> float:
+    """Average the relative gain per task over single-task training, in percent.
+
+    ``Delta_m = 100 / T * sum_t (-1)^{l_t} (M_t - S_t) / |S_t|`` with ``l_t = 1`` where lower is
+    better (Maninis et al., "Attentive single-tasking of multiple tasks", CVPR 2019, eq. 4). Shaky
+    where a yardstick S_t is near 0, as an R2 may be.
+    """
+    gains = []
+    for name, task in experiment.tasks.items():
+        sign = 1 if METRICS[task.metric_name].higher_is_better else -1
+        base = yardstick[name]
+        gains.append(sign * (figures[name] - base) / abs(base) if base else math.nan)
+    return 100 * sum(gains) / len(gains)
+
+
+def _summary(
+    experiment: Experiment, rows: Sequence[TaskFigures], yardsticks: Sequence[TaskFigures]
+) -> dict[str, Any]:
+    gains = [delta_m(experiment, r, y) for r, y in zip(rows, yardsticks, strict=True)]
+    return {
+        "tasks": {task: _spread([row[task] for row in rows]) for task in experiment.tasks},
+        "delta-m": _spread(gains),
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    return {
+        "mean": statistics.fmean(values),
+        "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
+        "seeds": list(values),
+    }

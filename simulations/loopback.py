@@ -1,0 +1,157 @@
+"""The loopback engine: a Flower `Grid` inside one process.
+
+It hands every message to the real `ClientApp` and gives the reply back, so that server and client
+run the code they run on Flower's own engines. Nothing is started and nothing is polled.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from client.state import INFO, OWN
+from common.wire import pack_arrays
+
+RUN_ID = 1
+FIRST_NODE = 1000  # node ids of simulated clients start here; Flower reserves small ones
+
+
+class LoopbackGrid(Grid):
+    """Delivers messages by calling the `ClientApp`, one client after another.
+
+    Args:
+        client_app: the app that answers.
+        names: stable names of the clients; their order gives partition ids.
+    """
+
+    def __init__(self, client_app: ClientApp, names: Sequence[str]) -> None:
+        self.client_app, self.names = client_app, tuple(names)
+        self._contexts: dict[int, Context] = {}
+        self._replies: dict[str, Message] = {}
+        self._run = Run.create_empty(RUN_ID)
+        # Flower's Message constructor asks for the identity of the task that it is called in.
+        TaskIdentity.task_id = 1
+        TaskIdentity.run_id = RUN_ID
+        TaskIdentity.node_id = SUPERLINK_NODE_ID
+
+    def set_run(self, run: Run) -> None:
+        """Set the run; part of Flower's interface."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run that messages belong to."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message; part of Flower's interface, `Message(...)` does the same."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Name the simulated nodes."""
+        return range(FIRST_NODE, FIRST_NODE + len(self.names))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Deliver messages at once; their replies wait to be pulled."""
+        ids = []
+        for number, message in enumerate(messages, start=len(self._replies) + 1):
+            ids.append(f"{time.monotonic_ns()}-{number}")
+            message.metadata.__dict__["_message_id"] = ids[-1]
+            self._replies[ids[-1]] = self.deliver(message)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Take the replies to these messages."""
+        return [self._replies.pop(i) for i in message_ids if i in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Deliver messages and collect the replies; clients past the timeout are not asked."""
+        end = None if timeout is None else time.monotonic() + timeout
+        replies = []
+        for message in messages:
+            if end is not None and time.monotonic() > end:
+                break
+            replies.append(self.deliver(message))
+        return replies
+
+    def deliver(self, message: Message) -> Message:
+        """Let one client answer; an exception becomes an error reply, as on Flower's engines."""
+        node_id = message.metadata.dst_node_id
+        # The messages of a round share one content: a client gets records of its own. Arrays
+        # are immutable bytes and need no copy.
+        content = RecordDict({key: self._copy(record) for key, record in message.content.items()})
+        private = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
+        try:
+            return self.client_app(private, self.context(node_id))
+        except Exception as error:
+            reason = type(error).__name__
+            return Message(
+                Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message
+            )
+
+    def context(self, node_id: int) -> Context:
+        """Get a node's context, whose state lives as long as the grid."""
+        if node_id not in self._contexts:
+            self._contexts[node_id] = Context(
+                run_id=RUN_ID,
+                node_id=node_id,
+                node_config={
+                    "partition-id": node_id - FIRST_NODE,
+                    "num-partitions": len(self.names),
+                },
+                state=RecordDict(),
+                run_config={},
+            )
+        return self._contexts[node_id]
+
+    def keep_clients(self, folder: Path, round_number: int) -> dict[str, str]:
+        """Write what all clients keep at home; returns role -> file name for the checkpoint."""
+        arrays, rounds = {}, {}
+        for node_id, context in self._contexts.items():
+            if INFO not in context.state:
+                continue
+            client = self.names[node_id - FIRST_NODE]
+            rounds[client] = str(context.state.config_records[INFO]["round"])
+            for name, array in context.state.array_records[OWN].items():
+                arrays[f"{client}|{name}"] = array.numpy()
+        file = f"clients-{round_number:08d}.safetensors"
+        save_file(arrays, folder / file, metadata=rounds)
+        return {"clients": file}
+
+    def restore_clients(self, path: Path) -> None:
+        """Read what `keep_clients` wrote."""
+        own: dict[str, dict[str, np.ndarray]] = {}
+        with safe_open(path, framework="numpy") as file:
+            rounds = cast(dict[str, str], file.metadata() or {})
+            for key in file.keys():  # noqa: SIM118  (not a dict)
+                client, name = key.split("|", 1)
+                own.setdefault(client, {})[name] = file.get_tensor(key)
+        for client, number in rounds.items():
+            state = self.context(FIRST_NODE + self.names.index(client)).state
+            state[OWN] = pack_arrays(own.get(client, {}))
+            state[INFO] = ConfigRecord({"round": int(number), "client": client})
+
+    @staticmethod
+    def _copy(record: object) -> ArrayRecord | ConfigRecord:
+        if isinstance(record, ArrayRecord):
+            return ArrayRecord(dict(record))
+        return type(record)(dict(record))  # type: ignore[call-overload, call-arg, no-any-return]

@@ -1,0 +1,73 @@
+"""One simulated run: an experiment, an engine, a run folder."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common.clients import open_clients
+from common.experiment import Experiment
+from server.federation import federate
+from server.loop import Listener
+from server.run_folder import RunFolder
+
+
+def simulate(
+    experiment: Experiment,
+    *,
+    engine: str,
+    out: Path,
+    resume: bool = False,
+    listener: Listener | None = None,
+) -> dict[str, Any]:
+    """Run a whole federation on this machine.
+
+    Args:
+        experiment: the resolved experiment.
+        engine: a key of `ENGINES`.
+        out: the run folder; must not exist unless resumed.
+        resume: go on from its checkpoint.
+        listener: called with each round's line of metrics.jsonl.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        FedMTLError: the settings, the data or the run folder cannot be used.
+    """
+    folder = RunFolder(out)
+    if resume:
+        folder.checkpoints().load(experiment.fingerprint())
+        folder.write_experiment(experiment)
+    else:
+        open_clients(experiment)  # bad data paths are told before a folder is made
+        folder.create(experiment, engine)
+    return ENGINES[engine](experiment, folder, resume, listener)
+
+
+def run_loopback(
+    experiment: Experiment, folder: RunFolder, resume: bool, listener: Listener | None
+) -> dict[str, Any]:
+    """Run in this process; see `simulations.loopback`."""
+    from client.app import app
+    from simulations.loopback import LoopbackGrid
+
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    grid = LoopbackGrid(app, open_clients(experiment).names)
+    if resume:
+        checkpoints = folder.checkpoints()
+        progress, _ = checkpoints.load(experiment.fingerprint())
+        grid.restore_clients(checkpoints.folder / progress.files["clients"])
+    return federate(
+        grid,
+        experiment,
+        folder,
+        resume=resume,
+        strict=True,
+        keep_clients=grid.keep_clients,
+        listener=listener,
+    )
+
+
+Engine = Callable[[Experiment, RunFolder, bool, Listener | None], dict[str, Any]]
+ENGINES: dict[str, Engine] = {"loopback": run_loopback}
