@@ -3,7 +3,7 @@
 import math
 
 LOWER_IS_BETTER = frozenset({"loss", "mse", "rmse", "mae"})  # the other metrics: higher is better
-NOTHING = "–"  # a figure that does not exist
+NOTHING = "-"  # a figure that does not exist
 
 
 def direction(metric: str) -> str:
@@ -19,7 +19,7 @@ def format_figure(value: float | None) -> str:
     """Write a loss or metric with about four digits that mean something.
 
     >>> [format_figure(v) for v in (0.91234, 0.02154, 12.3456, 81234.5, 2.5e-7, 0, None)]
-    ['0.9123', '0.02154', '12.35', '81,234', '2.500e-07', '0', '–']
+    ['0.9123', '0.02154', '12.35', '81,234', '2.500e-07', '0', '-']
     """
     if value is None or not math.isfinite(value):
         return NOTHING

@@ -1,0 +1,76 @@
+"""The end of a run on the terminal: a table of figures per task, and what the run cost."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common.experiment import Experiment
+from simulations.formats import (
+    direction,
+    format_bytes,
+    format_count,
+    format_figure,
+    format_seconds,
+)
+from simulations.live import metrics_of
+
+WARNINGS_SHOWN = 10
+
+
+def print_summary(experiment: Experiment, results: Mapping[str, Any], console: Console) -> None:
+    """Print what results.json holds: figures of the final trunk per task, then cost and warnings.
+
+    Args:
+        experiment: names the tasks and their metrics.
+        results: the content of results.json.
+        console: where to print.
+    """
+    final = results["final"]
+    table = Table(title=f"{experiment.name}: trunk of round {final['trunk-round']}")
+    for heading in ("task", "metric"):
+        table.add_column(heading)
+    for heading in ("validation", "test", "test, clients p10 to p90", "test rows"):
+        table.add_column(heading, justify="right")
+    for task, metric in metrics_of(experiment).items():
+        validation, test = (
+            (final[split] or {}).get("tasks", {}).get(task, {}) for split in ("validation", "test")
+        )
+        table.add_row(
+            task,
+            f"{metric} {direction(metric)}",
+            format_figure(validation.get(metric)),
+            Text(format_figure(test.get(metric)), style="bold"),
+            describe_spread(test),
+            f"{test.get('examples', 0):,}",
+        )
+    console.print(table)
+    traffic = results["traffic"]
+    console.print(
+        f"{format_count(results['rounds'], 'round')} with "
+        f"{format_count(len(results['clients']), 'client')} in {format_seconds(results['seconds'])}"
+        f" ({results['stopped']}); {format_bytes(traffic['sent-bytes'])} sent to clients, "
+        f"{format_bytes(traffic['received-bytes'])} received",
+        highlight=False,
+    )
+    _print_warnings(results.get("warnings", []), console)
+
+
+def describe_spread(figures: Mapping[str, Any]) -> str:
+    """Write the spread of a task's metric over clients.
+
+    >>> describe_spread({"spread": {"p10": 0.5, "p90": 0.9, "clients": 7}})
+    '0.5000 to 0.9000'
+    """
+    spread = figures.get("spread", {})
+    low, high = format_figure(spread.get("p10")), format_figure(spread.get("p90"))
+    return f"{low} to {high}" if spread.get("clients") else low
+
+
+def _print_warnings(warnings: list[str], console: Console) -> None:
+    for warning in warnings[:WARNINGS_SHOWN]:
+        console.print(Text(f"warning: {warning}", style="yellow"))
+    if len(warnings) > WARNINGS_SHOWN:
+        console.print(f"and {len(warnings) - WARNINGS_SHOWN} warnings more", highlight=False)
