@@ -69,5 +69,14 @@ def run_loopback(
     )
 
 
+def run_flower(
+    experiment: Experiment, folder: RunFolder, resume: bool, listener: Listener | None
+) -> dict[str, Any]:
+    """Run on Flower's Simulation Runtime; see `simulations.flower_engine`."""
+    from simulations.flower_engine import run_flower as run
+
+    return run(experiment, folder, resume, listener)
+
+
 Engine = Callable[[Experiment, RunFolder, bool, Listener | None], dict[str, Any]]
-ENGINES: dict[str, Engine] = {"loopback": run_loopback}
+ENGINES: dict[str, Engine] = {"loopback": run_loopback, "flower": run_flower}

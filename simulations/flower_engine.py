@@ -1,0 +1,79 @@
+"""The flower engine: the same apps on Flower's Simulation Runtime, with Ray's worker processes.
+
+Worth its start-up of about half a minute where one client keeps a core or a GPU busy for long:
+several GPUs, many cores, a Ray cluster. Clients live in other processes here, so what they keep at
+home is mirrored into the run folder, which makes the run resumable.
+"""
+
+import logging
+import os
+import warnings
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.clients import open_clients
+from common.errors import FedMTLError
+from common.experiment import Experiment
+from server.federation import federate
+from server.loop import Listener
+from server.run_folder import RunFolder
+
+
+def run_flower(
+    experiment: Experiment, folder: RunFolder, resume: bool, listener: Listener | None
+) -> dict[str, Any]:
+    """Run on Ray, one client per core; with a GPU, the clients at work share it.
+
+    Raises:
+        FedMTLError: what the server side found wrong, or the runtime stopped without a result.
+    """
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ["FEDMTL_STATE"] = str((folder.path / "clients").resolve())
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own future default
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    from flwr.simulation import run_simulation
+
+    from client.app import app as client_app
+
+    outcome: dict[str, Any] = {}
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            outcome["results"] = federate(
+                grid, experiment, folder, resume=resume, strict=True, listener=listener
+            )
+        except BaseException as error:  # the runtime runs this in a thread and would only log it
+            outcome["error"] = error
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        run_simulation(
+            server_app,
+            client_app,
+            num_supernodes=len(open_clients(experiment).names),
+            backend_config={
+                "client_resources": client_resources(experiment),
+                "init_args": {"logging_level": "ERROR", "log_to_driver": False},
+            },
+        )
+    if "error" in outcome:
+        raise outcome["error"]
+    if "results" not in outcome:
+        raise FedMTLError("Flower's Simulation Runtime stopped without a result; see its log above")
+    results: dict[str, Any] = outcome["results"]
+    return results
+
+
+def client_resources(experiment: Experiment) -> dict[str, float]:
+    """Ask Ray for one core per thread of a client, and share the GPUs among the cores' clients."""
+    import torch
+
+    threads = experiment.training.threads
+    workers = max(1, (os.cpu_count() or 1) // threads)
+    wants_gpu = experiment.training.device in ("auto",) or "cuda" in experiment.training.device
+    gpus = torch.cuda.device_count() if wants_gpu else 0
+    return {"num_cpus": threads, "num_gpus": min(1.0, gpus / workers)}

@@ -1,0 +1,50 @@
+"""The layers: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "common": {"common"},
+    "client": {"common", "client"},
+    "server": {"common", "server"},
+    "simulations": {"common", "client", "server", "simulations"},
+}
+MODULES = [path for package in ALLOWED for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_stay_within_the_layers(path):
+    package = path.relative_to(ROOT).parts[0]
+    assert not imported(path) & ({*ALLOWED, "tests"} - ALLOWED[package])
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_flower_will_take_the_module_into_its_bundle(path):
+    # Flower drops test_*.py and *_test.py silently, and imports packages where it submits a run.
+    assert not path.name.startswith("test_")
+    assert not path.name.endswith("_test.py")
+    if path.name == "__init__.py":
+        assert [type(node).__name__ for node in ast.parse(path.read_text()).body] == ["Expr"]
+
+
+def test_flower_stays_at_the_rims():
+    rims = {
+        "common/wire.py", "client/app.py", "client/state.py", "client/session.py",
+        "server/app.py", "server/strategy.py", "server/loop.py", "server/roster.py",
+        "server/federation.py", "simulations/loopback.py", "simulations/flower_engine.py",
+    }  # fmt: skip
+    users = {str(p.relative_to(ROOT)) for p in MODULES if "flwr" in imported(p)}
+    assert users <= rims

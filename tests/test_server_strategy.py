@@ -1,0 +1,138 @@
+"""The strategy: a weighted mean of well-formed trunks, whoever answers first; the rest left out."""
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from common.wire import pack_arrays, pack_sums, unpack_arrays
+from server.roster import Roster
+from server.strategy import make_strategy
+from tests.conftest import make_experiment
+
+TRUNK = {"trunk.w": np.zeros(2, np.float32)}
+NODES = {"anna": 31, "bert": 7, "cleo": 15}
+
+
+@pytest.fixture(autouse=True)
+def task_identity():
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+def strategy_for(**federation):
+    experiment = make_experiment(federation=federation)
+    roster = Roster(experiment, node_ids=dict(NODES))
+    roster._by_id = {node_id: name for name, node_id in NODES.items()}
+    return make_strategy(experiment, roster, pack_arrays(TRUNK))
+
+
+def reply(name, values, examples=1, sums=None, arrays=None, metrics=None):
+    asked = Message(RecordDict(), NODES.get(name, 99), "train")
+    if arrays is None:
+        arrays = pack_arrays({"trunk.w": np.array(values, np.float32)})
+    if metrics is None:
+        metrics = pack_sums(examples, sums or {})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=asked)
+
+
+def aggregate(strategy, replies):
+    arrays, _ = strategy.aggregate_train(1, replies)
+    return None if arrays is None else unpack_arrays(arrays)["trunk.w"].tolist()
+
+
+def test_clients_count_in_proportion_to_their_examples():
+    replies = [reply("anna", [0, 4], examples=1), reply("bert", [4, 0], examples=3)]
+    assert aggregate(strategy_for(), replies) == [3.0, 1.0]  # (0+12)/4, (4+0)/4
+
+
+def test_clients_count_alike_where_asked_for():
+    replies = [reply("anna", [0, 4], examples=1), reply("bert", [4, 0], examples=3)]
+    assert aggregate(strategy_for(**{"weight-by": "uniform"}), replies) == [2.0, 2.0]
+
+
+def test_the_order_of_answers_does_not_change_a_bit():
+    rng = np.random.default_rng(0)
+    replies = [reply(n, rng.normal(size=2), examples=int(rng.integers(1, 9))) for n in NODES]
+    assert aggregate(strategy_for(), replies) == aggregate(strategy_for(), replies[::-1])
+
+
+def test_clients_may_report_different_tasks():
+    strategy = strategy_for()
+    sums = {"train": {"flag": {"loss": [1.0, 2.0]}}}
+    other = {"train": {"size": {"loss": [3.0, 4.0]}}, "test": {"size": {"loss": [1.0, 1.0]}}}
+    aggregate(strategy, [reply("anna", [1, 1], sums=sums), reply("bert", [1, 1], sums=other)])
+    assert strategy.last.sums == {"anna": sums, "bert": other}
+
+
+def bad_array(dtype="float32", shape=(2,), data=b"not an array"):
+    return ArrayRecord({"trunk.w": Array(dtype, shape, "numpy.ndarray", data)})
+
+
+HEAD = pack_arrays({**TRUNK, "heads.task-flag.0.weight": np.zeros(3, np.float32)})
+MALFORMED = {
+    "extra": ({"arrays": HEAD}, "not the trunk: extra"),
+    "missing": ({"arrays": ArrayRecord()}, "not the trunk"),
+    "shape": ({"values": [1, 2, 3]}, "has shape"),
+    "nan": ({"values": [1, float("nan")]}, "NaN or infinity"),
+    "infinite": ({"values": [1, float("inf")]}, "NaN or infinity"),
+    "dtype": ({"arrays": pack_arrays({"trunk.w": np.zeros(2)})}, "is float64"),
+    "garbage": ({"arrays": bad_array()}, "cannot be read"),
+    "no examples": ({"metrics": MetricRecord()}, "num-examples must be"),
+    "zero examples": ({"examples": 0}, "num-examples must be"),
+    "negative examples": ({"examples": -3}, "num-examples must be"),
+    "unknown task": ({"sums": {"train": {"x": {"loss": [1.0, 1.0]}}}}, "no such task"),
+    "short sums": ({"sums": {"train": {"flag": {"loss": [1.0]}}}}, "1 numbers, expected 2"),
+    "nan sums": ({"sums": {"train": {"flag": {"loss": [float("nan"), 1.0]}}}}, "not finite"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_reply_is_left_out_and_named(case, caplog):
+    options, reason = MALFORMED[case]
+    strategy = strategy_for()
+    bad = reply("bert", **{"values": [9, 9], **options})
+    assert aggregate(strategy, [reply("anna", [1, 2]), bad]) == [1.0, 2.0]
+    assert reason in strategy.last.left_out["bert"]
+    assert "bert" in caplog.text
+
+
+def test_a_failing_client_does_not_end_the_round():
+    strategy = strategy_for()
+    asked = Message(RecordDict(), NODES["bert"], "train")
+    failed = Message(Error(code=100, reason="disk full"), reply_to=asked)
+    assert aggregate(strategy, [failed, reply("anna", [1, 2])]) == [1.0, 2.0]
+    assert strategy.last.left_out == {"bert": "disk full"}
+
+
+def test_a_second_answer_and_a_stranger_are_left_out():
+    strategy = strategy_for()
+    replies = [reply("anna", [1, 1]), reply("anna", [5, 5]), reply("zoe", [7, 7])]
+    assert aggregate(strategy, replies) == [1.0, 1.0]
+    assert "node 99" in strategy.last.left_out
+
+
+def test_without_a_usable_reply_there_is_no_trunk():
+    assert aggregate(strategy_for(), [reply("anna", [np.nan, 0])]) is None
+
+
+def test_sampling_goes_by_name_whatever_the_node_ids():
+    def chosen(nodes, round_number):
+        strategy = strategy_for(**{"clients-per-round": 2})
+        strategy.roster.node_ids = nodes
+        messages = strategy.configure_train(round_number, pack_arrays(TRUNK), ConfigRecord(), None)
+        names = {node_id: name for name, node_id in nodes.items()}
+        return [names[m.metadata.dst_node_id] for m in messages]
+
+    renumbered = {"cleo": 1, "bert": 2, "anna": 3}
+    picks = [chosen(dict(NODES), r) for r in range(1, 9)]
+    assert picks == [chosen(renumbered, r) for r in range(1, 9)]
+    assert len({tuple(p) for p in picks}) > 1
+
+
+def test_integer_arrays_keep_their_type():
+    experiment = make_experiment()
+    roster = Roster(experiment, node_ids={"anna": 31}, _by_id={31: "anna"})
+    strategy = make_strategy(experiment, roster, pack_arrays({"trunk.n": np.array([1])}))
+    arrays = pack_arrays({"trunk.n": np.array([3])})
+    result, _ = strategy.aggregate_train(1, [reply("anna", [], arrays=arrays)])
+    assert result["trunk.n"].numpy().dtype == np.int64

@@ -1,0 +1,96 @@
+"""A run killed after any round and resumed is bit for bit the run that was never killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from common.errors import CheckpointError
+from common.experiment_file import load_experiment
+from simulations.simulate import simulate
+
+SETTINGS = [
+    "federation.rounds=6",
+    "federation.clients-per-round=4",
+    "trunk.widths=[8]",
+    "trunk.dropout=0.2",
+    "training.optimiser=adam",
+    "training.lr=0.01",
+]
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from common.experiment_file import load_experiment
+from simulations.simulate import simulate
+
+def kill_after(line):
+    if line["round"] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+simulate(load_experiment("digits", sys.argv[2:]), engine="loopback", out=Path(sys.argv[1]),
+         listener=kill_after)
+"""
+
+
+def kept(run: Path) -> dict[str, bytes]:
+    """Everything the checkpoint holds: trunk and clients, as bytes."""
+    manifest = json.loads((run / "checkpoint" / "checkpoint.json").read_text())
+    arrays = {}
+    for role, file in manifest["files"].items():
+        for name, array in load_file(run / "checkpoint" / file).items():
+            arrays[f"{role}/{name}"] = array.tobytes()
+    return arrays
+
+
+def figures(run: Path) -> list[dict]:
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith("_s")} for line in lines]
+
+
+def test_killed_and_resumed_equals_never_killed(tmp_path):
+    experiment = load_experiment("digits", SETTINGS)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    simulate(experiment, engine="loopback", out=whole)
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, str(broken), *SETTINGS], env=os.environ, timeout=120
+    )
+    assert process.returncode == -signal.SIGKILL
+    assert len(figures(broken)) == 3
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 4, "torn')  # killed in the middle of a line
+    simulate(experiment, engine="loopback", out=broken, resume=True)
+    assert kept(broken) == kept(whole)
+    assert any("heads.task-digit" in name for name in kept(whole))
+    assert figures(broken) == figures(whole)
+    final = [json.loads((run / "results.json").read_text())["final"] for run in (whole, broken)]
+    assert final[0] == final[1]
+
+
+def test_more_rounds_can_be_asked_for_when_resuming(tmp_path):
+    short = load_experiment("digits", [*SETTINGS, "federation.rounds=2"])
+    longer = load_experiment("digits", [*SETTINGS, "federation.rounds=3"])
+    simulate(short, engine="loopback", out=tmp_path / "run")
+    simulate(longer, engine="loopback", out=tmp_path / "run", resume=True)
+    simulate(longer, engine="loopback", out=tmp_path / "once")
+    assert kept(tmp_path / "run") == kept(tmp_path / "once")
+
+
+def test_a_checkpoint_of_another_experiment_is_refused(tmp_path):
+    one_round = [*SETTINGS, "federation.rounds=1"]
+    simulate(load_experiment("digits", one_round), engine="loopback", out=tmp_path / "run")
+    other = load_experiment("digits", [*one_round, "training.lr=0.5"])
+    with pytest.raises(CheckpointError, match="another experiment"):
+        simulate(other, engine="loopback", out=tmp_path / "run", resume=True)
+
+
+def test_an_existing_run_folder_is_refused_and_untouched(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("keep")
+    with pytest.raises(CheckpointError, match="exists"):
+        simulate(load_experiment("digits"), engine="loopback", out=tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]

@@ -1,0 +1,161 @@
+"""Heads stay home: everything that leaves a client is captured and looked at."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from client.app import app
+from client.state import OWN
+from common.clients import open_clients
+from common.experiment_file import load_experiment
+from common.sharing import SHARED
+from common.wire import REFUSED
+from server.federation import federate
+from server.run_folder import RunFolder
+from simulations.loopback import FIRST_NODE, LoopbackGrid
+
+SETTINGS = ["federation.rounds=3", "trunk.widths=[16]", "training.lr=0.2"]
+
+
+class Tap(LoopbackGrid):
+    """A loopback that keeps every reply."""
+
+    def __init__(self, names):
+        super().__init__(app, names)
+        self.sent: list[Message] = []
+
+    def deliver(self, message):
+        reply = super().deliver(message)
+        self.sent.append(reply)
+        return reply
+
+
+def run(tmp_path: Path, *settings: str) -> Tap:
+    experiment = load_experiment("digits", [*SETTINGS, *settings])
+    folder = RunFolder(tmp_path / "run")
+    folder.create(experiment, "loopback")
+    tap = Tap(open_clients(experiment).names)
+    federate(tap, experiment, folder, strict=True)
+    return tap
+
+
+def leaving_bytes(tap: Tap) -> bytes:
+    """All that left the clients, one long string of bytes."""
+    parts = []
+    for reply in tap.sent:
+        for record in reply.content.array_records.values():
+            parts += [array.data for array in record.values()]
+        others = [*reply.content.metric_records.values(), *reply.content.config_records.values()]
+        parts += [json.dumps(dict(record), default=str).encode() for record in others]
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("algorithm", [name for name in SHARED if name != "whole-model"])
+@pytest.mark.parametrize("by", ["train-reply", "message"])
+def test_no_head_parameter_leaves_a_client(tmp_path, algorithm, by):
+    tap = run(tmp_path, f"federation.algorithm={algorithm}", f"evaluation.by={by}")
+    outside = leaving_bytes(tap)
+    names = {name for r in tap.sent for a in r.content.array_records.values() for name in a}
+    assert names
+    assert all(name.startswith("trunk.") for name in names)
+    heads = 0
+    for node_id in tap.get_node_ids():
+        for array in tap.context(node_id).state.array_records[OWN].values():
+            values = array.numpy()
+            heads += 1
+            assert values.astype("<f4").tobytes() not in outside
+            # Not in text either: no trained weight is written out in a metric or a description.
+            assert repr(float(values.reshape(-1)[0])).encode() not in outside
+    assert heads == 10 * 3 * 2  # clients x tasks x (weight, bias)
+
+
+def test_the_whole_model_is_sent_where_the_experiment_says_so(tmp_path):
+    tap = run(tmp_path, "federation.algorithm=whole-model")
+    names = {name for r in tap.sent for a in r.content.array_records.values() for name in a}
+    assert "heads.task-digit.0.weight" in names
+
+
+def test_a_reply_holds_nothing_but_trunk_and_sums(tmp_path):
+    for reply in run(tmp_path).sent:
+        keys = set(reply.content)
+        kind = reply.metadata.message_type
+        expected = {"query": {"config"}, "train": {"arrays", "metrics"}, "evaluate": {"metrics"}}
+        assert keys == expected[kind]
+        for record in reply.content.metric_records.values():
+            for key, value in record.items():
+                assert key == "num-examples" or key.split("/")[0] in (
+                    "train",
+                    "validation",
+                    "test",
+                )
+                assert not isinstance(value, list) or len(value) <= 2
+
+
+def test_an_unexpected_error_tells_its_place_and_no_private_value(monkeypatch, tmp_path, caplog):
+    secret = "patient 4711 is ill"
+
+    def explode(*_):
+        raise ValueError(secret)
+
+    experiment = load_experiment("digits", SETTINGS)
+    tap = Tap(open_clients(experiment).names)
+    monkeypatch.setattr("client.app.load_own", explode)
+    folder = RunFolder(tmp_path / "run")
+    folder.create(experiment, "loopback")
+    federate(tap, experiment, folder, strict=True)
+    errors = [reply.error for reply in tap.sent if reply.has_error()]
+    assert errors
+    assert {error.code for error in errors} == {REFUSED}
+    assert all("ValueError in explode" in error.reason for error in errors)
+    assert secret not in caplog.text + "".join(error.reason for error in errors)
+
+
+class Saboteur(LoopbackGrid):
+    """A loopback in which one client misbehaves."""
+
+    def __init__(self, names, misdeed):
+        super().__init__(app, names)
+        self.misdeed = misdeed
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = []
+        for message in messages:
+            reply = self.deliver(message)
+            if (
+                message.metadata.dst_node_id == FIRST_NODE + 1
+                and message.metadata.message_type == "train"
+            ):
+                reply = self.misdeed(reply)
+            if reply is not None:
+                replies.append(reply)
+        return replies
+
+
+def poison(reply):
+    arrays = reply.content.array_records["arrays"]
+    name = next(iter(arrays))
+    arrays[name] = type(arrays[name])(np.full(arrays[name].shape, np.nan, np.float32))
+    return reply
+
+
+def strip(reply):
+    del reply.content["metrics"]
+    return reply
+
+
+@pytest.mark.parametrize(
+    "misdeed", [poison, strip, lambda reply: None], ids=["nan", "bare", "mute"]
+)
+def test_the_run_goes_on_without_a_client_that_misbehaves(tmp_path, misdeed):
+    experiment = load_experiment("digits", SETTINGS)
+    names = open_clients(experiment).names
+    folder = RunFolder(tmp_path / "run")
+    folder.create(experiment, "loopback")
+    lines = []
+    federate(Saboteur(names, misdeed), experiment, folder, strict=True, listener=lines.append)
+    assert [line["clients"]["answered"] for line in lines] == [9, 9, 9]
+    assert all(list(line["clients"]["left-out"]) == [names[1]] for line in lines)
+    assert np.isfinite([line["train"]["loss"] for line in lines]).all()
