@@ -1,0 +1,294 @@
+"""The report's charts as Plotly figures: plain dictionaries, drawn by the page's own script.
+
+Colours are names such as ``$c0`` or ``$muted`` that the page replaces by those of its light or dark
+theme. Text of the user's is escaped here, because Plotly reads simple HTML.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, TypeGuard, TypeVar
+
+from simulations.formats import direction, format_figure
+from simulations.run_record import Figures, RunRecord, task_figures
+
+MOST_POINTS = 1000  # per curve; more are thinned out
+MOST_NAMED_CLIENTS = 24  # more are drawn by rank, without their names
+COLOURS = 8
+HEIGHT = 260
+
+Trace = dict[str, Any]
+Point = TypeVar("Point")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart of the page.
+
+    Attributes:
+        title: what it shows.
+        traces: Plotly's `data`.
+        layout: what differs from the page's common layout.
+        height: in pixels.
+        note: a line below it.
+    """
+
+    title: str
+    traces: list[Trace]
+    layout: dict[str, Any] = field(default_factory=dict)
+    height: int = HEIGHT
+    note: str = ""
+
+
+def metric_chart(record: RunRecord, task: str) -> Chart:
+    """Draw one task's validation metric over rounds, with the spread over clients as a band."""
+    metric = record.experiment.tasks[task].metric_name
+    points = [
+        (evaluation["trunk-round"], figures[metric], figures.get("spread") or {})
+        for evaluation in record.evaluations
+        if is_figure((figures := task_figures(evaluation, "validation", task)).get(metric))
+    ]
+    points = thin(points)
+    banded = [(x, spread) for x, _, spread in points if is_figure(spread.get("p10"))]
+    low, high = (
+        {"x": [x for x, _ in banded], "y": [spread[level] for _, spread in banded]}
+        for level in ("p10", "p90")
+    )
+    edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
+    return Chart(
+        title=f"Validation {metric} {direction(metric)}",
+        traces=[
+            {**low, **edge, "showlegend": False},
+            {
+                **high,
+                **edge,
+                "fill": "tonexty",
+                "fillcolor": "$c0-soft",
+                "name": "clients, 10th to 90th percentile",
+            },
+            curve("all rows", [x for x, _, _ in points], [y for _, y, _ in points], "$c0"),
+        ],
+        layout=axes("rounds the trunk was trained"),
+    )
+
+
+def loss_chart(record: RunRecord, task: str) -> Chart:
+    """Draw one task's training and validation loss over rounds."""
+    trained = [
+        (line["round"], figures["loss"])
+        for line in record.rounds
+        if is_figure((figures := line["train"]["tasks"].get(task, {})).get("loss"))
+    ]
+    validated = [
+        (evaluation["trunk-round"], figures["loss"])
+        for evaluation in record.evaluations
+        if is_figure((figures := task_figures(evaluation, "validation", task)).get("loss"))
+    ]
+    return Chart(
+        title="Loss ↓",
+        traces=[
+            curve("training", *unzip(thin(trained)), "$c1"),
+            curve("validation", *unzip(thin(validated)), "$c0"),
+        ],
+        layout=axes("round"),
+    )
+
+
+def clients_chart(record: RunRecord, task: str) -> Chart | None:
+    """Draw one task's final test metric of every client; None where no client has one."""
+    metric = record.experiment.tasks[task].metric_name
+    figures = client_figures(record, task, "test")
+    if not figures:
+        return None
+    ordered = sorted(figures.items(), key=lambda item: item[1], reverse=direction(metric) == "↓")
+    overall = task_figures(record.final, "test", task).get(metric)
+    few = len(ordered) <= MOST_NAMED_CLIENTS
+    values, places = [value for _, value in ordered], list(range(1, len(ordered) + 1))
+    names = [escape(name) for name, _ in ordered]
+    along, across = ("x", "y") if few else ("y", "x")
+    dots = {
+        along: values,
+        across: places,
+        "mode": "markers",
+        "type": "scatter",
+        "marker": {"color": "$c0", "size": dot_size(len(ordered)), "opacity": 0.8},
+        "text": names,
+        "hovertemplate": f"%{{text}}<br>{metric} %{{{along}:.4g}}<extra></extra>",
+    }
+    ranks: dict[str, Any] = {
+        "title": {"text": "clients, from worst to best"},
+        "rangemode": "normal",
+    }
+    if few:
+        labels = [escape(shorten(name)) for name, _ in ordered]
+        ranks = {"tickvals": places, "ticktext": labels, "range": [0.3, len(ordered) + 0.7]}
+    layout = {f"{along}axis": {"title": {"text": metric}}, f"{across}axis": ranks}
+    return Chart(
+        title=f"{task}: test {metric} {direction(metric)}",
+        traces=[dots],
+        layout={**layout, **reference_line(overall, along), "hovermode": "closest"},
+        height=90 + 24 * len(ordered) if few else HEIGHT,
+        note=f"Dashed: all rows together, {format_figure(overall)}. One dot is one client.",
+    )
+
+
+def weights_chart(record: RunRecord) -> Chart | None:
+    """Draw the tasks' weights in the loss; None where they never change."""
+    tasks = list(record.experiment.tasks)
+    series = {t: [line["weights"].get(t) for line in record.rounds] for t in tasks}
+    if all(len(set(weights)) <= 1 for weights in series.values()):
+        return None
+    return Chart(
+        title="Weight in the loss",
+        traces=[
+            curve(
+                task,
+                *unzip(thin(list(zip(rounds_of(record), series[task], strict=True)))),
+                f"$c{number % COLOURS}",
+                dash=("solid", "dash", "dot")[number // COLOURS % 3],
+            )
+            for number, task in enumerate(tasks)
+        ],
+        layout=axes("round", zero=True),
+    )
+
+
+def traffic_chart(record: RunRecord) -> Chart:
+    """Draw the payload of every round."""
+    traces = []
+    for name, key, colour in (
+        ("sent to clients", "sent-bytes", "$c0"),
+        ("received", "received-bytes", "$c1"),
+    ):
+        points = [(line["round"], line["traffic"][key]) for line in record.rounds]
+        trace = curve(name, *unzip(thin(points)), colour)
+        traces.append({**trace, "hovertemplate": "%{y:.3s}B"})
+    layout = axes("round", zero=True)
+    layout["yaxis"] |= {"tickformat": "~s", "ticksuffix": "B"}
+    return Chart("Traffic per round", traces, layout)
+
+
+def time_chart(record: RunRecord) -> Chart:
+    """Draw how long every round took."""
+    points = [(line["round"], line["time_s"]) for line in record.rounds]
+    trace = curve("time", *unzip(thin(points)), "$c2")
+    layout = axes("round", zero=True)
+    layout["yaxis"] |= {"tickformat": "~s", "ticksuffix": "s"}
+    return Chart("Time per round", [{**trace, "hovertemplate": "%{y:.3s}s"}], layout)
+
+
+def participation_chart(record: RunRecord) -> Chart | None:
+    """Draw how many clients were asked and answered; None where all always answered."""
+    asked = [(line["round"], line["clients"]["asked"]) for line in record.rounds]
+    answered = [(line["round"], line["clients"]["answered"]) for line in record.rounds]
+    if asked == answered:
+        return None
+    return Chart(
+        "Clients per round",
+        [
+            curve("asked", *unzip(thin(asked)), "$muted", dash="dot"),
+            curve("answered", *unzip(thin(answered)), "$c0"),
+        ],
+        axes("round", zero=True),
+    )
+
+
+def client_figures(record: RunRecord, task: str, split: str) -> dict[str, float]:
+    """Take one task's metric of every client that has one: client name -> figure."""
+    metric = record.experiment.tasks[task].metric_name
+    clients: Figures = (record.results or {}).get("clients", {})
+    figures = {
+        name: client["tasks"].get(task, {}).get(split, {}).get(metric)
+        for name, client in clients.items()
+    }
+    return {name: value for name, value in figures.items() if is_figure(value)}
+
+
+def curve(name: str, x: Sequence[Any], y: Sequence[Any], colour: str, dash: str = "solid") -> Trace:
+    """Make a line; a series of one point is drawn as a dot, else it could not be seen."""
+    return {
+        "name": escape(name),
+        "x": x,
+        "y": y,
+        "type": "scatter",
+        "mode": "lines" if len(x) > 1 else "markers",
+        "line": {"color": colour, "width": 2, "dash": dash},
+        "marker": {"color": colour},
+        "hovertemplate": "%{y:.4g}",
+    }
+
+
+def axes(across: str, *, zero: bool = False) -> dict[str, Any]:
+    """Lay out a chart over rounds."""
+    return {
+        "xaxis": {"title": {"text": across}},
+        "yaxis": {"rangemode": "tozero" if zero else "normal"},
+    }
+
+
+def reference_line(value: float | None, axis: str) -> dict[str, Any]:
+    """Draw a dashed line across the chart where an axis has this value."""
+    if not is_figure(value):
+        return {}
+    other = "y" if axis == "x" else "x"
+    line = {
+        "type": "line",
+        f"{axis}0": value,
+        f"{axis}1": value,
+        f"{other}0": 0,
+        f"{other}1": 1,
+        f"{other}ref": "paper",
+        "line": {"color": "$muted", "width": 1.5, "dash": "dash"},
+    }
+    return {"shapes": [line]}
+
+
+def is_figure(value: float | None) -> TypeGuard[float]:
+    """Tell a number from a figure that does not exist."""
+    return value is not None and math.isfinite(value)
+
+
+def dot_size(count: int) -> float:
+    """Make dots smaller where there are many.
+
+    >>> [dot_size(n) for n in (2, 100, 1000)]
+    [10, 7, 4]
+    """
+    return 10 if count <= MOST_NAMED_CLIENTS else 7 if count <= 200 else 4
+
+
+def shorten(name: str, longest: int = 18) -> str:
+    """Cut a name for an axis.
+
+    >>> shorten("hospital-in-a-faraway-place")
+    'hospital-in-a-f...'
+    """
+    return name if len(name) <= longest else f"{name[: longest - 3]}..."
+
+
+def thin(points: Sequence[Point]) -> list[Point]:
+    """Keep evenly spaced points, the first and the last among them.
+
+    >>> kept = thin(range(5000))
+    >>> len(kept), kept[0], kept[-1]
+    (1000, 0, 4999)
+    """
+    if len(points) <= MOST_POINTS:
+        return list(points)
+    step = (len(points) - 1) / (MOST_POINTS - 1)
+    return [points[round(i * step)] for i in range(MOST_POINTS)]
+
+
+def unzip(points: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    """Split pairs into two lists.
+
+    >>> unzip([(1, "a"), (2, "b")])
+    ([1, 2], ['a', 'b'])
+    """
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def rounds_of(record: RunRecord) -> list[int]:
+    """List the numbers of the rounds that were done."""
+    return [line["round"] for line in record.rounds]

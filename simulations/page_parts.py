@@ -1,0 +1,87 @@
+"""Parts of an HTML page: tables, charts and folded sections, with the user's text escaped."""
+
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from simulations.charts import Chart
+from simulations.formats import without_gaps
+
+
+class Charts:
+    """Collects the charts of a page, whose data goes into one script element."""
+
+    def __init__(self) -> None:
+        self._charts: dict[str, dict[str, Any]] = {}
+
+    def figure(self, chart: Chart | None) -> str:
+        """Make the element that a chart is drawn into; nothing for None."""
+        if chart is None:
+            return ""
+        name = f"chart-{len(self._charts)}"
+        self._charts[name] = {
+            "traces": chart.traces,
+            "layout": chart.layout,
+            "height": chart.height,
+        }
+        note = f'<p class="note">{escape(chart.note)}</p>' if chart.note else ""
+        return (
+            f"<figure><figcaption>{escape(chart.title)}</figcaption>"
+            f'<div class="chart" id="{name}" style="min-height:{chart.height}px"></div>'
+            f"{note}</figure>"
+        )
+
+    def to_json(self) -> str:
+        """Write all charts so that no text in them can end the script element."""
+        return json.dumps(without_gaps(self._charts)).replace("<", "\\u003c")
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """Make a table.
+
+    Args:
+        headings: plain text.
+        rows: cells that are HTML already; the first of each row names it.
+        words: number of columns that hold text; those after them hold numbers.
+    """
+    kinds = ["" if column < words else ' class="number"' for column in range(len(headings))]
+    head = "".join(
+        f'<th scope="col"{k}>{escape(h)}</th>' for h, k in zip(headings, kinds, strict=True)
+    )
+    body = "".join(
+        f'<tr><th scope="row">{name}</th>'
+        + "".join(f"<td{k}>{cell}</td>" for cell, k in zip(cells, kinds[1:], strict=True))
+        + "</tr>\n"
+        for name, *cells in rows
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>\n{body}</tbody></table></div>"
+    )
+
+
+def section(title: str, body: str) -> str:
+    """Put a heading above a part of the page; nothing where the part is empty."""
+    return f"<section><h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
+
+
+def card(*parts: str) -> str:
+    """Frame parts as one card."""
+    return f'<div class="card">{"".join(parts)}</div>'
+
+
+def side_by_side(figures: Iterable[str]) -> str:
+    """Put charts into a grid of two columns, one on a phone."""
+    cards = "".join(card(figure) for figure in figures if figure)
+    return f'<div class="charts">{cards}</div>' if cards else ""
+
+
+def folded(title: str, body: str) -> str:
+    """Fold a part away under its title."""
+    return f"<details><summary>{escape(title)}</summary><div>{body}</div></details>"
+
+
+def note(text: str) -> str:
+    """Make a small paragraph."""
+    return f'<p class="note">{escape(text)}</p>'

@@ -1,0 +1,261 @@
+"""The report of a run: one HTML page that holds its charts, its data and its script."""
+
+from collections import Counter
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+from common.errors import CheckpointError
+from simulations import charts
+from simulations.formats import (
+    LOWER_IS_BETTER,
+    NOTHING,
+    direction,
+    format_bytes,
+    format_count,
+    format_figure,
+    format_seconds,
+)
+from simulations.page_parts import Charts, card, folded, note, section, side_by_side, table
+from simulations.run_record import Figures, RunRecord, read_run, task_figures
+
+MOST_ROWS = 200  # of a table with a row per client; the rest is counted
+
+
+def write_report(run: Path) -> Path:
+    """Write ``report.html`` into a run folder, finished or not.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        CheckpointError: this is no run folder, or it cannot be read or written.
+    """
+    path = run / "report.html"
+    page = make_page(read_run(run))
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}.") from error
+    return path
+
+
+def make_page(record: RunRecord) -> str:
+    """Make the page of a run."""
+    from plotly.offline import get_plotlyjs  # 4.8 MB of text
+
+    collected = Charts()
+    body = [
+        make_header(record),
+        section("Result", make_result(record)),
+        section("Learning curves", make_curves(record, collected)),
+        section("Across clients", make_clients(record, collected)),
+        section("Task weights", make_weights(record, collected)),
+        section("Cost", make_cost(record, collected)),
+        section("Participation", make_participation(record, collected)),
+        section("Repeat this run", make_origin(record)),
+    ]
+    folder = files("simulations") / "report_page"
+    return Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
+        title=escape(f"{record.experiment.name} - fedmtl report"),
+        style=(folder / "style.css").read_text(encoding="utf-8"),
+        body="\n".join(body),
+        charts=collected.to_json(),
+        plotly=get_plotlyjs(),
+        draw=(folder / "draw.js").read_text(encoding="utf-8"),
+    )
+
+
+def make_header(record: RunRecord) -> str:
+    """Say what was run: name, state, description, facts."""
+    experiment, results = record.experiment, record.results
+    is_whole = results is not None and results["stopped"] == "all rounds done"
+    state = results["stopped"] if results else "unfinished"
+    last = record.rounds[-1] if record.rounds else None
+    traffic = [
+        sum(line["traffic"][key] for line in record.rounds)
+        for key in ("sent-bytes", "received-bytes")
+    ]
+    facts = {
+        "engine": record.environment.get("engine", NOTHING),
+        "seed": experiment.seed,
+        "rounds": f"{last['round'] if last else 0} of {experiment.federation.rounds}",
+        "clients": count_clients(record),
+        "time": format_seconds(last["elapsed_s"]) if last else NOTHING,
+        "sent to clients": format_bytes(traffic[0]),
+        "received": format_bytes(traffic[1]),
+        "fingerprint": experiment.fingerprint(),
+    }
+    cells = "".join(
+        f"<div><dt>{key}</dt><dd>{escape(str(value))}</dd></div>" for key, value in facts.items()
+    )
+    badge = f'<span class="badge{"" if is_whole else " warn"}">{escape(state)}</span>'
+    lead = f'<p class="lead">{escape(experiment.description)}</p>' if experiment.description else ""
+    return (
+        f'<header><div class="title"><h1>{escape(experiment.name)}</h1>{badge}</div>{lead}'
+        f'<dl class="facts">{cells}</dl></header>'
+    )
+
+
+def make_result(record: RunRecord) -> str:
+    """Make the table of figures per task, and the run's warnings."""
+    if record.final is None:
+        return card(note("No trunk was evaluated yet."))
+    rows = []
+    for name, task in record.experiment.tasks.items():
+        metric = task.metric_name
+        validation, test = (task_figures(record.final, s, name) for s in ("validation", "test"))
+        spread = (test or validation).get("spread") or {}
+        rows.append(
+            [
+                escape(name),
+                task.kind,
+                f"{metric} {direction(metric)}",
+                format_figure(validation.get(metric)),
+                f"<strong>{format_figure(test.get(metric))}</strong>",
+                describe_best(record, name),
+                format_figure(spread.get("median")),
+                f"{format_figure(spread.get('p10'))} to {format_figure(spread.get('p90'))}",
+                f"{test.get('examples', 0):,}",
+            ]
+        )
+    headings = ["task", "kind", "metric", "validation", "test", "best validation", "median client"]
+    headings += ["clients, p10 to p90", "test rows"]
+    about = (
+        f"Figures of the trunk after round {record.final['trunk-round']}, on "
+        f"{format_count(record.final['clients'], 'client')} with their own heads. Validation and "
+        "test count every labelled row alike; the spread counts every client alike, on test rows."
+    )
+    best = (record.results or {}).get("best")
+    if best:
+        about += f" The lowest validation loss was that of round {best['trunk-round']}."
+    return card(table(headings, rows, words=3)) + note(about) + make_warnings(record)
+
+
+def describe_best(record: RunRecord, task: str) -> str:
+    """Name the best validation figure of a task and its round."""
+    metric = record.experiment.tasks[task].metric_name
+    found = [
+        (figure, evaluation["trunk-round"])
+        for evaluation in record.evaluations
+        if charts.is_figure(figure := task_figures(evaluation, "validation", task).get(metric))
+    ]
+    if not found:
+        return NOTHING
+    best = min if metric in LOWER_IS_BETTER else max
+    figure, number = best(found, key=lambda pair: pair[0])
+    return f"{format_figure(figure)} <small>round {number}</small>"
+
+
+def make_warnings(record: RunRecord) -> str:
+    """List the run's warnings."""
+    warnings = (record.results or {}).get("warnings", [])
+    if not warnings:
+        return ""
+    items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings[:MOST_ROWS])
+    return folded(format_count(len(warnings), "warning"), f'<ul class="warnings">{items}</ul>')
+
+
+def make_curves(record: RunRecord, collected: Charts) -> str:
+    """Draw every task's metric and losses over rounds."""
+    if not record.rounds:
+        return ""
+    parts = []
+    for name, task in record.experiment.tasks.items():
+        figures = [charts.metric_chart(record, name), charts.loss_chart(record, name)]
+        drawn = "".join(f"<div>{collected.figure(chart)}</div>" for chart in figures)
+        title = f"<header><h3>{escape(name)}</h3><span>{task.kind}</span></header>"
+        parts.append(card(title, f'<div class="charts">{drawn}</div>'))
+    return "".join(parts)
+
+
+def make_clients(record: RunRecord, collected: Charts) -> str:
+    """Draw the final test figures of all clients, with the numbers folded away."""
+    if record.results is None:
+        return card(note("The figures of every client come with the end of the run."))
+    tasks = record.experiment.tasks
+    drawn = side_by_side(collected.figure(charts.clients_chart(record, task)) for task in tasks)
+    return f"{drawn}\n{make_client_table(record)}"
+
+
+def make_client_table(record: RunRecord) -> str:
+    """Write the numbers behind the charts of clients."""
+    clients: Figures = (record.results or {})["clients"]
+    tasks = record.experiment.tasks
+    by_task = {task: charts.client_figures(record, task, "test") for task in tasks}
+    rows = [
+        [
+            escape(name),
+            *(f"{clients[name]['examples'][s]:,}" for s in ("train", "validation", "test")),
+            *(format_figure(by_task[task].get(name)) for task in tasks),
+        ]
+        for name in list(clients)[:MOST_ROWS]
+    ]
+    headings = ["client", "train rows", "validation rows", "test rows"]
+    headings += [f"{name}: {task.metric_name}" for name, task in tasks.items()]
+    rest = len(clients) - len(rows)
+    more = note(f"{format_count(rest, 'more client')} in results.json.") if rest else ""
+    return folded("Test figures of every client", table(headings, rows) + more)
+
+
+def make_weights(record: RunRecord, collected: Charts) -> str:
+    """Draw the task weights, or say that they never changed."""
+    if not record.rounds:
+        return ""
+    chart = charts.weights_chart(record)
+    if chart is not None:
+        return card(collected.figure(chart))
+    weights = record.rounds[-1]["weights"]
+    same = ", ".join(f"{task} {format_figure(weight)}" for task, weight in weights.items())
+    return card(note(f"The same in every round: {same}."))
+
+
+def make_cost(record: RunRecord, collected: Charts) -> str:
+    """Draw traffic and time per round."""
+    if not record.rounds:
+        return ""
+    return side_by_side(
+        collected.figure(chart(record)) for chart in (charts.traffic_chart, charts.time_chart)
+    )
+
+
+def make_participation(record: RunRecord, collected: Charts) -> str:
+    """Show who answered, and who was left out and why."""
+    if not record.rounds:
+        return ""
+    chart = charts.participation_chart(record)
+    if chart is None:
+        asked = sorted({line["clients"]["asked"] for line in record.rounds})
+        count = f"{asked[0]} to {asked[-1]:,} clients"
+        count = format_count(asked[0], "client") if len(asked) == 1 else count
+        return card(note(f"{count} asked per round, and all of them answered every time."))
+    times = Counter(
+        (name, reason)
+        for line in record.rounds
+        for name, reason in line["clients"]["left-out"].items()
+    )
+    rows = [
+        [escape(name), escape(reason), f"{count:,}"]
+        for (name, reason), count in times.most_common(MOST_ROWS)
+    ]
+    left_out = card(table(["left out", "reason", "rounds"], rows, words=2)) if rows else ""
+    return card(collected.figure(chart)) + left_out
+
+
+def make_origin(record: RunRecord) -> str:
+    """Fold away what the run depends on: the experiment and the versions."""
+    versions = record.environment.get("versions", {})
+    machine = record.environment.get("machine", {})
+    rows = [[escape(str(k)), escape(str(v))] for k, v in {**versions, **machine}.items()]
+    experiment = f"<pre>{escape(record.experiment_toml)}</pre>"
+    environment = folded("Versions and machine", table(["what", "value"], rows, words=2))
+    return folded("Experiment, resolved", experiment) + (environment if rows else "")
+
+
+def count_clients(record: RunRecord) -> str:
+    """Count the clients that a run has, or that its rounds asked."""
+    if record.results:
+        return f"{len(record.results['clients']):,}"
+    asked = max((line["clients"]["asked"] for line in record.rounds), default=0)
+    return f"{asked:,} per round"

@@ -1,0 +1,104 @@
+"""A run folder read back, finished or not: what the report and other readers need of it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import CheckpointError
+from common.experiment import Experiment
+from common.experiment_file import load_experiment
+
+Figures = dict[str, Any]  # as in metrics.jsonl and results.json
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run folder says.
+
+    Attributes:
+        path: the folder.
+        experiment: the resolved experiment.
+        experiment_toml: the same, as it stands in the file.
+        environment: versions, seed, machine; {} where the file is missing.
+        rounds: the lines of metrics.jsonl.
+        results: the content of results.json, or None where the run did not end.
+    """
+
+    path: Path
+    experiment: Experiment
+    experiment_toml: str
+    environment: Figures
+    rounds: list[Figures]
+    results: Figures | None
+
+    @property
+    def evaluations(self) -> list[Figures]:
+        """The evaluations of trunks in the order of their rounds, that of the last one included."""
+        by_round = {
+            line["evaluation"]["trunk-round"]: line["evaluation"]
+            for line in self.rounds
+            if line["evaluation"]
+        }
+        if self.results:
+            by_round[self.results["final"]["trunk-round"]] = self.results["final"]
+        return [by_round[number] for number in sorted(by_round)]
+
+    @property
+    def final(self) -> Figures | None:
+        """The evaluation of the last trunk; of an unfinished run, the latest there is."""
+        evaluations = self.evaluations
+        return evaluations[-1] if evaluations else None
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run folder.
+
+    Raises:
+        CheckpointError: it is none, or one of its files cannot be read.
+        ConfigError: its experiment does not fit this version's schema.
+    """
+    experiment_file = path / "experiment.toml"
+    if not experiment_file.is_file():
+        raise CheckpointError(f"{path} is no run folder: it has no experiment.toml.")
+    return RunRecord(
+        path=path,
+        experiment=load_experiment(str(experiment_file)),
+        experiment_toml=experiment_file.read_text(encoding="utf-8"),
+        environment=_read_json(path / "environment.json") or {},
+        rounds=read_rounds(path / "metrics.jsonl"),
+        results=_read_json(path / "results.json"),
+    )
+
+
+def read_rounds(path: Path) -> list[Figures]:
+    """Read metrics.jsonl; a last line that was torn by a crash is passed over.
+
+    Raises:
+        CheckpointError: another line is no JSON.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rounds = []
+    for number, text in enumerate(lines, start=1):
+        try:
+            rounds.append(json.loads(text))
+        except ValueError as error:
+            if number < len(lines):
+                raise CheckpointError(f"{path}, line {number} is no JSON: {error}.") from error
+    return rounds
+
+
+def task_figures(evaluation: Figures | None, split: str, task: str) -> Figures:
+    """Take one task's figures on one split out of an evaluation; {} where there are none."""
+    figures: Figures = ((evaluation or {}).get(split) or {}).get("tasks", {}).get(task, {})
+    return figures
+
+
+def _read_json(path: Path) -> Figures | None:
+    if not path.is_file():
+        return None
+    try:
+        content: Figures = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+    return content
