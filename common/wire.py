@@ -5,15 +5,17 @@ server -> client, train or evaluate: trunk arrays and an instruction.
 client -> server: trunk arrays (train only), sums and counts per split and task, example counts.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from common.dataset import SPLITS
+from common.lazy_array import LazyArray
 from common.metrics import Sums
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # keys of a message's records
@@ -71,12 +73,12 @@ class Instruction:
 
 
 def pack_arrays(arrays: Mapping[str, FloatArray]) -> ArrayRecord:
-    """Pack named arrays; order is kept."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(a)) for name, a in arrays.items()})
+    """Pack named arrays; order is kept. They are not copied and must not change afterwards."""
+    return ArrayRecord({name: LazyArray(array) for name, array in arrays.items()})
 
 
 def unpack_arrays(record: ArrayRecord) -> dict[str, FloatArray]:
-    """Unpack named arrays."""
+    """Unpack named arrays; they may be read-only."""
     return {name: array.numpy() for name, array in record.items()}
 
 
@@ -112,7 +114,11 @@ def refusal(message: Message, reason: str) -> Message:
 
 def size_bytes(content: RecordDict) -> int:
     """Count the payload of a message: arrays, text and numbers, without Flower's framing."""
-    total = sum(len(a.data) for record in content.array_records.values() for a in record.values())
+    total = sum(
+        np.dtype(array.dtype).itemsize * math.prod(array.shape)
+        for record in content.array_records.values()
+        for array in record.values()
+    )
     for config in content.config_records.values():
         total += sum(_value_bytes(value) for value in config.values())
     for metrics in content.metric_records.values():
