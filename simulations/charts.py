@@ -65,7 +65,7 @@ def metric_chart(record: RunRecord, task: str) -> Chart:
                 **edge,
                 "fill": "tonexty",
                 "fillcolor": "$c0-soft",
-                "name": "clients, 10th to 90th percentile",
+                "name": "clients, p10 to p90",
             },
             curve("all rows", [x for x, _, _ in points], [y for _, y, _ in points], "$c0"),
         ],
@@ -129,7 +129,7 @@ def clients_chart(record: RunRecord, task: str) -> Chart | None:
         traces=[dots],
         layout={**layout, **reference_line(overall, along), "hovermode": "closest"},
         height=90 + 24 * len(ordered) if few else HEIGHT,
-        note=f"Dashed: all rows together, {format_figure(overall)}. One dot is one client.",
+        note=f"A dot is a client; the dashed line is the federation, {format_figure(overall)}.",
     )
 
 

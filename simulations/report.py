@@ -78,6 +78,7 @@ def make_header(record: RunRecord) -> str:
         for key in ("sent-bytes", "received-bytes")
     ]
     facts = {
+        "data": experiment.data.source,
         "engine": record.environment.get("engine", NOTHING),
         "seed": experiment.seed,
         "rounds": f"{last['round'] if last else 0} of {experiment.federation.rounds}",
@@ -109,8 +110,7 @@ def make_result(record: RunRecord) -> str:
         spread = (test or validation).get("spread") or {}
         rows.append(
             [
-                escape(name),
-                task.kind,
+                f"{escape(name)} <small>{task.kind}</small>",
                 f"{metric} {direction(metric)}",
                 format_figure(validation.get(metric)),
                 f"<strong>{format_figure(test.get(metric))}</strong>",
@@ -120,7 +120,7 @@ def make_result(record: RunRecord) -> str:
                 f"{test.get('examples', 0):,}",
             ]
         )
-    headings = ["task", "kind", "metric", "validation", "test", "best validation", "median client"]
+    headings = ["task", "metric", "validation", "test", "best validation", "median client"]
     headings += ["clients, p10 to p90", "test rows"]
     about = (
         f"Figures of the trunk after round {record.final['trunk-round']}, on "
@@ -130,7 +130,7 @@ def make_result(record: RunRecord) -> str:
     best = (record.results or {}).get("best")
     if best:
         about += f" The lowest validation loss was that of round {best['trunk-round']}."
-    return card(table(headings, rows, words=3)) + note(about) + make_warnings(record)
+    return card(table(headings, rows, words=2)) + note(about) + make_warnings(record)
 
 
 def describe_best(record: RunRecord, task: str) -> str:

@@ -1,4 +1,4 @@
-"""The end of a run on the terminal: a table of figures per task, and what the run cost."""
+"""Results on the terminal: a run's figures per task and its cost; a comparison's contenders."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -56,6 +56,36 @@ def print_summary(experiment: Experiment, results: Mapping[str, Any], console: C
         highlight=False,
     )
     _print_warnings(results.get("warnings", []), console)
+
+
+def print_comparison(comparison: Mapping[str, Any], console: Console) -> None:
+    """Print what `simulations.compare.compare` found: a row per contender, a column per task."""
+    seeds, metrics = comparison["seeds"], comparison["metrics"]
+    table = Table(title=f"{comparison['experiment']}: test figures")
+    table.add_column("trained")
+    for task, metric in metrics.items():
+        table.add_column(f"{task}\n{metric} {direction(metric)}", justify="right")
+    table.add_column("Delta-m\n% ↑", justify="right")
+    for name, contender in comparison["contenders"].items():
+        figures = [describe_seeds(contender["tasks"][task], len(seeds)) for task in metrics]
+        gain = contender["delta-m"]
+        table.add_row(name, *figures, f"{gain['mean']:+.1f} ± {gain['deviation']:.1f}")
+    console.print(table)
+    console.print(
+        f"Mean ± sample standard deviation over {format_count(len(seeds), 'seed')}; Delta-m is the "
+        "mean relative gain over single-task local training.",
+        highlight=False,
+    )
+
+
+def describe_seeds(figure: Mapping[str, Any], seeds: int) -> str:
+    """Write a figure with its deviation over seeds.
+
+    >>> describe_seeds({"mean": 0.91234, "deviation": 0.0123}, 3)
+    '0.9123 ± 0.01230'
+    """
+    mean = format_figure(figure["mean"])
+    return mean if seeds == 1 else f"{mean} ± {format_figure(figure['deviation'])}"
 
 
 def describe_spread(figures: Mapping[str, Any]) -> str:

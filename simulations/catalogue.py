@@ -1,0 +1,160 @@
+"""What there is to choose, each with a line and its paper: the table behind `fedmtl list`."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from common.errors import ConfigError
+from common.experiment_file import known_experiments
+from common.experiment_problems import suggest
+from common.sources.registry import SOURCES
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice: what it is in a line, and where it is described."""
+
+    line: str
+    paper: str = ""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Choices of one kind.
+
+    Attributes:
+        setting: where to choose; the key of an experiment file, or an option.
+        choices: name -> choice.
+    """
+
+    setting: str
+    choices: Mapping[str, Choice]
+
+
+MCMAHAN = "McMahan et al., Communication-efficient learning of deep networks, AISTATS 2017"
+
+TASK_KINDS = {
+    "multiclass": Choice("one of several classes per row; cross-entropy"),
+    "binary": Choice("yes or no; cross-entropy on one logit"),
+    "multilabel": Choice("several yes-or-no labels per row; mean cross-entropy over the labels"),
+    "regression": Choice("one or several numbers; mean squared error"),
+}
+METRICS = {
+    "accuracy": Choice("share of right decisions; higher is better"),
+    "f1": Choice("harmonic mean of precision and recall, averaged over classes; higher is better"),
+    "auroc": Choice("area under the ROC curve, averaged over clients; higher is better"),
+    "mse": Choice("mean squared error; lower is better"),
+    "rmse": Choice("its root, in the target's unit; lower is better"),
+    "mae": Choice("mean absolute error, in the target's unit; lower is better"),
+    "r2": Choice("share of the target's variance that is explained; higher is better"),
+}
+ENGINES = {
+    "loopback": Choice("one process, clients one after another; starts at once"),
+    "flower": Choice("Flower's Simulation Runtime on Ray: many cores, several GPUs, a cluster"),
+}
+PARTITIONS = {
+    "iid": Choice("rows shuffled and dealt evenly"),
+    "dirichlet": Choice(
+        "class shares per client drawn with concentration alpha",
+        "Hsu et al., Measuring the effects of non-identical data distribution, 2019",
+    ),
+    "pathological": Choice("every client holds rows of a few classes only", MCMAHAN),
+    "natural": Choice("a column names the client"),
+}
+TASK_SKEWS = {
+    "none": Choice("every client holds all tasks"),
+    "rotate": Choice("client i holds the tasks from the i-th on"),
+    "random": Choice("every client's tasks are a seeded draw"),
+}
+ARCHITECTURES = {
+    "mlp": Choice("fully connected layers over all inputs"),
+    "cnn": Choice("3x3 convolutions with 2x2 max pooling per image, then fully connected layers"),
+}
+WEIGHTINGS = {
+    "equal": Choice("every task counts alike"),
+    "manual": Choice("each task's own weight"),
+}
+OPTIMISERS = {
+    "sgd": Choice("stochastic gradient descent, with momentum if set"),
+    "adam": Choice("adaptive moments", "Kingma & Ba, Adam, ICLR 2015"),
+    "adamw": Choice(
+        "Adam with decoupled weight decay",
+        "Loshchilov & Hutter, Decoupled weight decay regularization, ICLR 2019",
+    ),
+}
+ALGORITHMS = {
+    "joint": Choice(
+        "the trunk is shared, heads stay home, both are trained together (FedPer)",
+        "Arivazhagan et al., Federated learning with personalization layers, 2019",
+    ),
+    "whole-model": Choice("heads are averaged too (FedAvg)", MCMAHAN),
+}
+STRATEGIES = {"fedavg": Choice("the mean of the clients' trunks, weighted by examples", MCMAHAN)}
+
+
+def catalogue() -> dict[str, Heading]:
+    """Collect all choices, those of experiments and sources from where they are defined."""
+    return {
+        "experiments": Heading("EXPERIMENT", _experiments()),
+        "sources": Heading(
+            "data.source", {n: Choice(s.summary, s.citation) for n, s in SOURCES.items()}
+        ),
+        "task-kinds": Heading("tasks.NAME.kind", TASK_KINDS),
+        "metrics": Heading("tasks.NAME.metric", METRICS),
+        "engines": Heading("--engine", ENGINES),
+        "partitions": Heading("partition.kind", PARTITIONS),
+        "task-skews": Heading("partition.task-skew", TASK_SKEWS),
+        "architectures": Heading("trunk.architecture", ARCHITECTURES),
+        "weightings": Heading("loss.weighting", WEIGHTINGS),
+        "optimisers": Heading("training.optimiser", OPTIMISERS),
+        "algorithms": Heading("federation.algorithm", ALGORITHMS),
+        "strategies": Heading("federation.strategy", STRATEGIES),
+    }
+
+
+def select(headings: Mapping[str, Heading], what: str) -> dict[str, Heading]:
+    """Take one heading, or all where none is named.
+
+    Raises:
+        ConfigError: there is no such heading.
+    """
+    if not what:
+        return dict(headings)
+    if what not in headings:
+        raise ConfigError(
+            f"There is nothing to list under '{what}'.{suggest(what, list(headings))} "
+            f"Known: {', '.join(headings)}."
+        )
+    return {what: headings[what]}
+
+
+def to_json(headings: Mapping[str, Heading]) -> dict[str, Any]:
+    """Write headings and choices as plain tables."""
+    return {name: asdict(heading) for name, heading in headings.items()}
+
+
+def print_catalogue(headings: Mapping[str, Heading], console: Console) -> None:
+    """Print headings with their choices."""
+    for name, heading in headings.items():
+        console.print(f"[bold]{name}[/bold]  [dim]{escape(heading.setting)}[/dim]", highlight=False)
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 2), highlight=False)
+        table.add_column(style="cyan", no_wrap=True)
+        for key, choice in heading.choices.items():
+            paper = f"\n[dim]{escape(choice.paper)}[/dim]" if choice.paper else ""
+            table.add_row(key, escape(choice.line) + paper)
+        console.print(table)
+        console.print()
+
+
+def _experiments() -> dict[str, Choice]:
+    """Read the description of every known experiment, without validating the rest."""
+    described = {
+        name: tomllib.loads(path.read_text(encoding="utf-8")).get("description", "")
+        for name, path in known_experiments().items()
+    }
+    return {name: Choice(" ".join(text.split())) for name, text in described.items()}

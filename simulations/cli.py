@@ -1,0 +1,291 @@
+"""The `fedmtl` command: simulate, compare, check, report, list.
+
+What a command needs is imported inside it, so that `fedmtl --help` answers without PyTorch.
+"""
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from common.errors import CheckpointError, ConfigError, FedMTLError
+
+if TYPE_CHECKING:
+    from common.experiment import Experiment
+
+app = typer.Typer(
+    help="Federated multi-task learning: a shared trunk, task heads that stay with the clients.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
+DEFAULT_EXPERIMENT, DEFAULT_ENGINE = "digits", "loopback"
+# What a resumed run may change: settings that its fingerprint leaves out.
+CHANGEABLE = ("federation.rounds", "federation.round-timeout-s", "training.device", "data.path")
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT", help="A known experiment (default: digits), or a TOML file."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Folder or file with the raw data; overrides data.path."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder to write; default: a new one in runs/.")
+]
+
+
+@contextmanager
+def told_in_lines() -> Iterator[None]:
+    """Print an error of the user's input as lines on stderr and exit with 2."""
+    try:
+        yield
+    except FedMTLError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"error: {line}", err=True)
+        raise typer.Exit(BAD_INPUT) from None
+
+
+@app.callback()
+def prepare() -> None:
+    """Make output possible on terminals and pipes that lack a character."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+@app.command()
+def simulate(
+    experiment: Name = "",
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="loopback (default) or flower; see `fedmtl list`.")
+    ] = "",
+    data: Data = None,
+    seed: Annotated[int | None, typer.Option(help="Overrides the experiment's seed.")] = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on with this interrupted run.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, warnings only.")
+    ] = False,
+) -> None:
+    """Train a whole federation on this machine; EXPERIMENT is `digits` unless named."""
+    with told_in_lines():
+        overrides = overrides or []
+        if resume is not None:
+            if experiment or seed is not None or out is not None or engine:
+                raise ConfigError(
+                    "--resume goes on with the run's own experiment, seed, engine and folder; "
+                    "give only --data or --set with it."
+                )
+            settings, engine = read_interrupted(resume, overrides, data)
+            out = resume
+        else:
+            settings = load(experiment or DEFAULT_EXPERIMENT, overrides, data, seed)
+            engine = engine or DEFAULT_ENGINE
+            check_engine(engine)
+            out = out or new_folder(settings.name)
+        run(settings, engine, out, resume=resume is not None, as_json=as_json, quiet=quiet)
+
+
+@app.command()
+def compare(
+    experiment: Name = DEFAULT_EXPERIMENT,
+    seeds: Annotated[int, typer.Option(min=1, help="Repeat with seeds 0 to N-1.")] = 3,
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds compared at a time.")] = 1,
+    data: Data = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Does federating help? Train locally, federated and centralised on the same splits."""
+    with told_in_lines():
+        settings = load(experiment, overrides or [], data)
+        out = out or new_folder(f"compare-{settings.name}")
+        from rich.console import Console
+
+        from simulations.compare import compare as compare_all
+        from simulations.summary import print_comparison
+
+        logging.getLogger("flwr").setLevel(logging.WARNING)
+        with Console(stderr=True).status(f"comparing on {settings.name}, {seeds} seeds ..."):
+            comparison = compare_all(settings, range(seeds), out, jobs=jobs)
+        if as_json:
+            print_json(comparison)
+        else:
+            print_comparison(comparison, Console())
+
+
+@app.command()
+def check(
+    experiment: Name = DEFAULT_EXPERIMENT,
+    data: Data = None,
+    overrides: Overrides = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of experiment files instead.")
+    ] = False,
+) -> None:
+    """Validate an experiment and every client's data, without training."""
+    with told_in_lines():
+        if schema:
+            from common.experiment_file import json_schema
+
+            print_json(json_schema())
+            return
+        settings = load(experiment, overrides or [], data)
+        from rich.console import Console
+
+        from simulations.check import check_clients, print_check
+
+        print_check(settings, check_clients(settings), Console())
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+) -> None:
+    """Write a run's report, one HTML page that needs no network."""
+    with told_in_lines():
+        from simulations.report import write_report
+
+        typer.echo(write_report(run_folder))
+
+
+@app.command("list")
+def list_choices(
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="One heading, such as metrics; default: all.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Name what there is to choose, each with a line and its paper."""
+    with told_in_lines():
+        from rich.console import Console
+
+        from simulations.catalogue import catalogue, print_catalogue, select, to_json
+
+        chosen = select(catalogue(), what)
+        if as_json:
+            print_json(to_json(chosen))
+        else:
+            print_catalogue(chosen, Console())
+
+
+def run(
+    experiment: "Experiment",
+    engine: str,
+    out: Path,
+    *,
+    resume: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Simulate with progress on stderr; then the report, and the figures on stdout.
+
+    Raises:
+        FedMTLError: the settings, the data or the run folder cannot be used.
+        typer.Exit: interrupted; the run can be resumed.
+    """
+    from rich.console import Console
+
+    from simulations.live import show_progress
+    from simulations.summary import print_summary
+
+    try:
+        with show_progress(experiment, Console(stderr=True), quiet=quiet) as listener:
+            from simulations.simulate import simulate as simulate_rounds
+
+            results = simulate_rounds(
+                experiment, engine=engine, out=out, resume=resume, listener=listener.on_round
+            )
+        from simulations.report import write_report
+
+        page = write_report(out)
+    except KeyboardInterrupt:
+        typer.echo(f"\n{how_to_resume(out)}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print_json({"run": str(out), "report": str(page), **results})
+    else:
+        print_summary(experiment, results, Console())
+        typer.echo(f"run folder: {out}\nreport: {page}")
+
+
+def load(
+    experiment: str, overrides: Sequence[str], data: str | None, seed: int | None = None
+) -> "Experiment":
+    """Read an experiment with what the command line overrides."""
+    from common.experiment_file import load_experiment
+
+    return load_experiment(experiment, overrides, seed=seed, data_path=data)
+
+
+def read_interrupted(
+    folder: Path, overrides: Sequence[str], data: str | None
+) -> tuple["Experiment", str]:
+    """Read the experiment and the engine of a run that is to go on.
+
+    Raises:
+        CheckpointError: this is no run folder.
+        ConfigError: an override would make it another experiment.
+    """
+    for override in overrides:
+        if override.partition("=")[0].strip() not in CHANGEABLE:
+            raise ConfigError(
+                f"With --resume, --set may change only {', '.join(CHANGEABLE)}, got '{override}'."
+            )
+    if not (folder / "experiment.toml").is_file():
+        raise CheckpointError(f"{folder} is no run folder: it has no experiment.toml.")
+    try:
+        environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        engine = str(environment["engine"])
+    except (OSError, ValueError, KeyError, TypeError):
+        engine = DEFAULT_ENGINE
+    return load(str(folder / "experiment.toml"), overrides, data), engine
+
+
+def check_engine(engine: str) -> None:
+    """Refuse an engine that does not exist."""
+    from simulations.catalogue import ENGINES
+
+    if engine not in ENGINES:
+        raise ConfigError(f"--engine must be one of {', '.join(ENGINES)}, got '{engine}'.")
+
+
+def new_folder(name: str) -> Path:
+    """Name a run folder after the experiment and the time."""
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def how_to_resume(folder: Path) -> str:
+    """Say what to do with an interrupted run."""
+    if (folder / "checkpoint" / "checkpoint.json").exists():
+        return f"Interrupted. Go on with: fedmtl simulate --resume {shlex.quote(str(folder))}"
+    return "Interrupted before the first round was saved; there is nothing to resume."
+
+
+def print_json(content: Any) -> None:
+    """Print JSON on stdout; a figure that does not exist is null."""
+    from simulations.formats import without_gaps
+
+    typer.echo(json.dumps(without_gaps(content), indent=2, ensure_ascii=False))
