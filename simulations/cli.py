@@ -89,7 +89,10 @@ def simulate(
         bool, typer.Option("--quiet", "-q", help="No progress, warnings only.")
     ] = False,
 ) -> None:
-    """Train a whole federation on this machine; EXPERIMENT is `digits` unless named."""
+    """Train a whole federation on this machine.
+
+    EXPERIMENT is a known one (`fedmtl list experiments`; digits unless named) or a TOML file.
+    """
     with told_in_lines():
         overrides = overrides or []
         if resume is not None:
@@ -118,7 +121,10 @@ def compare(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Does federating help? Train locally, federated and centralised on the same splits."""
+    """Does federating help? Train locally, federated and centralised on the same splits.
+
+    EXPERIMENT is a known one (`fedmtl list experiments`; digits unless named) or a TOML file.
+    """
     with told_in_lines():
         settings = load(experiment, overrides or [], data)
         out = out or new_folder(f"compare-{settings.name}")
@@ -145,7 +151,10 @@ def check(
         bool, typer.Option("--schema", help="Print the JSON Schema of experiment files instead.")
     ] = False,
 ) -> None:
-    """Validate an experiment and every client's data, without training."""
+    """Validate an experiment and every client's data, without training.
+
+    EXPERIMENT is a known one (`fedmtl list experiments`; digits unless named) or a TOML file.
+    """
     with told_in_lines():
         if schema:
             from common.experiment_file import json_schema
@@ -164,7 +173,10 @@ def check(
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
 ) -> None:
-    """Write a run's report, one HTML page that needs no network."""
+    """Write a run's report, one HTML page that needs no network.
+
+    RUN is a run folder, finished or not.
+    """
     with told_in_lines():
         from simulations.report import write_report
 
@@ -178,7 +190,10 @@ def list_choices(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Name what there is to choose, each with a line and its paper."""
+    """Name what there is to choose, each with a line and its paper.
+
+    WHAT is one heading, such as metrics; all unless named.
+    """
     with told_in_lines():
         from rich.console import Console
 
