@@ -1,1 +1,1 @@
-"""What both sides of the federation share: experiment, data, tasks, model, losses, metrics, wire."""
+"""What both sides share: experiment, data, tasks, model, losses, metrics, wire."""

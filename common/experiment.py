@@ -59,7 +59,7 @@ class Data(Settings):
         description="random: seeded shuffle; ordered: by split-column, the last rows are the test; "
         "column: split-column says train, validation or test.",
     )
-    split_column: str = ""
+    split_column: str = Field("", description="The column for split 'ordered' or 'column'.")
     stratify: str = Field("", description="A task whose classes every random split keeps in share.")
     min_rows: int = Field(2, ge=2, description="A client with fewer rows is unusable.")
     unusable: Literal["refuse", "leave-out"] = Field(
@@ -88,7 +88,7 @@ class Data(Settings):
 class Input(Settings):
     """One named input: some columns of the client's table, or one column that holds images."""
 
-    kind: InputKind = "numeric"
+    kind: InputKind = Field("numeric", description="What the columns hold.")
     columns: Names = Field(
         min_length=1, description="Column names; `*` and `?` match as in a shell."
     )
@@ -131,7 +131,7 @@ class Input(Settings):
 class Task(Settings):
     """One task: its kind, its target column, its weight in the loss, its metric, its head."""
 
-    kind: TaskKind
+    kind: TaskKind = Field(description="Decides loss, outputs and metrics.")
     target: str | Names = Field(
         "",
         description="Target column, or several (multilabel, regression); default: the task's name.",
@@ -190,7 +190,9 @@ class Task(Settings):
 class Trunk(Settings):
     """The shared part of the model."""
 
-    architecture: Literal["mlp", "cnn"] = "mlp"
+    architecture: Literal["mlp", "cnn"] = Field(
+        "mlp", description="mlp: flatten all inputs; cnn: convolutions over every image input."
+    )
     widths: Sizes = Field(
         (64, 64),
         description="Fully connected layers; empty hands the inputs straight to the heads.",
@@ -198,30 +200,42 @@ class Trunk(Settings):
     channels: Sizes = Field(
         (16, 32), description="CNN: 3x3 convolutions, each followed by 2x2 max."
     )
-    activation: Literal["relu", "gelu", "tanh", "none"] = "relu"
-    norm: Literal["none", "layer"] = "none"
-    dropout: Fraction = 0.0
+    activation: Literal["relu", "gelu", "tanh", "none"] = Field(
+        "relu", description="After every layer; none makes the trunk linear."
+    )
+    norm: Literal["none", "layer"] = Field(
+        "none", description="layer: layer normalisation after every fully connected layer."
+    )
+    dropout: Fraction = Field(0.0, description="Rate after every fully connected layer.")
 
 
 class Loss(Settings):
     """How the task losses become one: ``L = sum_t w_t * L_t`` over labelled rows."""
 
-    weighting: Literal["equal", "manual"] = "equal"
+    weighting: Literal["equal", "manual"] = Field(
+        "equal", description="equal: every w_t is 1; manual: the tasks' own weights."
+    )
 
 
 class Training(Settings):
     """What a client does with a trunk it received."""
 
     epochs: int = Field(1, ge=1, description="Passes over the client's training rows per round.")
-    batch_size: int = Field(16, ge=1)
-    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: Finite = Field(0.05, gt=0)
+    batch_size: int = Field(16, ge=1, description="Rows per step; the last batch may be smaller.")
+    optimiser: Literal["sgd", "adam", "adamw"] = Field(
+        "sgd", description="Its state lives for one round."
+    )
+    lr: Finite = Field(0.05, gt=0, description="Learning rate.")
     momentum: Finite = Field(0.0, ge=0, lt=1, description="SGD only.")
-    weight_decay: Finite = Field(0.0, ge=0)
+    weight_decay: Finite = Field(0.0, ge=0, description="adamw: decoupled; else an L2 term.")
     balance: Literal["tasks", "none"] = Field(
         "tasks", description="tasks: every batch holds each task's labelled rows in equal share."
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto, cpu, mps, cuda or cuda:N; auto takes a GPU where there is one.",
+    )
     threads: int = Field(1, ge=1, description="CPU threads of one worker; small models want one.")
 
     @model_validator(mode="after")
@@ -234,17 +248,23 @@ class Training(Settings):
 class Federation(Settings):
     """Rounds, who takes part, and how the server combines what it gets."""
 
-    rounds: int = Field(20, ge=1)
-    clients_per_round: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
+    rounds: int = Field(20, ge=1, description="Rounds; a resumed run may be given more.")
+    clients_per_round: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        "all", description="How many are drawn each round, by the seed."
+    )
     min_clients: int = Field(1, ge=1, description="Wait until so many clients are connected.")
     algorithm: Literal["joint", "whole-model"] = Field(
         "joint",
         description="joint: trunk shared, heads stay home, both trained together (FedPer); "
         "whole-model: heads are averaged too (FedAvg).",
     )
-    strategy: Literal["fedavg"] = "fedavg"
-    weight_by: Literal["examples", "uniform"] = "examples"
-    round_timeout_s: Finite = Field(3600.0, gt=0)
+    strategy: Literal["fedavg"] = Field("fedavg", description="How trunks become the next trunk.")
+    weight_by: Literal["examples", "uniform"] = Field(
+        "examples", description="A client's weight in the mean: its training rows, or 1."
+    )
+    round_timeout_s: Finite = Field(
+        3600.0, gt=0, description="Seconds to wait for a round's replies; then without the rest."
+    )
 
 
 class Evaluation(Settings):
@@ -272,17 +292,17 @@ PartitionKind = Literal["iid", "dirichlet", "pathological", "natural"]
 class Partition(Settings):
     """Simulation only: how one table becomes many clients, and who holds which tasks."""
 
-    kind: PartitionKind = "iid"
+    kind: PartitionKind = Field("iid", description="How rows are dealt out.")
     clients: int = Field(10, ge=1, description="Number of clients; `natural` takes its own.")
     by: str = Field("", description="Column: class for dirichlet and pathological, id for natural.")
     alpha: Finite = Field(0.5, gt=0, description="dirichlet: small is unlike, large is alike.")
-    classes_per_client: int = Field(2, ge=1, description="pathological.")
+    classes_per_client: int = Field(2, ge=1, description="pathological: classes a client sees.")
     task_skew: Literal["none", "rotate", "random"] = Field(
         "none",
         description="none: every client holds all tasks; rotate: client i holds the "
         "tasks-per-client tasks from the i-th on; random: a seeded draw.",
     )
-    tasks_per_client: int = Field(1, ge=1)
+    tasks_per_client: int = Field(1, ge=1, description="For task-skew rotate or random.")
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
@@ -294,9 +314,12 @@ class Partition(Settings):
 class Experiment(Settings):
     """One experiment; see the module's docstring."""
 
-    name: str = Field(pattern=rf"^{NAME_PATTERN.pattern}$")
-    description: str = ""
-    seed: int = Field(0, ge=0)
+    name: str = Field(
+        pattern=rf"^{NAME_PATTERN.pattern}$",
+        description="Names run folders; letters, digits, . _ -",
+    )
+    description: str = Field("", description="For people.")
+    seed: int = Field(0, ge=0, description="All randomness derives from it.")
     data: Data
     inputs: dict[str, Input] = Field(min_length=1)
     tasks: dict[str, Task] = Field(min_length=1)
@@ -323,7 +346,8 @@ class Experiment(Settings):
             )
         if self.data.stratify and self.data.stratify not in self.tasks:
             raise ValueError(
-                f"data.stratify must name a task ({', '.join(self.tasks)}), got '{self.data.stratify}'"
+                f"data.stratify must name a task ({', '.join(self.tasks)}), "
+                f"got '{self.data.stratify}'"
             )
         if self.data.stratify and self.tasks[self.data.stratify].kind not in (
             "multiclass",
@@ -334,12 +358,12 @@ class Experiment(Settings):
             i.kind for i in self.inputs.values()
         }:
             raise ValueError("trunk.architecture 'cnn' needs an input of kind 'image'; use 'mlp'")
-        if self.partition and self.partition.task_skew != "none":
-            if self.partition.tasks_per_client > len(self.tasks):
-                raise ValueError(
-                    f"partition.tasks-per-client must be at most {len(self.tasks)}, the number of "
-                    f"tasks, got {self.partition.tasks_per_client}"
-                )
+        skewed = self.partition is not None and self.partition.task_skew != "none"
+        if self.partition and skewed and self.partition.tasks_per_client > len(self.tasks):
+            raise ValueError(
+                f"partition.tasks-per-client must be at most {len(self.tasks)}, the number of "
+                f"tasks, got {self.partition.tasks_per_client}"
+            )
         return self
 
     def task_weights(self) -> dict[str, float]:

@@ -20,20 +20,24 @@ class LazyArray(Array):
 
     def __init__(self, values: NDArray[Any]) -> None:
         # Flower's constructor is passed over on purpose: it would serialise.
-        self.values = values.view()
-        self.values.flags.writeable = False
-        self.dtype, self.shape, self.stype = values.dtype.name, values.shape, SERIALISATION
+        held = values.view()
+        held.flags.writeable = False
+        # Past Flower's __setattr__, which would look for serialised bytes to invalidate.
+        self.__dict__.update(
+            values=held, dtype=values.dtype.name, shape=values.shape, stype=SERIALISATION
+        )
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
         """The array in NPY format, made anew at each call."""
         buffer = BytesIO()
-        np.save(buffer, self.values, allow_pickle=False)
+        np.save(buffer, self.numpy(), allow_pickle=False)
         return buffer.getvalue()
 
     def numpy(self) -> NDArray[Any]:
         """The array itself, read-only."""
-        return self.values
+        values: NDArray[Any] = self.__dict__["values"]
+        return values
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Array, (self.dtype, self.shape, self.stype, self.data)

@@ -57,7 +57,7 @@ def sample_names(names: list[str], count: int, seed: int, *stream: str | int) ->
 
 
 def permutation_keys(stream_keys: UInt64Array, length: int) -> UInt64Array:
-    """Hash every position of every stream: [K] keys -> [K, length]; sort a row for a permutation."""
+    """Hash every position of every stream, [K] -> [K, length]; sort a row for a permutation."""
     steps = np.arange(1, length + 1, dtype=np.uint64) * _GOLDEN  # wraps, as it should
     mixed = stream_keys[:, None] + steps[None, :]
     mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX_1

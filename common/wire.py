@@ -74,7 +74,10 @@ class Instruction:
 
 def pack_arrays(arrays: Mapping[str, FloatArray]) -> ArrayRecord:
     """Pack named arrays; order is kept. They are not copied and must not change afterwards."""
-    return ArrayRecord({name: LazyArray(array) for name, array in arrays.items()})
+    record = ArrayRecord()  # its constructor would serialise what it is given
+    for name, array in arrays.items():
+        record[name] = LazyArray(array)
+    return record
 
 
 def unpack_arrays(record: ArrayRecord) -> dict[str, FloatArray]:

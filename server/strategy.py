@@ -21,7 +21,7 @@ from common.experiment import Experiment
 from common.metrics import METRICS
 from common.model import output_width
 from common.seeding import sample_names
-from common.wire import ARRAYS, CONFIG, EXAMPLES, SplitSums, unpack_sums
+from common.wire import ARRAYS, CONFIG, EXAMPLES, SplitSums, pack_arrays, unpack_sums
 from common.wire import METRICS as METRICS_KEY
 from server.roster import Roster
 
@@ -101,10 +101,9 @@ class TrunkStrategy(Strategy):
             return None, None
         # Averaging turns integer arrays into float64; the next round needs the trunk's own types.
         restored = {
-            name: Array(arrays[name].numpy().astype(self.dtypes[name], copy=False))
-            for name in self.shapes
+            name: arrays[name].numpy().astype(self.dtypes[name], copy=False) for name in self.shapes
         }
-        return ArrayRecord(restored), None
+        return pack_arrays(restored), None
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

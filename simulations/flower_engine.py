@@ -10,7 +10,7 @@ import os
 import warnings
 from typing import Any
 
-from flwr.app import Context
+from flwr.app import ConfigRecordValues, Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.clients import open_clients
@@ -55,10 +55,7 @@ def run_flower(
             server_app,
             client_app,
             num_supernodes=len(open_clients(experiment).names),
-            backend_config={
-                "client_resources": client_resources(experiment),
-                "init_args": {"logging_level": "ERROR", "log_to_driver": False},
-            },
+            backend_config=backend_config(experiment),
         )
     if "error" in outcome:
         raise outcome["error"]
@@ -68,12 +65,14 @@ def run_flower(
     return results
 
 
-def client_resources(experiment: Experiment) -> dict[str, float]:
+def backend_config(experiment: Experiment) -> dict[str, dict[str, ConfigRecordValues]]:
     """Ask Ray for one core per thread of a client, and share the GPUs among the cores' clients."""
     import torch
 
-    threads = experiment.training.threads
+    threads, device = experiment.training.threads, experiment.training.device
     workers = max(1, (os.cpu_count() or 1) // threads)
-    wants_gpu = experiment.training.device in ("auto",) or "cuda" in experiment.training.device
-    gpus = torch.cuda.device_count() if wants_gpu else 0
-    return {"num_cpus": threads, "num_gpus": min(1.0, gpus / workers)}
+    gpus = torch.cuda.device_count() if device == "auto" or "cuda" in device else 0
+    return {
+        "client_resources": {"num_cpus": threads, "num_gpus": min(1.0, gpus / workers)},
+        "init_args": {"logging_level": "ERROR", "log_to_driver": False},
+    }

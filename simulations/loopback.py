@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
@@ -98,7 +98,7 @@ class LoopbackGrid(Grid):
         node_id = message.metadata.dst_node_id
         # The messages of a round share one content: a client gets records of its own. Arrays
         # are immutable bytes and need no copy.
-        content = RecordDict({key: self._copy(record) for key, record in message.content.items()})
+        content = RecordDict({key: record.copy() for key, record in message.content.items()})
         private = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
         try:
             return self.client_app(private, self.context(node_id))
@@ -149,9 +149,3 @@ class LoopbackGrid(Grid):
             state = self.context(FIRST_NODE + self.names.index(client)).state
             state[OWN] = pack_arrays(own.get(client, {}))
             state[INFO] = ConfigRecord({"round": int(number), "client": client})
-
-    @staticmethod
-    def _copy(record: object) -> ArrayRecord | ConfigRecord:
-        if isinstance(record, ArrayRecord):
-            return ArrayRecord(dict(record))
-        return type(record)(dict(record))  # type: ignore[call-overload, call-arg, no-any-return]

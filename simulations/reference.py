@@ -1,0 +1,98 @@
+"""The experiment file's reference, from its schema: ``python -m simulations.reference``.
+
+A test compares docs/experiments.md with this, so that the page cannot fall behind the code.
+"""
+
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from common.experiment import Experiment
+
+PREFACE = """# The experiment file
+
+One TOML file describes one experiment completely. `fedmtl check FILE` reports every problem of a
+file and its data at once; `fedmtl check --schema` prints the JSON schema for editors. Any key can
+be overridden: `--set training.lr=0.1`. This page is written by `python -m simulations.reference`.
+"""
+
+
+def type_name(annotation: Any) -> str:
+    """Spell a field's type as a person would.
+
+    >>> type_name(Literal["a", "b"])
+    "'a', 'b'"
+    >>> type_name(tuple[int, ...])
+    'list of whole numbers'
+    """
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_name(parts[0])
+    if origin is Literal:
+        return ", ".join(map(repr, parts))
+    if origin in (Union, UnionType):
+        return " or ".join(type_name(part) for part in parts if part is not type(None))
+    if origin is tuple:
+        return f"list of {type_name(parts[0])}".replace("number", "numbers")
+    return {int: "whole number", float: "number", str: "text", bool: "true or false"}.get(
+        annotation, str(annotation)
+    )
+
+
+def default_text(field: FieldInfo) -> str:
+    """Spell a field's default in TOML; a field without one is required."""
+    if field.default is PydanticUndefined:
+        return "required"
+    if field.default is None:
+        return ""
+    if isinstance(field.default, tuple):
+        return f"`{list(field.default)}`"
+    return (
+        f"`{field.default}`" if isinstance(field.default, (int, float)) else f'`"{field.default}"`'
+    )
+
+
+def table_of(model: type[BaseModel], heading: str) -> list[str]:
+    """Write one table of the file as a section with a row per key."""
+    lines = [f"## {heading}", "", (model.__doc__ or "").strip().splitlines()[0], ""]
+    lines += ["| key | what it is | default | meaning |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        key = field.alias or name
+        kind = type_name(field.annotation).replace("|", "\\|")
+        meaning = (field.description or "").replace("|", "\\|")
+        lines.append(f"| `{key}` | {kind} | {default_text(field)} | {meaning} |")
+    return [*lines, ""]
+
+
+def write_reference() -> str:
+    """Write the whole page."""
+    lines = [PREFACE]
+    top = {n: f for n, f in Experiment.model_fields.items() if not nested_model(f.annotation)}
+    lines += ["## At the top", "", "| key | what it is | default | meaning |", "|---|---|---|---|"]
+    for name, field in top.items():
+        lines.append(
+            f"| `{name}` | {type_name(field.annotation)} | {default_text(field)} | "
+            f"{field.description or ''} |"
+        )
+    lines.append("")
+    for name, field in Experiment.model_fields.items():
+        model = nested_model(field.annotation)
+        if model is not None:
+            many = get_origin(field.annotation) is dict
+            lines += table_of(model, f"[{name}.NAME]" if many else f"[{name}]")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def nested_model(annotation: Any) -> type[BaseModel] | None:
+    """Find the model inside ``Model``, ``Model | None`` or ``dict[str, Model]``."""
+    for part in (annotation, *get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return None
+
+
+if __name__ == "__main__":
+    print(write_reference(), end="")

@@ -1,0 +1,117 @@
+"""The engines agree: one experiment and seed give one trunk."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from common.experiment_file import load_experiment
+from simulations.simulate import simulate
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = [
+    "federation.rounds=3",
+    "federation.clients-per-round=3",
+    "partition.clients=5",
+    "trunk.widths=[16]",
+    "trunk.dropout=0.1",
+]
+
+
+def trunk(run: Path) -> dict[str, np.ndarray]:
+    (file,) = (run / "checkpoint").glob("trunk-*.safetensors")
+    return load_file(file)
+
+
+def assert_same_trunk(left: Path, right: Path) -> None:
+    ours, theirs = trunk(left), trunk(right)
+    assert set(ours) == set(theirs)
+    for name, values in ours.items():
+        np.testing.assert_allclose(values, theirs[name], rtol=1e-6, atol=1e-7)
+
+
+def test_two_runs_with_one_seed_are_the_same_and_another_seed_is_not(tmp_path):
+    for name, seed in {"a": 0, "b": 0, "c": 1}.items():
+        simulate(
+            load_experiment("digits", SETTINGS, seed=seed), engine="loopback", out=tmp_path / name
+        )
+    first, again, other = (trunk(tmp_path / name) for name in "abc")
+    assert all((first[name] == again[name]).all() for name in first)
+    assert any((first[name] != other[name]).any() for name in first)
+
+
+def test_a_federation_of_one_client_is_local_training(tmp_path):
+    from simulations.baselines import make_trainer, read_clients
+
+    experiment = load_experiment(
+        "digits", ["partition.clients=1", "federation.rounds=2", "trunk.widths=[8]"]
+    )
+    simulate(experiment, engine="loopback", out=tmp_path / "run")
+    (data,), agreement = read_clients(experiment)
+    trainer = make_trainer(experiment, agreement)
+    trainer.load({}, {})
+    for number in (1, 2):
+        trainer.train(data, experiment.task_weights(), number)
+    for name, values in trunk(tmp_path / "run").items():
+        np.testing.assert_array_equal(values, trainer.flat.read([name])[name])
+
+
+@pytest.mark.slow
+def test_flowers_simulation_runtime_gives_the_trunk_of_loopback_and_resumes(tmp_path):
+    """In a process of its own: Ray and the runtime leave threads behind."""
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from common.experiment_file import load_experiment\n"
+        "from simulations.simulate import simulate\n"
+        "simulate(load_experiment('digits', sys.argv[3:]), engine='flower',"
+        " out=Path(sys.argv[1]), resume=sys.argv[2] == 'resume')\n"
+    )
+    simulate(load_experiment("digits", SETTINGS), engine="loopback", out=tmp_path / "loopback")
+    two_rounds = [*SETTINGS, "federation.rounds=2"]
+    for how, settings in {"new": two_rounds, "resume": SETTINGS}.items():
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "flower"), how, *settings],
+            cwd=ROOT,
+            check=True,
+            timeout=240,
+        )
+    assert_same_trunk(tmp_path / "loopback", tmp_path / "flower")
+
+
+@pytest.mark.slow
+def test_flwr_run_works_as_flower_users_expect(tmp_path):
+    overrides = " ".join(SETTINGS)
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(tmp_path / "flower-home"),
+        "FEDMTL_RUNS": str(tmp_path / "runs"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        # Use this environment instead of building a fresh one for the run.
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    }
+    flwr = shutil.which("flwr", path=str(Path(sys.executable).parent))
+    assert flwr is not None
+    command = [flwr, "run", ".", "--stream"]
+    command += ["-c", f'experiment="digits" set="{overrides}"']
+    command += ["--federation-config", "num-supernodes=5"]
+    try:
+        process = subprocess.run(
+            command, cwd=ROOT, env=environment, timeout=280, capture_output=True, text=True
+        )
+    finally:
+        # The SuperLink that `flwr run` starts stays behind; it is the one with our home folder.
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if str(tmp_path).encode() in (entry / "environ").read_bytes():
+                    os.kill(int(entry.name), 15)
+            except (OSError, ValueError):
+                continue
+    (run,) = (tmp_path / "runs").iterdir() if (tmp_path / "runs").exists() else (None,)
+    assert run is not None, process.stdout + process.stderr
+    simulate(load_experiment("digits", SETTINGS), engine="loopback", out=tmp_path / "loopback")
+    assert_same_trunk(tmp_path / "loopback", run)
