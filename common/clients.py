@@ -41,11 +41,11 @@ def _partition(source: TableSource, partition: Partition, seed: int, min_rows: i
 
 def _skew_tasks(source: TableSource, experiment: Experiment) -> TableSource:
     """Drop the target columns of tasks that a client does not hold."""
-    held = tasks_held(experiment, source.names)
+    targets = {column for task in experiment.tasks for column in experiment.targets(task)}
 
     def read(name: str) -> ClientTable:
-        kept = {column for task in held[name] for column in experiment.targets(task)}
-        targets = {column for task in experiment.tasks for column in experiment.targets(task)}
+        held = tasks_held(experiment, name, source.names.index(name))
+        kept = {column for task in held for column in experiment.targets(task)}
         table = source.read(name)
         columns = {k: v for k, v in table.columns.items() if k in kept or k not in targets}
         return ClientTable(name, columns)

@@ -60,26 +60,21 @@ def partition_rows(
     return {f"client-{i:0{digits}d}": np.sort(part) for i, part in enumerate(parts)}
 
 
-def tasks_held(experiment: Experiment, names: Sequence[str]) -> dict[str, frozenset[str]]:
-    """Say which tasks every client holds, by `partition.task-skew`.
+def tasks_held(experiment: Experiment, name: str, position: int) -> frozenset[str]:
+    """Say which tasks a client holds, by `partition.task-skew`.
 
     Args:
         experiment: its tasks, seed and partition.
-        names: all clients, in order.
+        name: the client; a random draw depends on it and the seed alone.
+        position: of the client among all, from 0; `rotate` starts at its task.
     """
     tasks, partition = list(experiment.tasks), experiment.partition
     if partition is None or partition.task_skew == "none":
-        return dict.fromkeys(names, frozenset(tasks))
+        return frozenset(tasks)
     count = partition.tasks_per_client
     if partition.task_skew == "rotate":
-        return {
-            name: frozenset(tasks[(i + k) % len(tasks)] for k in range(count))
-            for i, name in enumerate(names)
-        }
-    return {
-        name: frozenset(sample_names(tasks, count, experiment.seed, "task-skew", name))
-        for name in names
-    }
+        return frozenset(tasks[(position + k) % len(tasks)] for k in range(count))
+    return frozenset(sample_names(tasks, count, experiment.seed, "task-skew", name))
 
 
 def pool_tables(source: TableSource) -> ClientTable:

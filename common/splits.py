@@ -140,4 +140,5 @@ def _spread_classes(
     pool = by_class[~first] if (~first).sum() >= count else by_class
     drawn = pool[((np.arange(count) + 0.5) * len(pool) / count).astype(np.int64)]
     left = np.delete(np.arange(len(shuffled)), drawn)
-    return shuffled[np.concatenate([drawn, left])]
+    reordered: IndexArray = shuffled[np.concatenate([drawn, left])]
+    return reordered

@@ -1,0 +1,145 @@
+"""A client's rows, read, checked and divided by the experiment's rules, before anything is scaled.
+
+What a client tells the server and what it trains on both start here, so both see the same rows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.cells import list_names
+from common.errors import DataError
+from common.experiment import Experiment
+from common.features import Features, read_features
+from common.splits import IndexArray, split_rows
+from common.tables import ClientTable
+from common.targets import Target, class_names, read_target
+
+
+class UnusableClientError(DataError):
+    """A client has too few rows, or none to train on; `data.unusable` says what then."""
+
+
+@dataclass(frozen=True)
+class PreparedClient:
+    """One client's rows.
+
+    Attributes:
+        name: stable name of the client.
+        splits: "train", "validation", "test" -> numbers of the rows that count: those that no rule
+            drops and that have a label.
+        inputs: input name -> raw values of all N rows.
+        targets: tasks that the client holds -> labels of all N rows.
+        notes: one line each on what was left out; counts and names only.
+    """
+
+    name: str
+    splits: Mapping[str, IndexArray]
+    inputs: Mapping[str, Features]
+    targets: Mapping[str, Target]
+    notes: tuple[str, ...]
+
+    def train(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Take the training rows of an array [N, ...]."""
+        taken: NDArray[Any] = values[self.splits["train"]]
+        return taken
+
+
+def prepare(table: ClientTable, experiment: Experiment) -> PreparedClient:
+    """Read, check and divide a client's rows.
+
+    Raises:
+        UnusableClientError: too few rows, no label, or none that falls into training.
+        DataError: the data cannot serve the experiment; see `common.features` and `common.targets`.
+    """
+    _require_rows(len(table), table, experiment)
+    inputs = {name: read_features(table, experiment, name) for name in experiment.inputs}
+    targets = _read_targets(table, experiment)
+    all_rows = split_rows(table, experiment)
+    complete = np.logical_and.reduce([features.usable for features in inputs.values()])
+    notes = _count_note(~complete, "rows with empty cells left out")
+    targets, untrained = _trainable_targets(targets, all_rows["train"], complete, table, experiment)
+    notes += [f"task '{task}' left out: no label falls into training" for task in untrained]
+    has_label = np.logical_or.reduce([target.labelled for target in targets.values()])
+    notes += _count_note(complete & ~has_label, "rows without any label left out")
+    usable = complete & has_label
+    splits = {split: rows[usable[rows]] for split, rows in all_rows.items()}
+    _require_rows(int(usable.sum()), table, experiment, "usable ")
+    prepared = PreparedClient(table.name, splits, inputs, targets, tuple(notes))
+    _check_unseen_classes(prepared, experiment)
+    return prepared
+
+
+def _count_note(rows: NDArray[np.bool_], what: str) -> list[str]:
+    count = int(rows.sum())
+    return [f"{count} {what}"] if count else []
+
+
+def _require_rows(rows: int, table: ClientTable, experiment: Experiment, kind: str = "") -> None:
+    if rows < experiment.data.min_rows:
+        raise UnusableClientError(
+            f"client '{table.name}' must have at least {experiment.data.min_rows} {kind}rows "
+            f"(data.min-rows), got {rows}; give it more, or set data.unusable to 'leave-out'"
+        )
+
+
+def _read_targets(table: ClientTable, experiment: Experiment) -> dict[str, Target]:
+    targets = {task: read_target(table, experiment, task) for task in experiment.tasks}
+    held = {task: target for task, target in targets.items() if target is not None}
+    if not held:
+        columns = [column for task in experiment.tasks for column in experiment.targets(task)]
+        raise UnusableClientError(
+            f"client '{table.name}' must have a label for some task, got none in columns "
+            f"{list_names(columns)}; correct the target columns, or set data.unusable to "
+            "'leave-out'"
+        )
+    return held
+
+
+def _trainable_targets(
+    targets: Mapping[str, Target],
+    train: IndexArray,
+    complete: NDArray[np.bool_],
+    table: ClientTable,
+    experiment: Experiment,
+) -> tuple[dict[str, Target], list[str]]:
+    """Keep the tasks that training rows have a label for; name the others, or refuse them."""
+    rows = train[complete[train]]
+    untrained = [task for task, target in targets.items() if not target.labelled[rows].any()]
+    if len(untrained) == len(targets):
+        raise UnusableClientError(
+            f"client '{table.name}' must have a label among its {len(rows)} training rows, got "
+            "none; give it more rows, change the split, or set data.unusable to 'leave-out'"
+        )
+    if untrained and experiment.data.unusable == "refuse":
+        counts = ", ".join(f"'{t}' ({int(targets[t].labelled.sum())})" for t in untrained)
+        raise DataError(
+            f"client '{table.name}': all labels of task {counts} fall outside its training rows; "
+            "change the split or the seed, or set data.unusable to 'leave-out'"
+        )
+    return {task: t for task, t in targets.items() if task not in untrained}, untrained
+
+
+def _check_unseen_classes(prepared: PreparedClient, experiment: Experiment) -> None:
+    """Refuse classes that only validation or test rows have, where the experiment says so."""
+    if experiment.data.unseen_classes == "keep":
+        return
+    for name, target in prepared.targets.items():
+        if target.values.ndim != 1:  # no classes
+            continue
+        codes = {
+            split: np.unique(target.values[rows[target.labelled[rows]]])
+            for split, rows in prepared.splits.items()
+        }
+        for split in ("validation", "test"):
+            unseen = np.setdiff1d(codes[split], codes["train"])
+            if len(unseen):
+                named = list_names(class_names(experiment.tasks[name], unseen))
+                raise DataError(
+                    f"client '{prepared.name}', task '{name}': class {named} occurs in its {split} "
+                    "rows and not in its training rows; set data.stratify to the task, or "
+                    "data.unseen-classes to 'keep'"
+                )
