@@ -82,10 +82,10 @@ def describe_seeds(figure: Mapping[str, Any], seeds: int) -> str:
     """Write a figure with its deviation over seeds.
 
     >>> describe_seeds({"mean": 0.91234, "deviation": 0.0123}, 3)
-    '0.9123 ± 0.01230'
+    '0.9123 ± 0.012'
     """
     mean = format_figure(figure["mean"])
-    return mean if seeds == 1 else f"{mean} ± {format_figure(figure['deviation'])}"
+    return mean if seeds == 1 else f"{mean} ± {figure['deviation']:.2g}"
 
 
 def describe_spread(figures: Mapping[str, Any]) -> str:

@@ -1,0 +1,186 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from simulations.cli import app
+
+SHORT = ["--set", "federation.rounds=2"]
+
+
+@pytest.fixture
+def fedmtl(tmp_path, monkeypatch):
+    """Run the command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Make every simulation end by Ctrl-C, after its first checkpoint."""
+
+    def simulate(experiment, *, out, **_):
+        (out / "checkpoint").mkdir(parents=True)
+        (out / "checkpoint" / "checkpoint.json").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simulations.simulate.simulate", simulate)
+
+
+def errors_of(result):
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert all(line.startswith("error: ") for line in lines)
+    return lines
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["simulate"], ["compare"], ["check"], ["report"], ["list"]]
+)
+def test_help_imports_no_heavy_library(command):
+    code = (
+        "import sys; from typer.testing import CliRunner; from simulations.cli import app; "
+        f"result = CliRunner().invoke(app, {[*command, '--help']!r}); assert not result.exit_code; "
+        "print(*{'torch', 'flwr', 'pandas', 'pydantic', 'plotly', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("command", ["simulate", "check", "compare"])
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["no-such"], "error: There is no experiment 'no-such'. Known: "),
+        (["no-such.toml"], "error: There is no experiment file 'no-such.toml'."),
+        (["--set", "training.lr=-1"], "error: training.lr must be a finite number above 0, got"),
+        (["--set", "trainin.lr=1"], "error: trainin is no setting. Did you mean 'training'?"),
+        (["--data", "nowhere", "--set", "data.source=table"], "error: data.path: "),
+        (["--set", "partition.clients=5000"], "error: partition.clients must be at most 1797"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(fedmtl, tmp_path, command, arguments, error):
+    (line,) = errors_of(fedmtl(command, *arguments))
+    assert line.startswith(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_problems_are_lines_of_their_own(fedmtl):
+    assert len(errors_of(fedmtl("check", "--set", "training.lr=-1", "--set", "x=1"))) == 2
+
+
+def test_an_unknown_engine_names_the_known_ones(fedmtl):
+    (line,) = errors_of(fedmtl("simulate", "--engine", "warp"))
+    assert line == "error: --engine must be one of loopback, flower, got 'warp'."
+
+
+def test_a_run_ends_with_a_table_and_the_path_of_its_report(fedmtl, tmp_path):
+    result = fedmtl("simulate", *SHORT, "--out", "run")
+    assert result.exit_code == 0, result.output
+    assert "accuracy" in result.stdout
+    assert result.stdout.splitlines()[-1] == "report: run/report.html"
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert "round 2/2" in result.stderr
+
+
+def test_json_is_all_there_is_on_stdout(fedmtl):
+    result = fedmtl("simulate", *SHORT, "--out", "run", "--json")
+    content = json.loads(result.stdout)
+    assert content["run"] == "run"
+    assert set(content["final"]["test"]["tasks"]) == {"digit", "parity", "ink"}
+
+
+def test_a_run_without_out_is_named_after_experiment_and_time(fedmtl, tmp_path):
+    assert fedmtl("simulate", *SHORT, "--quiet").exit_code == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("digits-20")
+
+
+def test_a_run_folder_that_is_not_empty_is_refused(fedmtl, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
+    (line,) = errors_of(fedmtl("simulate", *SHORT, "--out", "run"))
+    assert "run folder run exists" in line
+
+
+def test_a_resumed_run_can_be_given_more_rounds(fedmtl):
+    fedmtl("simulate", *SHORT, "--out", "run")
+    more = ["--set", "federation.rounds=3", "--json"]
+    result = fedmtl("simulate", "--resume", "run", *more)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["rounds"] == 3
+
+
+@pytest.mark.parametrize(
+    "extra", [["school"], ["--seed", 3], ["--out", "other"], ["--engine", "flower"]]
+)
+def test_a_resumed_run_keeps_its_own_experiment(fedmtl, tmp_path, extra):
+    (line,) = errors_of(fedmtl("simulate", *extra, "--resume", "run"))
+    assert line.startswith("error: --resume goes on with the run's own experiment")
+
+
+def test_a_resumed_run_refuses_overrides_that_change_its_results(fedmtl):
+    (line,) = errors_of(fedmtl("simulate", "--resume", "run", "--set", "training.lr=1"))
+    assert line.startswith("error: With --resume, --set may change only federation.rounds,")
+
+
+def test_resuming_a_folder_that_is_no_run_is_refused(fedmtl, tmp_path):
+    (line,) = errors_of(fedmtl("simulate", "--resume", tmp_path))
+    assert line.endswith("is no run folder: it has no experiment.toml.")
+
+
+def test_an_interrupted_run_says_how_to_go_on(fedmtl, interrupted):
+    result = fedmtl("simulate", "--out", "my run")
+    assert result.exit_code == 130
+    assert "Go on with: fedmtl simulate --resume 'my run'" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_check_counts_rows_and_labels_of_every_client(fedmtl):
+    result = fedmtl("check")
+    assert result.exit_code == 0, result.output
+    assert "client-009" in result.stdout
+    assert "input pixels: 1 x 8 x 8" in result.stdout or "input pixels: 64" in result.stdout
+
+
+def test_check_lists_the_problems_of_every_client(fedmtl, tmp_path):
+    (tmp_path / "rows").mkdir()
+    for client in ("a", "b"):
+        (tmp_path / "rows" / f"{client}.csv").write_text("x,t\n1,2\nword,3\n4,5\n")
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\n[data]\nsource = "folder"\npath = "rows"\n'
+        '[inputs.x]\ncolumns = ["x"]\n[tasks.t]\nkind = "regression"\n'
+    )
+    lines = errors_of(fedmtl("check", "mine.toml"))
+    assert len(lines) == 2
+    assert "a" in lines[0]
+    assert "b" in lines[1]
+
+
+def test_the_schema_is_json(fedmtl):
+    assert json.loads(fedmtl("check", "--schema").stdout)["title"] == "Experiment"
+
+
+def test_a_report_can_be_written_again(fedmtl, tmp_path):
+    fedmtl("simulate", *SHORT, "--out", "run")
+    (tmp_path / "run" / "report.html").unlink()
+    assert fedmtl("report", "run").stdout == "run/report.html\n"
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_report_of_no_run_is_refused(fedmtl, tmp_path):
+    assert len(errors_of(fedmtl("report", tmp_path))) == 1
+
+
+def test_list_names_everything_there_is(fedmtl):
+    listed = json.loads(fedmtl("list", "--json").stdout)
+    assert "digits" in listed["experiments"]["choices"]
+    assert listed["engines"]["choices"]["loopback"]["line"]
+    assert "loopback" in fedmtl("list").stdout
+
+
+def test_list_can_be_one_heading(fedmtl):
+    assert list(json.loads(fedmtl("list", "metrics", "--json").stdout)) == ["metrics"]
