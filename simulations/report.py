@@ -1,6 +1,7 @@
 """The report of a run: one HTML page that holds its charts, its data and its script."""
 
 from collections import Counter
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -73,10 +74,9 @@ def make_header(record: RunRecord) -> str:
     is_whole = results is not None and results["stopped"] == "all rounds done"
     state = results["stopped"] if results else "unfinished"
     last = record.rounds[-1] if record.rounds else None
-    traffic = [
-        sum(line["traffic"][key] for line in record.rounds)
-        for key in ("sent-bytes", "received-bytes")
-    ]
+    keys = ("sent-bytes", "received-bytes")
+    # The results count the last evaluation too, which belongs to no round.
+    traffic = results["traffic"] if results else sum_traffic(record, keys)
     facts = {
         "data": experiment.data.source,
         "engine": record.environment.get("engine", NOTHING),
@@ -84,8 +84,7 @@ def make_header(record: RunRecord) -> str:
         "rounds": f"{last['round'] if last else 0} of {experiment.federation.rounds}",
         "clients": count_clients(record),
         "time": format_seconds(last["elapsed_s"]) if last else NOTHING,
-        "sent to clients": format_bytes(traffic[0]),
-        "received": format_bytes(traffic[1]),
+        **{key.removesuffix("-bytes"): format_bytes(traffic[key]) for key in keys},
         "fingerprint": experiment.fingerprint(),
     }
     cells = "".join(
@@ -253,9 +252,14 @@ def make_origin(record: RunRecord) -> str:
     return folded("Experiment, resolved", experiment) + (environment if rows else "")
 
 
+def sum_traffic(record: RunRecord, keys: Sequence[str]) -> dict[str, int]:
+    """Add up the payload of all rounds."""
+    return {key: sum(line["traffic"][key] for line in record.rounds) for key in keys}
+
+
 def count_clients(record: RunRecord) -> str:
     """Count the clients that a run has, or that its rounds asked."""
     if record.results:
         return f"{len(record.results['clients']):,}"
     asked = max((line["clients"]["asked"] for line in record.rounds), default=0)
-    return f"{asked:,} per round"
+    return f"{asked:,}"

@@ -32,7 +32,7 @@ def print_summary(experiment: Experiment, results: Mapping[str, Any], console: C
     table = Table(title=f"{experiment.name}: trunk of round {final['trunk-round']}")
     for heading in ("task", "metric"):
         table.add_column(heading)
-    for heading in ("validation", "test", "test, clients p10 to p90", "test rows"):
+    for heading in ("validation", "test", "clients p10 to p90", "test rows"):
         table.add_column(heading, justify="right")
     for task, metric in metrics_of(experiment).items():
         validation, test = (
