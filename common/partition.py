@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.cells import read_names
+from common.cells import list_names, read_names
 from common.errors import ConfigError, DataError
 from common.experiment import Experiment, Partition
 from common.natural_order import natural_sort
@@ -44,7 +44,7 @@ def partition_rows(
         DataError: the column to partition by is missing or has gaps.
     """
     if partition.kind == "natural":
-        return _deal_natural(_column_by(table, partition.by))
+        return rows_by_name(_column_by(table, partition.by), _where(partition.by))
     if partition.clients > len(table):
         raise ConfigError(
             f"partition.clients must be at most {len(table)}, the number of rows, "
@@ -54,7 +54,7 @@ def partition_rows(
         order = numpy_generator(seed, "partition").permutation(len(table))
         parts: Sequence[IndexArray] = np.array_split(order, partition.clients)
     else:
-        labels = _column_by(table, partition.by)
+        labels = _filled_names(_column_by(table, partition.by), _where(partition.by))
         parts = _deal_by_flower(labels, partition, derive_key(seed, "partition"), min_rows)
     digits = max(3, len(str(partition.clients - 1)))
     return {f"client-{i:0{digits}d}": np.sort(part) for i, part in enumerate(parts)}
@@ -114,26 +114,46 @@ def _pool_column(tables: Sequence[ClientTable], key: str, like: NDArray[Any]) ->
     )
 
 
-def _column_by(table: ClientTable, by: str) -> NDArray[np.str_]:
-    if by not in table.columns:
-        raise DataError(
-            f"partition.by names column '{by}', which the data lacks; it has "
-            f"{', '.join(table.columns)}"
-        )
-    names = read_names(table.columns[by], f"column '{by}' (partition.by)")
-    if empty := sum(name is None for name in names):
-        raise DataError(
-            f"column '{by}' (partition.by) must be filled in every row, got {empty} empty cells "
-            f"of {len(names)}"
-        )
-    return names.astype(str)
+def rows_by_name(column: NDArray[Any], where: str) -> dict[str, IndexArray]:
+    """Group rows by the name in a column: name -> row numbers, rising; names in natural order.
 
+    Args:
+        column: [N] names or whole numbers.
+        where: names the column in messages.
 
-def _deal_natural(ids: NDArray[np.str_]) -> dict[str, IndexArray]:
-    order = np.argsort(ids, kind="stable")
-    values, starts = np.unique(ids[order], return_index=True)
+    Raises:
+        DataError: a cell is empty.
+
+    >>> rows_by_name(np.array([10, 2, 10]), "column 'x'")
+    {'2': array([1]), '10': array([0, 2])}
+    """
+    names = _filled_names(column, where)
+    order = np.argsort(names, kind="stable")
+    values, starts = np.unique(names[order], return_index=True)
     parts = dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True))
     return {name: parts[name] for name in natural_sort(parts)}
+
+
+def _column_by(table: ClientTable, by: str) -> NDArray[Any]:
+    if by not in table.columns:
+        raise DataError(
+            f"partition.by names column '{by}', which the data lacks; its columns are "
+            f"{list_names(list(table.columns))}"
+        )
+    return table.columns[by]
+
+
+def _where(by: str) -> str:
+    return f"column '{by}' (partition.by)"
+
+
+def _filled_names(column: NDArray[Any], where: str) -> NDArray[np.str_]:
+    names = read_names(column, where)
+    if empty := sum(name is None for name in names):
+        raise DataError(
+            f"{where} must be filled in every row, got {empty} empty cells of {len(names)}"
+        )
+    return names.astype(str)
 
 
 def _deal_by_flower(

@@ -26,6 +26,7 @@ class Source:
         summary: one line on its clients and tasks.
         citation: the paper, or where the data set is described.
         folder: folder of a public data set under `FEDMTL_DATA`; empty where there is none.
+        embedded: whether it ships with a library, so that `data.path` is not used.
     """
 
     module: str
@@ -33,14 +34,89 @@ class Source:
     summary: str
     citation: str = ""
     folder: str = ""
+    embedded: bool = False
 
 
 SOURCES: dict[str, Source] = {
     "digits": Source(
         "common.sources.digits",
         "open_digits",
-        "scikit-learn's 1,797 handwritten digits, embedded; give it a [partition]",
+        "scikit-learn's 1,797 handwritten digits, embedded; needs a [partition]",
         "Alpaydin & Kaynak 1998, https://archive.ics.uci.edu/dataset/80",
+        embedded=True,
+    ),
+    "table": Source(
+        "common.sources.table",
+        "open_table",
+        "one CSV, Parquet or NPZ file; data.client-column names the client of each row",
+    ),
+    "folder": Source(
+        "common.sources.folder",
+        "open_folder",
+        "a folder with one CSV, Parquet or NPZ file per client, named after it",
+    ),
+    "school": Source(
+        "common.sources.school",
+        "open_school",
+        "139 London schools, exam score of 15,362 students",
+        "Bakker & Heskes 2003, https://github.com/jiayuzhou/MALSAR",
+        folder="school",
+    ),
+    "landmine": Source(
+        "common.sources.landmine",
+        "open_landmine",
+        "29 fields, mine or clutter, 14,820 radar signatures",
+        "Xue, Liao, Carin & Krishnapuram, JMLR 8, 2007",
+        folder="landmine",
+    ),
+    "parkinsons": Source(
+        "common.sources.parkinsons",
+        "open_parkinsons",
+        "42 patients, two symptom scores, 5,875 voice recordings",
+        "Tsanas et al. 2010, https://archive.ics.uci.edu/dataset/189",
+        folder="parkinsons",
+    ),
+    "cmu_faces": Source(
+        "common.sources.cmu_faces",
+        "open_cmu_faces",
+        "20 persons, pose, eyes and expression, 624 images",
+        "Mitchell 1997, https://archive.ics.uci.edu/dataset/124",
+        folder="cmu_faces",
+    ),
+    "heart_disease": Source(
+        "common.sources.heart_disease",
+        "open_heart_disease",
+        "4 hospitals, disease, severity, angina, heart rate, 920 patients",
+        "Detrano et al. 1989, https://archive.ics.uci.edu/dataset/45; split of FLamby, 2022",
+        folder="heart_disease",
+    ),
+    "communities_crime": Source(
+        "common.sources.communities_crime",
+        "open_communities_crime",
+        "48 US states, ten crime rates with gaps, 2,215 communities",
+        "Redmond & Baveja 2002, https://archive.ics.uci.edu/dataset/211",
+        folder="communities_crime",
+    ),
+    "mnist": Source(
+        "common.sources.mnist",
+        "open_mnist",
+        "70,000 digits: digit, parity, ink; needs a [partition]",
+        "LeCun et al. 1998",
+        folder="mnist",
+    ),
+    "mnist_pairs": Source(
+        "common.sources.mnist",
+        "open_mnist_pairs",
+        "35,000 pairs of digits, left and right; needs a [partition]",
+        "LeCun et al. 1998; Sabour et al. 2017",
+        folder="mnist",
+    ),
+    "mnist_rotated": Source(
+        "common.sources.mnist",
+        "open_mnist_rotated",
+        "4 clients, 70,000 digits turned by 0, 90, 180 or 270 degrees",
+        "LeCun et al. 1998; Ghosh et al. 2020",
+        folder="mnist",
     ),
 }
 
@@ -73,7 +149,7 @@ def _open(data: "Data", changed: int) -> "TableSource":
 def _resolve_path(data: "Data") -> str:
     """Find where the raw data is: `data.path`, or the data set's folder under `FEDMTL_DATA`."""
     source = SOURCES[data.source]
-    if data.source == "digits":
+    if source.embedded:
         return ""
     home = os.environ.get(HOME_VARIABLE, "")
     if not data.path and not source.folder:

@@ -1,0 +1,139 @@
+"""The columns of one file: CSV, Parquet or NPZ.
+
+An empty cell, and the marks below, are missing. A column without a name (the row numbers that a
+careless export saves) is dropped.
+"""
+
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from common.cells import list_names
+from common.errors import DataError
+
+Columns = dict[str, NDArray[Any]]
+
+# "None" is a word that people use for a category, so it is not among them.
+MISSING_MARKS = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null")
+
+
+def read_columns(path: Path) -> Columns:
+    """Read a file's columns, as `common.tables.ClientTable` holds them.
+
+    Raises:
+        DataError: the file cannot be read as what its name says, or has no rows or columns.
+    """
+    try:
+        columns = READERS[path.suffix.lower()](path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"file '{path.name}' cannot be read as {path.suffix[1:].upper()} "
+            f"({type(error).__name__}); repair or replace it"
+        ) from error
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        shortest, longest = (pick(lengths, key=lambda n: lengths[n]) for pick in (min, max))
+        raise DataError(
+            f"file '{path.name}': all columns must have the same number of rows, got "
+            f"{lengths[shortest]} in '{shortest}' and {lengths[longest]} in '{longest}'"
+        )
+    if not any(lengths.values()):
+        raise DataError(f"file '{path.name}' has no rows; fill or remove it")
+    return columns
+
+
+def frame_columns(frame: pd.DataFrame) -> Columns:
+    """Turn a frame into columns: numbers with NaN, or objects of str with None."""
+    return {
+        str(name): _series_column(frame[name])
+        for name in frame.columns
+        if not str(name).startswith("Unnamed: ")
+    }
+
+
+def _series_column(series: "pd.Series[Any]") -> NDArray[Any]:
+    if pd.api.types.is_numeric_dtype(series.dtype):
+        if isinstance(series.dtype, np.dtype):
+            return series.to_numpy()
+        return series.to_numpy(dtype=np.float64, na_value=np.nan)
+    column = np.empty(len(series), dtype=object)
+    empty = series.isna()
+    column[:] = [None if gap else str(cell) for cell, gap in zip(series, empty, strict=True)]
+    return column
+
+
+def read_csv(path: Path, required: Sequence[str] = (), names: Sequence[str] = ()) -> Columns:
+    """Read a CSV file of any ending.
+
+    Args:
+        path: the file.
+        required: columns that it must have.
+        names: names of its columns where it has no header.
+
+    Raises:
+        DataError: it cannot be read, or lacks a column.
+    """
+    try:
+        columns = _parse_csv(path, list(names) or None)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"file '{path.name}' cannot be read as CSV ({type(error).__name__}); fetch it again"
+        ) from error
+    if missing := [name for name in required if name not in columns]:
+        raise DataError(f"file '{path.name}' lacks column {list_names(missing)}; fetch it again")
+    return columns
+
+
+def _parse_csv(path: Path, names: list[str] | None) -> Columns:
+    return frame_columns(
+        pd.read_csv(
+            path,
+            names=names,
+            na_values=list(MISSING_MARKS),
+            keep_default_na=False,
+            low_memory=False,  # a column has one type, whatever its length
+            encoding="utf-8-sig",
+        )
+    )
+
+
+def _read_csv(path: Path) -> Columns:
+    return _parse_csv(path, None)
+
+
+def _read_parquet(path: Path) -> Columns:
+    return frame_columns(pd.read_parquet(path))
+
+
+def _read_npz(path: Path) -> Columns:
+    with np.load(path, allow_pickle=False) as archive:
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("a single array without a name")
+        columns = {name: archive[name] for name in archive.files}
+    if scalars := [name for name, column in columns.items() if column.ndim == 0]:
+        raise DataError(
+            f"file '{path.name}': arrays must have one entry per row, got single values in "
+            f"{list_names(scalars)}; remove them"
+        )
+    return {name: _text_as_objects(column) for name, column in columns.items()}
+
+
+def _text_as_objects(column: NDArray[Any]) -> NDArray[Any]:
+    if column.dtype.kind not in "US":
+        return column
+    text = np.empty(column.shape, dtype=object)
+    text[...] = column.astype(str)
+    text[text == ""] = None
+    return text
+
+
+READERS: dict[str, Callable[[Path], Columns]] = {
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+    ".npz": _read_npz,
+}

@@ -1,0 +1,43 @@
+"""One file with the rows of all clients, and a column that names the client of each row."""
+
+from pathlib import Path
+
+from common.cells import list_names
+from common.errors import ConfigError, DataError
+from common.experiment import Data
+from common.partition import rows_by_name
+from common.sources.files import READERS, read_columns
+from common.tables import ClientTable, TableSource
+
+
+def open_table(data: Data) -> TableSource:
+    """Open a CSV, Parquet or NPZ file.
+
+    Without `data.client-column` the file is one client, named after it: a node's own rows, or all
+    rows of a simulation that a [partition] deals out.
+
+    Raises:
+        ConfigError: `data.path` is no such file.
+        DataError: the file cannot be read, or its client column is missing or has gaps.
+    """
+    path = Path(data.path)
+    if path.is_dir() or path.suffix.lower() not in READERS:
+        raise ConfigError(
+            f"data.path must be a {', '.join(READERS)} file for source 'table', got '{path}'; for "
+            "a folder with one file per client set data.source to 'folder'"
+        )
+    columns = read_columns(path)
+    if not data.client_column:
+        return TableSource((path.stem,), lambda name: ClientTable(name, columns))
+    if data.client_column not in columns:
+        raise DataError(
+            f"file '{path.name}' has no column '{data.client_column}', which data.client-column "
+            f"names; its columns are {list_names(list(columns))}"
+        )
+    where = f"file '{path.name}', column '{data.client_column}' (data.client-column)"
+    rows = rows_by_name(columns[data.client_column], where)
+
+    def read(name: str) -> ClientTable:
+        return ClientTable(name, {key: column[rows[name]] for key, column in columns.items()})
+
+    return TableSource(tuple(rows), read)
