@@ -1,0 +1,66 @@
+"""The comparison: its arithmetic by hand, its contenders on the same splits."""
+
+import pytest
+import torch
+
+from common.experiment_file import load_experiment
+from simulations.baselines import only_task, pool, validation_loss
+from simulations.compare import ORDER, WHOLE_MODEL, compare, delta_m
+from tests.conftest import make_client, make_experiment
+
+QUICK = ["federation.rounds=2", "partition.clients=2", "trunk.widths=[8]"]
+
+
+def test_delta_m_by_hand():
+    experiment = make_experiment()  # accuracy, accuracy, rmse: the last is better low
+    yardstick = {"kind": 0.5, "flag": 0.8, "size": 2.0}
+    figures = {"kind": 0.6, "flag": 0.8, "size": 1.0}
+    # (+20 % + 0 % + 50 %) / 3
+    assert delta_m(experiment, figures, yardstick) == pytest.approx(70 / 3)
+    assert delta_m(experiment, yardstick, yardstick) == 0.0
+
+
+def test_every_contender_is_compared_on_the_same_test_rows(tmp_path):
+    result = compare(load_experiment("digits", QUICK), range(2), tmp_path / "out")
+    assert list(result["contenders"]) == list(ORDER)
+    for contender in result["contenders"].values():
+        assert set(contender["tasks"]) == {"digit", "parity", "ink"}
+        assert all(len(task["seeds"]) == 2 for task in contender["tasks"].values())
+
+
+def test_the_whole_model_needs_every_task_everywhere(tmp_path):
+    settings = [*QUICK, "partition.task-skew=rotate", "partition.tasks-per-client=2"]
+    result = compare(load_experiment("digits", settings), [0], tmp_path / "out")
+    assert WHOLE_MODEL not in result["contenders"]
+
+
+def test_seeds_in_processes_give_what_seeds_in_turn_give(tmp_path):
+    experiment = load_experiment("digits", QUICK)
+    in_turn = compare(experiment, range(2), tmp_path / "a")
+    assert compare(experiment, range(2), tmp_path / "b", jobs=2) == in_turn
+
+
+def test_pooling_keeps_every_row_and_masks_what_a_client_lacks():
+    whole, partial = make_client("a"), only_task(make_client("b", seed=1), "flag")
+    pooled = pool([whole, partial]).train
+    assert len(pooled) == 20
+    assert pooled.labelled["flag"].sum() == 20
+    assert pooled.labelled["size"].tolist() == [True] * 10 + [False] * 10
+
+
+def test_one_task_keeps_only_its_labelled_rows():
+    data = make_client()
+    data.train.labelled["flag"][:4] = False
+    single = only_task(data, "flag")
+    assert single.tasks == ("flag",)
+    assert len(single.train) == 6
+    torch.testing.assert_close(single.train.inputs["x"], data.train.inputs["x"][4:])
+
+
+def test_the_validation_loss_weighs_rows_not_clients():
+    sums = [
+        {"validation": {"flag": {"loss": [1.0, 1.0]}}},
+        {"validation": {"flag": {"loss": [9.0, 3.0]}, "size": {"loss": [4.0, 2.0]}}},
+    ]
+    # 2 * (1 + 9) / 4 + 3 * 4 / 2
+    assert validation_loss(sums, {"flag": 2.0, "size": 3.0}) == 11.0
