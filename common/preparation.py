@@ -59,8 +59,7 @@ def prepare(table: ClientTable, experiment: Experiment) -> PreparedClient:
     inputs = {name: read_features(table, experiment, name) for name in experiment.inputs}
     targets = _read_targets(table, experiment)
     all_rows = split_rows(table, experiment)
-    complete = np.logical_and.reduce([features.usable for features in inputs.values()])
-    notes = _count_note(~complete, "rows with empty cells left out")
+    complete, notes = _complete_rows(inputs, all_rows, len(table))
     targets, untrained = _trainable_targets(targets, all_rows["train"], complete, table, experiment)
     notes += [f"task '{task}' left out: no label falls into training" for task in untrained]
     has_label = np.logical_or.reduce([target.labelled for target in targets.values()])
@@ -71,6 +70,18 @@ def prepare(table: ClientTable, experiment: Experiment) -> PreparedClient:
     prepared = PreparedClient(table.name, splits, inputs, targets, tuple(notes))
     _check_unseen_classes(prepared, experiment)
     return prepared
+
+
+def _complete_rows(
+    inputs: Mapping[str, Features], splits: Mapping[str, IndexArray], rows: int
+) -> tuple[NDArray[np.bool_], list[str]]:
+    """Mark the rows that no rule drops, [rows], and note how many others there are."""
+    complete: NDArray[np.bool_] = np.logical_and.reduce([f.usable for f in inputs.values()])
+    divided = np.zeros(rows, dtype=bool)
+    divided[np.concatenate(list(splits.values()))] = True
+    notes = _count_note(~complete, "rows with empty cells left out")
+    notes += _count_note(complete & ~divided, "rows in no split left out")
+    return complete & divided, notes
 
 
 def _count_note(rows: NDArray[np.bool_], what: str) -> list[str]:

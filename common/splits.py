@@ -31,7 +31,8 @@ def split_rows(table: ClientTable, experiment: Experiment) -> dict[str, IndexArr
 
     Returns:
         "train", "validation", "test" -> row numbers, rising, or in the order of `data.split-column`
-        where the split is ordered. Every row is in exactly one of them.
+        where the split is ordered. Every row is in exactly one of them, except that a row whose
+        split column is empty is in none.
 
     Raises:
         DataError: the split column or the column to stratify by is missing or cannot be used.
@@ -86,8 +87,8 @@ def _split_by_column(table: ClientTable, experiment: Experiment) -> tuple[IndexA
     """Follow a column of words; where it names no validation row, draw some from training."""
     column = _split_column(table, experiment.data)
     words = read_names(column, f"client '{table.name}', data.split-column")
-    meant = np.array([SPLIT_WORDS.get(str(word).lower(), "") for word in words], dtype=object)
-    if unknown := sorted({str(word) for word in words[meant == ""]}):
+    meant = np.array([SPLIT_WORDS.get(w.lower(), "") if w else None for w in words], dtype=object)
+    if unknown := sorted(set(words[meant == ""])):
         raise DataError(
             f"client '{table.name}', column '{experiment.data.split_column}' (data.split-column) "
             f"must say train, validation or test in every row, got {list_names(unknown)}"

@@ -31,6 +31,7 @@ class Roster:
         node_ids: stable name -> Flower's node id, for clients that can serve.
         descriptions: stable name -> what the client said of its data.
         refused: node -> why it takes no part; nodes are named where they gave a name.
+        left_out: stable name -> why the client takes no part although the experiment allows it.
         agreement: what all serve by; None before the first clients were met.
     """
 
@@ -38,6 +39,7 @@ class Roster:
     node_ids: dict[str, int] = field(default_factory=dict)
     descriptions: dict[str, Description] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     agreement: Agreement | None = None
     _by_id: dict[int, str] = field(default_factory=dict)
     _seen: set[int] = field(default_factory=set)
@@ -97,6 +99,10 @@ class Roster:
         if self.agreement is None and met:
             self.agreement = agree(list(met.values()), self.experiment)
         for node_id, description in sorted(met.items(), key=lambda item: item[1].client):
+            if description.left_out:
+                self.left_out[description.client] = description.left_out
+                logger.info("%s is left out: %s", description.client, description.left_out)
+                continue
             reason = self._misfit(description)
             if reason:
                 self._refuse(description.client, reason)

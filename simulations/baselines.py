@@ -25,8 +25,13 @@ def read_clients(experiment: Experiment) -> tuple[list[ClientData], Agreement]:
     """Read every client's data as a federation of this experiment would."""
     source = open_clients(experiment)
     tables = [source.read(name) for name in source.names]
-    agreement = agree([describe(table, experiment) for table in tables], experiment)
-    return [encode(table, experiment, agreement) for table in tables], agreement
+    descriptions = [describe(table, experiment) for table in tables]
+    agreement = agree(descriptions, experiment)
+    return [
+        encode(table, experiment, agreement)
+        for table, description in zip(tables, descriptions, strict=True)
+        if not description.left_out
+    ], agreement
 
 
 def make_trainer(experiment: Experiment, agreement: Agreement) -> Trainer:
