@@ -1,12 +1,13 @@
 """Does federating help? The same splits and seeds, trained in every way, side by side."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from common.experiment import Experiment
 from common.metrics import METRICS
@@ -119,8 +120,6 @@ def _summary(
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
-    return {
-        "mean": statistics.fmean(values),
-        "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "seeds": list(values),
-    }
+    # NumPy's lets a NaN through: a contender that diverged under one seed has no mean.
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "deviation": deviation, "seeds": list(values)}

@@ -42,7 +42,8 @@ def test_flower_will_take_the_module_into_its_bundle(path):
 
 def test_flower_stays_at_the_rims():
     rims = {
-        "common/wire.py", "common/lazy_array.py", "client/app.py", "client/state.py", "client/session.py",
+        "common/wire.py", "common/lazy_array.py",
+        "client/app.py", "client/state.py", "client/session.py",
         "server/app.py", "server/strategy.py", "server/loop.py", "server/roster.py",
         "server/federation.py", "simulations/loopback.py", "simulations/flower_engine.py",
     }  # fmt: skip
