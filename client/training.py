@@ -88,7 +88,7 @@ class Trainer:
             dropout.generator = torch_generator(seed, "dropout", data.name, round_number)
         uniform = all(bool(mask.all()) for mask in data.train.labelled.values())
         optimiser = make_optimiser(self.flat.values, self.flat.gradients, settings)
-        totals = {task: torch.zeros(2, device=self.device) for task in data.tasks}
+        taught: dict[str, list[tuple[Tensor, int]]] = {task: [] for task in data.tasks}
         self.model.train()
         for epoch in range(settings.epochs):
             order = epoch_order(
@@ -97,9 +97,9 @@ class Trainer:
             rows = data.train.select(torch.from_numpy(order)).to(self.device)
             for start in range(0, len(order), settings.batch_size):
                 batch = slice(start, start + settings.batch_size)
-                active = self._backward(rows, batch, weights, uniform, totals)
+                active = self._backward(rows, batch, weights, uniform, taught)
                 optimiser.step(self._places(active, uniform))
-        return {task: {"loss": total.tolist()} for task, total in totals.items()}
+        return {task: {"loss": summed(batches)} for task, batches in taught.items()}
 
     def evaluate(self, data: ClientData, split: str) -> TaskSums:
         """Sum loss and metric per task over one split; tasks without a label there are absent."""
@@ -121,7 +121,7 @@ class Trainer:
         batch: slice,
         weights: Mapping[str, float],
         uniform: bool,
-        totals: Mapping[str, Tensor],
+        taught: Mapping[str, list[tuple[Tensor, int]]],
     ) -> tuple[str, ...]:
         """Leave the gradient of one batch's loss in the flat buffer; name the tasks it taught."""
         inputs = {name: values[batch] for name, values in rows.inputs.items()}
@@ -134,10 +134,8 @@ class Trainer:
                 output, truth = output[mask], truth[mask]
             if not len(truth):
                 continue
-            row_losses = ROW_LOSSES[self.experiment.tasks[task].kind](output, truth)
-            losses[task] = row_losses.mean()
-            totals[task][0] += row_losses.detach().sum()
-            totals[task][1] += len(truth)
+            losses[task] = ROW_LOSSES[self.experiment.tasks[task].kind](output, truth).mean()
+            taught[task].append((losses[task].detach(), len(truth)))
         self.flat.gradients.zero_()
         torch.autograd.backward(combine_losses(losses, weights))
         return tuple(losses)
@@ -164,3 +162,12 @@ class Trainer:
                 settings.metric_name, settings.kind, output, target, scale
             ),
         }
+
+
+def summed(batches: list[tuple[Tensor, int]]) -> Sums:
+    """Sum the losses of all rows from each batch's mean and count: [loss sum, rows]."""
+    if not batches:
+        return [0.0, 0.0]
+    means = torch.stack([mean for mean, _ in batches]).tolist()
+    counts = [count for _, count in batches]
+    return [sum(m * n for m, n in zip(means, counts, strict=True)), float(sum(counts))]

@@ -4,6 +4,7 @@ A loss is taken over labelled rows only (`output[mask]`): dividing by the sum of
 0 gives NaN gradients even where the task is left out afterwards.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 
 import torch
@@ -60,4 +61,6 @@ def combine_losses(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -
     """
     if not losses:
         raise ShapeError("no task has a label in this batch; there is no loss to combine")
-    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+    # A weight of 1, the ordinary case, costs no operation.
+    terms = [loss if weights[name] == 1 else weights[name] * loss for name, loss in losses.items()]
+    return functools.reduce(torch.add, terms)
