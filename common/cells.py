@@ -16,6 +16,8 @@ FloatArray = NDArray[np.float64]
 ObjectArray = NDArray[np.object_]
 
 SHOWN = 5  # names that one message lists
+LARGEST = float(np.finfo(np.float32).max)  # what a model's numbers can hold
+NUMBER_KINDS = "biufO"  # dtype kinds; objects may spell numbers
 
 
 def read_numbers(column: NDArray[Any], where: str) -> FloatArray:
@@ -29,13 +31,15 @@ def read_numbers(column: NDArray[Any], where: str) -> FloatArray:
         [N] float64; empty cells are NaN.
 
     Raises:
-        DataError: a cell is no finite number.
+        DataError: a cell is no finite number, or too large for float32.
 
     >>> read_numbers(np.array(["1", None, "2.5"], dtype=object), "column 'x'")
     array([1. , nan, 2.5])
     """
     if column.ndim != 1:
         raise DataError(f"{where} must hold one number a row, got arrays of {column.shape[1:]}")
+    if column.dtype.kind not in NUMBER_KINDS:
+        raise DataError(f"{where} must hold numbers, got {column.dtype}; convert or exclude it")
     try:
         numbers = column.astype(np.float64)
     except (TypeError, ValueError):
@@ -44,10 +48,10 @@ def read_numbers(column: NDArray[Any], where: str) -> FloatArray:
             f"{where} must hold numbers, got text in {wrong} of {len(column)} rows; correct the "
             "file, exclude the column, or make it an input of kind 'categorical'"
         ) from None
-    if infinite := int(np.isinf(numbers).sum()):
+    if infinite := int((np.abs(numbers) > LARGEST).sum()):  # NaN is not larger
         raise DataError(
-            f"{where} must be finite, got infinity in {infinite} of {len(numbers)} rows; "
-            "correct these cells or empty them"
+            f"{where} must hold finite numbers below {LARGEST:.1e}, got infinite or larger ones in "
+            f"{infinite} of {len(numbers)} rows; correct these cells or empty them"
         )
     return numbers
 

@@ -1,11 +1,12 @@
 """Which columns of a client's table an input reads."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
+from functools import lru_cache
 
 from common.cells import list_names
 from common.errors import DataError
-from common.experiment import Experiment
+from common.experiment import Experiment, Input
 from common.natural_order import natural_sort
 from common.tables import ClientTable
 
@@ -21,33 +22,42 @@ def expand_columns(table: ClientTable, experiment: Experiment, name: str) -> tup
     Raises:
         DataError: a named column is missing, or a pattern matches nothing.
     """
-    settings = experiment.inputs[name]
-    chosen: dict[str, None] = {}  # an ordered set
-    reserved = _reserved(experiment, name)
-    free = [
-        column
-        for column in table.columns
-        if column not in reserved and not _matches_any(column, settings.exclude)
-    ]
-    for entry in settings.columns:
-        if entry in table.columns or not _is_pattern(entry):
-            chosen[entry] = None
-        elif matches := natural_sort(c for c in free if _matches(c, entry)):
-            chosen |= dict.fromkeys(m for m in matches if m not in settings.columns)
-        else:
-            raise DataError(
-                f"client '{table.name}': inputs.{name}.columns has '{entry}', which matches no "
-                f"column; there are {list_names(list(table.columns))}"
-            )
+    chosen, idle = _expand(
+        tuple(table.columns), experiment.inputs[name], _reserved(experiment, name)
+    )
+    if idle:
+        raise DataError(
+            f"client '{table.name}': inputs.{name}.columns has {list_names(idle)}, which matches "
+            f"no column; there are {list_names(list(table.columns))}"
+        )
     if missing := [column for column in chosen if column not in table.columns]:
         raise DataError(
             f"client '{table.name}' lacks {len(missing)} of the columns of inputs.{name}: "
             f"{list_names(missing)}; its columns are {list_names(list(table.columns))}"
         )
-    return tuple(chosen)
+    return chosen
 
 
-def _reserved(experiment: Experiment, name: str) -> set[str]:
+@lru_cache(maxsize=64)  # a thousand clients mostly have the same columns
+def _expand(
+    columns: Sequence[str], settings: Input, reserved: frozenset[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Expand patterns: the chosen columns, and the patterns that match none."""
+    chosen: dict[str, None] = {}  # an ordered set
+    idle: list[str] = []
+    free = [c for c in columns if c not in reserved and not _is_excluded(c, settings)]
+    for entry in settings.columns:
+        if entry in columns or not _is_pattern(entry):
+            chosen[entry] = None
+        elif matches := natural_sort(column for column in free if _matches(column, entry)):
+            # A column that is also listed by its name keeps the place of its name.
+            chosen |= dict.fromkeys(m for m in matches if m not in settings.columns)
+        else:
+            idle.append(entry)
+    return tuple(chosen), tuple(idle)
+
+
+def _reserved(experiment: Experiment, name: str) -> frozenset[str]:
     """Columns that no pattern of this input may match."""
     reserved = {column for task in experiment.tasks for column in experiment.targets(task)}
     reserved |= {experiment.data.client_column, experiment.data.split_column}
@@ -56,17 +66,17 @@ def _reserved(experiment: Experiment, name: str) -> set[str]:
     for other, settings in experiment.inputs.items():
         if other != name:
             reserved.update(c for c in settings.columns if not _is_pattern(c))
-    return reserved
+    return frozenset(reserved)
 
 
 def _is_pattern(entry: str) -> bool:
     return "*" in entry or "?" in entry
 
 
+def _is_excluded(column: str, settings: Input) -> bool:
+    return any(_matches(column, pattern) for pattern in settings.exclude)
+
+
 def _matches(column: str, pattern: str) -> bool:
     wild = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
     return re.fullmatch(wild, column, re.DOTALL) is not None
-
-
-def _matches_any(column: str, patterns: Iterable[str]) -> bool:
-    return any(_matches(column, pattern) for pattern in patterns)

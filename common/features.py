@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.cells import list_names, read_names, read_numbers
+from common.cells import NUMBER_KINDS, list_names, read_names, read_numbers
 from common.columns import expand_columns
 from common.errors import DataError
 from common.experiment import Experiment, Input
@@ -74,8 +74,8 @@ def _read_image(
             f"{list_names(columns)}; give each image an input of its own"
         )
     pixels = table.columns[columns[0]]
-    if pixels.dtype == object:
-        raise DataError(f"{where} must hold images as arrays of numbers, got text")
+    if pixels.dtype == object or pixels.dtype.kind not in NUMBER_KINDS:
+        raise DataError(f"{where} must hold images as arrays of numbers, got {pixels.dtype}")
     if pixels.ndim == 3:
         pixels = pixels[:, None]  # a channel of its own
     if pixels.shape[1:] != settings.shape:

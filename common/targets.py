@@ -71,8 +71,8 @@ def _read_classes(table: ClientTable, task: Task, name: str, column: str) -> Tar
         return _code_names(cells, YES_NO, where)
     numbers = read_numbers(cells, where)
     labelled = ~np.isnan(numbers)
-    codes = np.where(labelled, numbers, 0).astype(np.int64)
-    if odd := int((codes != numbers)[labelled].sum()):
+    codes = np.where(labelled, numbers, 0.0)
+    if odd := int((codes != np.floor(codes)).sum()):
         raise DataError(
             f"{where} must hold whole numbers from 0, got others in {odd} rows; correct them, "
             "name the classes in `classes`, or make it a regression"
@@ -82,9 +82,9 @@ def _read_classes(table: ClientTable, task: Task, name: str, column: str) -> Tar
     if len(beyond):
         raise DataError(
             f"{where} must hold classes from 0 to {count - 1}, got class "
-            f"{list_names([str(code) for code in beyond])}; correct the cells, or `classes`"
+            f"{list_names([f'{code:.0f}' for code in beyond])}; correct the cells, or `classes`"
         )
-    return Target(codes, labelled)
+    return Target(codes.astype(np.int64), labelled)
 
 
 def _code_names(cells: NDArray[Any], codes: dict[str, int], where: str) -> Target:
