@@ -6,14 +6,14 @@ from collections.abc import Iterable
 _DIGITS = re.compile(r"(\d+)")
 
 
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+def natural_key(name: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
     """Make a sort key that compares runs of digits as numbers; the name itself breaks ties."""
     parts = tuple(
         (0, int(part), "") if part.isdecimal() else (1, 0, part)
         for part in _DIGITS.split(name)
         if part
     )
-    return (*parts, (2, 0, name))
+    return parts, name
 
 
 def natural_sort(names: Iterable[str]) -> list[str]:
