@@ -111,7 +111,8 @@ def _read_parquet(path: Path) -> Columns:
 
 
 def _read_npz(path: Path) -> Columns:
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file:  # NumPy leaves a file open that it cannot read
+        archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("a single array without a name")
         columns = {name: archive[name] for name in archive.files}
