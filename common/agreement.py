@@ -118,7 +118,7 @@ def describe(table: ClientTable, experiment: Experiment) -> Description:
     except UnusableClientError as error:
         if experiment.data.unusable == "refuse":
             raise
-        return Description(client=table.name, left_out=str(error))
+        return Description(client=table.name, left_out=error.reason)
     inputs = experiment.inputs
     return Description(
         client=table.name,
