@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.agreement import agree, describe, input_shapes
+from common.agreement import agree, describe, input_shapes, require_labels
 from common.clients import open_clients
 from common.dataset import SPLITS, ClientData
 from common.encoding import encode
@@ -67,6 +67,7 @@ def check_clients(experiment: Experiment) -> Check:
     if problems:
         raise DataError("\n".join(problems))
     agreement = agree(descriptions, experiment)
+    require_labels(descriptions, experiment)
     left_out = {d.client: d.left_out for d in descriptions if d.left_out}
     counts = _try_each(
         [name for name in source.names if name not in left_out],

@@ -4,7 +4,15 @@ import json
 import numpy as np
 import pytest
 
-from common.agreement import Agreement, Description, agree, describe, disagreement, input_shapes
+from common.agreement import (
+    Agreement,
+    Description,
+    agree,
+    describe,
+    disagreement,
+    input_shapes,
+    require_labels,
+)
 from common.errors import DataError
 from common.splits import split_rows
 from tests.raw_tables import NUMERIC, plan, table, text
@@ -148,6 +156,12 @@ def test_nobody_left_is_an_error():
     experiment = plan(min_rows=5, unusable="leave-out")
     with pytest.raises(DataError, match="no client can take part: all 1 were left out"):
         agree([describe(table(rows=4), experiment)], experiment)
+
+
+def test_a_task_that_nobody_holds_is_named():
+    tasks = {"y": {"kind": "regression"}, "z": {"kind": "binary", "target": "ill"}}
+    with pytest.raises(DataError, match=r"tasks\.z: no client has a training label.*'ill'"):
+        require_labels([description()], plan(tasks=tasks))
 
 
 def test_a_late_client_with_a_new_category_does_not_fit():
