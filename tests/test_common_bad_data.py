@@ -167,6 +167,10 @@ BAD_FOLDERS = {
     "empty file": ({"a.csv": ""}, r"'a\.csv' cannot be read as CSV \(EmptyDataError\)"),
     "no rows": ({"a.csv": "x1,y\n"}, r"'a\.csv' has no rows"),
     "ragged rows": ({"a.csv": "x1,y\n1,2\n1,2,3,4\n"}, r"'a\.csv' cannot be read as CSV"),
+    "rows longer than the header": (
+        {"a.csv": "x1,y\n1,2,3\n3,4,5\n"},
+        r"'a\.csv': its rows must have as many cells as its header",
+    ),
     "not text": ({"a.csv": b"x1,y\n\xff\xfe\x00,1\n"}, r"'a\.csv' cannot be read as CSV"),
     "corrupt parquet": ({"a.parquet": "x1,y"}, r"'a\.parquet' cannot be read as PARQUET"),
     "corrupt npz": ({"a.npz": b"PK\x03\x04nothing"}, r"'a\.npz' cannot be read as NPZ"),
@@ -181,6 +185,12 @@ def test_bad_files_are_named(tmp_path, files, words):
     with pytest.raises(DataError, match=words) as caught:
         read_all(folder_plan(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_comma_at_the_end_of_every_row_moves_no_column(tmp_path):
+    write(tmp_path / "a.csv", "x1,y\n1,2,\n3,4,\n")
+    (raw,) = read_all(folder_plan(tmp_path))
+    assert raw.columns["y"].tolist() == [2, 4]
 
 
 def test_arrays_of_different_lengths_are_named(tmp_path):

@@ -4,6 +4,7 @@ An empty cell, and the marks below, are missing. A column without a name (the ro
 careless export saves) is dropped.
 """
 
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,16 +91,26 @@ def read_csv(path: Path, required: Sequence[str] = (), names: Sequence[str] = ()
 
 
 def _parse_csv(path: Path, names: list[str] | None) -> Columns:
-    return frame_columns(
-        pd.read_csv(
-            path,
-            names=names,
-            na_values=list(MISSING_MARKS),
-            keep_default_na=False,
-            low_memory=False,  # a column has one type, whatever its length
-            encoding="utf-8-sig",
-        )
-    )
+    # Left to itself pandas takes the first cells of rows that are longer than the header for names
+    # of the rows, so that every column holds what its neighbour should.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            frame = pd.read_csv(
+                path,
+                names=names,
+                index_col=False,
+                na_values=list(MISSING_MARKS),
+                keep_default_na=False,
+                low_memory=False,  # a column has one type, whatever its length
+                encoding="utf-8-sig",
+            )
+        except pd.errors.ParserWarning as error:
+            raise DataError(
+                f"file '{path.name}': its rows must have as many cells as its header, got more; "
+                "name the columns that have no name, or remove them"
+            ) from error
+    return frame_columns(frame)
 
 
 def _read_csv(path: Path) -> Columns:
