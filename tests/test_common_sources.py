@@ -116,6 +116,16 @@ def test_a_folder_holds_one_client_per_file(tmp_path):
     assert tables["site-3"].columns["y"].tolist() == ["u", None, "v", None, None]
 
 
+def test_a_matrix_in_an_npz_file_is_a_column_per_entry(tmp_path):
+    np.savez(tmp_path / "a.npz", v=np.array([[1, 2], [3, 4], [5, 6]]), y=np.array([[7], [8], [9]]))
+    columns = open_all("folder", path=str(tmp_path))["a"].columns
+    assert {name: column.tolist() for name, column in columns.items()} == {
+        "v.0": [1, 3, 5],
+        "v.1": [2, 4, 6],
+        "y": [7, 8, 9],
+    }
+
+
 def test_a_folder_reads_no_file_before_its_client_is_asked_for(tmp_path):
     (tmp_path / "good.csv").write_text("x,y\n1,2\n")
     (tmp_path / "bad.npz").write_text("nonsense")

@@ -1,12 +1,12 @@
 """The columns of one file: CSV, Parquet or NPZ.
 
 An empty cell, and the marks below, are missing. A column without a name (the row numbers that a
-careless export saves) is dropped.
+careless export saves) is dropped. An array [N, D] of an NPZ file is D columns.
 """
 
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,21 @@ def _read_npz(path: Path) -> Columns:
             f"file '{path.name}': arrays must have one entry per row, got single values in "
             f"{list_names(scalars)}; remove them"
         )
-    return {name: _text_as_objects(column) for name, column in columns.items()}
+    return {
+        part: _text_as_objects(cells)
+        for name, column in columns.items()
+        for part, cells in _split_matrix(name, column)
+    }
+
+
+def _split_matrix(name: str, column: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Name the columns of an array [N, D]: ``name.0`` to ``name.D-1``, or ``name`` for D = 1."""
+    if column.ndim != 2:
+        yield name, column
+    elif column.shape[1] == 1:
+        yield name, column[:, 0]
+    else:
+        yield from ((f"{name}.{k}", column[:, k]) for k in range(column.shape[1]))
 
 
 def _text_as_objects(column: NDArray[Any]) -> NDArray[Any]:
