@@ -6,7 +6,7 @@ for them; it comes from training rows alone. The agreement is sent with every ro
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import numpy as np
@@ -118,7 +118,7 @@ def describe(table: ClientTable, experiment: Experiment) -> Description:
     except UnusableClientError as error:
         if experiment.data.unusable == "refuse":
             raise
-        return Description(client=table.name, left_out=str(error))
+        return Description(client=table.name, left_out=error.reason)
     inputs = experiment.inputs
     return Description(
         client=table.name,
@@ -180,6 +180,21 @@ def agree(descriptions: Sequence[Description], experiment: Experiment) -> Agreem
             if inputs[name].standardise == "federation"
         },
     )
+
+
+def require_labels(descriptions: Iterable[Description], experiment: Experiment) -> None:
+    """Check that every task has a training label somewhere.
+
+    Raises:
+        DataError: nobody holds a task.
+    """
+    held = {t for d in descriptions for t, count in d.labelled.items() if count}
+    for task in experiment.tasks:
+        if task not in held:
+            raise DataError(
+                f"tasks.{task}: no client has a training label for it; check its target column "
+                f"{list_names(experiment.targets(task))}, or remove the task"
+            )
 
 
 def disagreement(description: Description, agreement: Agreement) -> str | None:

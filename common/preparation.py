@@ -20,7 +20,15 @@ from common.targets import Target, class_names, read_target
 
 
 class UnusableClientError(DataError):
-    """A client has too few rows, or none to train on; `data.unusable` says what then."""
+    """A client has too few rows, or no label to train on.
+
+    Attributes:
+        reason: what is wrong, without the way out that the message ends with.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; give it more, or set data.unusable to 'leave-out'")
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ def _require_rows(rows: int, table: ClientTable, experiment: Experiment, kind: s
     if rows < experiment.data.min_rows:
         raise UnusableClientError(
             f"client '{table.name}' must have at least {experiment.data.min_rows} {kind}rows "
-            f"(data.min-rows), got {rows}; give it more, or set data.unusable to 'leave-out'"
+            f"(data.min-rows), got {rows}"
         )
 
 
@@ -104,8 +112,7 @@ def _read_targets(table: ClientTable, experiment: Experiment) -> dict[str, Targe
         columns = [column for task in experiment.tasks for column in experiment.targets(task)]
         raise UnusableClientError(
             f"client '{table.name}' must have a label for some task, got none in columns "
-            f"{list_names(columns)}; correct the target columns, or set data.unusable to "
-            "'leave-out'"
+            f"{list_names(columns)}"
         )
     return held
 
@@ -122,8 +129,7 @@ def _trainable_targets(
     untrained = [task for task, target in targets.items() if not target.labelled[rows].any()]
     if len(untrained) == len(targets):
         raise UnusableClientError(
-            f"client '{table.name}' must have a label among its {len(rows)} training rows, got "
-            "none; give it more rows, change the split, or set data.unusable to 'leave-out'"
+            f"client '{table.name}' must have a label among its {len(rows)} training rows, got none"
         )
     if untrained and experiment.data.unusable == "refuse":
         counts = ", ".join(f"'{t}' ({int(targets[t].labelled.sum())})" for t in untrained)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from common.agreement import Agreement, Description, agree, disagreement
+from common.agreement import Agreement, Description, agree, disagreement, require_labels
 from common.errors import ConfigError, DataError
 from common.experiment import Experiment
 from common.wire import CONFIG, Instruction
@@ -139,12 +139,7 @@ class Roster:
             raise DataError("\n".join(f"{who}: {why}" for who, why in sorted(self.refused.items())))
         if not self.node_ids:
             raise DataError("no clients: nobody answered; start nodes, or check the data folder")
-        for task in self.experiment.tasks:
-            if not any(d.labelled.get(task) for d in self.descriptions.values()):
-                raise DataError(
-                    f"tasks.{task}: no client has a training label for it; check its target "
-                    "column, or remove the task"
-                )
+        require_labels(self.descriptions.values(), self.experiment)
         wanted = self.experiment.federation.clients_per_round
         if isinstance(wanted, int) and wanted > len(self.node_ids):
             raise ConfigError(

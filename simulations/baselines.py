@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from client.training import Trainer, choose_device
-from common.agreement import Agreement, agree, describe, input_shapes
+from common.agreement import Agreement, agree, describe, input_shapes, require_labels
 from common.clients import open_clients
 from common.dataset import SPLITS, ClientData, Rows
 from common.encoding import encode
@@ -27,6 +27,7 @@ def read_clients(experiment: Experiment) -> tuple[list[ClientData], Agreement]:
     tables = [source.read(name) for name in source.names]
     descriptions = [describe(table, experiment) for table in tables]
     agreement = agree(descriptions, experiment)
+    require_labels(descriptions, experiment)
     return [
         encode(table, experiment, agreement)
         for table, description in zip(tables, descriptions, strict=True)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.agreement import agree, describe, input_shapes
+from common.agreement import agree, describe, input_shapes, require_labels
 from common.clients import open_clients
 from common.dataset import SPLITS, ClientData
 from common.encoding import encode
@@ -39,10 +39,17 @@ class ClientCount:
 
 @dataclass(frozen=True)
 class Check:
-    """What a federation holds: its clients, and the shape of a row of every input."""
+    """What a federation holds.
+
+    Attributes:
+        clients: those that take part.
+        shapes: input -> shape of one row.
+        left_out: other clients -> why, where `data.unusable` allows it.
+    """
 
     clients: list[ClientCount]
     shapes: dict[str, tuple[int, ...]]
+    left_out: dict[str, str]
 
 
 def check_clients(experiment: Experiment) -> Check:
@@ -60,14 +67,16 @@ def check_clients(experiment: Experiment) -> Check:
     if problems:
         raise DataError("\n".join(problems))
     agreement = agree(descriptions, experiment)
+    require_labels(descriptions, experiment)
+    left_out = {d.client: d.left_out for d in descriptions if d.left_out}
     counts = _try_each(
-        source.names,
+        [name for name in source.names if name not in left_out],
         lambda name: _count(encode(source.read(name), experiment, agreement)),
         problems,
     )
     if problems:
         raise DataError("\n".join(problems))
-    return Check(counts, dict(input_shapes(agreement)))
+    return Check(counts, dict(input_shapes(agreement)), left_out)
 
 
 def print_check(experiment: Experiment, check: Check, console: Console) -> None:
@@ -92,6 +101,8 @@ def print_check(experiment: Experiment, check: Check, console: Console) -> None:
     for client in shown:
         for note in client.notes:
             console.print(Text(f"{client.name}: {note}", style="yellow"))
+    for reason in check.left_out.values():
+        console.print(Text(f"left out: {reason}", style="yellow"))
 
 
 def _try_each(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from common.errors import DataError
 from common.experiment import Data
 from common.natural_order import natural_sort
-from common.sources.images import read_image
+from common.sources.images import read_pgm
 from common.sources.raw_files import find_file
 from common.tables import ClientTable, TableSource
 
@@ -48,7 +48,7 @@ def _read(folder: Path) -> dict[str, NDArray[np.generic]]:
         for i, label in enumerate(("pose", "expression", "eyes"), 1)
     }
     return {
-        "pixels": np.stack([read_image(path) for path in paths]),
-        "pixels-medium": np.stack([read_image(path) for path in medium]),
+        "pixels": np.stack([read_pgm(path) for path in paths]),
+        "pixels-medium": np.stack([read_pgm(path) for path in medium]),
         **labels,
     }

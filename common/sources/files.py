@@ -1,11 +1,12 @@
 """The columns of one file: CSV, Parquet or NPZ.
 
 An empty cell, and the marks below, are missing. A column without a name (the row numbers that a
-careless export saves) is dropped.
+careless export saves) is dropped. An array [N, D] of an NPZ file is D columns.
 """
 
+import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +91,26 @@ def read_csv(path: Path, required: Sequence[str] = (), names: Sequence[str] = ()
 
 
 def _parse_csv(path: Path, names: list[str] | None) -> Columns:
-    return frame_columns(
-        pd.read_csv(
-            path,
-            names=names,
-            na_values=list(MISSING_MARKS),
-            keep_default_na=False,
-            low_memory=False,  # a column has one type, whatever its length
-            encoding="utf-8-sig",
-        )
-    )
+    # Left to itself pandas takes the first cells of rows that are longer than the header for names
+    # of the rows, so that every column holds what its neighbour should.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            frame = pd.read_csv(
+                path,
+                names=names,
+                index_col=False,
+                na_values=list(MISSING_MARKS),
+                keep_default_na=False,
+                low_memory=False,  # a column has one type, whatever its length
+                encoding="utf-8-sig",
+            )
+        except pd.errors.ParserWarning as error:
+            raise DataError(
+                f"file '{path.name}': its rows must have as many cells as its header, got more; "
+                "name the columns that have no name, or remove them"
+            ) from error
+    return frame_columns(frame)
 
 
 def _read_csv(path: Path) -> Columns:
@@ -111,7 +122,8 @@ def _read_parquet(path: Path) -> Columns:
 
 
 def _read_npz(path: Path) -> Columns:
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file:  # NumPy leaves a file open that it cannot read
+        archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("a single array without a name")
         columns = {name: archive[name] for name in archive.files}
@@ -120,7 +132,21 @@ def _read_npz(path: Path) -> Columns:
             f"file '{path.name}': arrays must have one entry per row, got single values in "
             f"{list_names(scalars)}; remove them"
         )
-    return {name: _text_as_objects(column) for name, column in columns.items()}
+    return {
+        part: _text_as_objects(cells)
+        for name, column in columns.items()
+        for part, cells in _split_matrix(name, column)
+    }
+
+
+def _split_matrix(name: str, column: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Name the columns of an array [N, D]: ``name.0`` to ``name.D-1``, or ``name`` for D = 1."""
+    if column.ndim != 2:
+        yield name, column
+    elif column.shape[1] == 1:
+        yield name, column[:, 0]
+    else:
+        yield from ((f"{name}.{k}", column[:, k]) for k in range(column.shape[1]))
 
 
 def _text_as_objects(column: NDArray[Any]) -> NDArray[Any]:

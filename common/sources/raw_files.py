@@ -29,13 +29,12 @@ def load_cells(data: Data, name: str, *keys: str) -> list[list[Any]]:
         DataError: the file is missing, or not what it should be.
     """
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     path = find_file(data, name)
     try:
         content = loadmat(path)
         return [list(content[key].flat) for key in keys]
-    except (OSError, ValueError, NotImplementedError, KeyError, MatReadError) as error:
+    except Exception as error:  # a file that is no such file can lead scipy to any of them
         raise DataError(
             f"file '{name}' must be a MATLAB file with {', '.join(keys)}, cannot be read "
             f"({type(error).__name__}); fetch it again"
