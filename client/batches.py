@@ -25,6 +25,15 @@ def shuffle_key(seed: int, client: str) -> int:
     return derive_key(seed, "shuffle", client)
 
 
+def epoch_order(
+    patterns: Index, balance: str, seed: int, purpose: str, client: str, *numbers: int
+) -> Index:
+    """Shuffle one client's rows: `epoch_orders` for a client alone, numbers are (round, epoch)."""
+    key = np.array([derive_key(seed, purpose, client)], np.uint64)
+    order: Index = epoch_orders(key, [patterns], balance, *numbers)[0]
+    return order
+
+
 def epoch_orders(
     client_keys: UInt64Array,
     patterns: Sequence[Index],
