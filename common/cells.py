@@ -4,6 +4,7 @@ A raw column holds what its file gave: numbers, booleans, or text; empty is NaN 
 column means is for the experiment to say, so the same column can be read either way.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +21,17 @@ LARGEST = float(np.finfo(np.float32).max)  # what a model's numbers can hold
 NUMBER_KINDS = "biufO"  # dtype kinds; objects may spell numbers
 
 
-def read_numbers(column: NDArray[Any], where: str) -> FloatArray:
-    """Read a column as numbers; text that spells numbers will do.
+TRUTHS = {"true": 1.0, "false": 0.0}  # how a column of booleans with gaps is spelt
+FOR_INPUTS = "correct the file, exclude the column, or make it an input of kind 'categorical'"
+
+
+def read_numbers(column: NDArray[Any], where: str, way_out: str = FOR_INPUTS) -> FloatArray:
+    """Read a column as numbers; text that spells numbers, or true and false, will do.
 
     Args:
         column: [N] numbers, booleans, or objects of str and None.
         where: names the column in messages, such as ``client 'a', column 'age'``.
+        way_out: says in messages what to do about text.
 
     Returns:
         [N] float64; empty cells are NaN.
@@ -43,11 +49,12 @@ def read_numbers(column: NDArray[Any], where: str) -> FloatArray:
     try:
         numbers = column.astype(np.float64)
     except (TypeError, ValueError):
-        wrong = sum(not _spells_number(cell) for cell in column)
-        raise DataError(
-            f"{where} must hold numbers, got text in {wrong} of {len(column)} rows; correct the "
-            "file, exclude the column, or make it an input of kind 'categorical'"
-        ) from None
+        spelt = [_spelt_number(cell) for cell in column]
+        if wrong := spelt.count(None):
+            raise DataError(
+                f"{where} must hold numbers, got text in {wrong} of {len(column)} rows; {way_out}"
+            ) from None
+        numbers = np.array(spelt, dtype=np.float64)
     if infinite := int((np.abs(numbers) > LARGEST).sum()):  # NaN is not larger
         raise DataError(
             f"{where} must hold finite numbers below {LARGEST:.1e}, got infinite or larger ones in "
@@ -85,12 +92,16 @@ def list_names(names: Sequence[str]) -> str:
     return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
 
 
-def _spells_number(cell: object) -> bool:
+def _spelt_number(cell: object) -> float | None:
+    """Read one cell as a number; None where it is other text."""
+    if cell is None:
+        return math.nan
+    if isinstance(cell, str) and cell.strip().lower() in TRUTHS:
+        return TRUTHS[cell.strip().lower()]
     try:
-        float(cell)  # type: ignore[arg-type]  # that is what is being tried
+        return float(cell)  # type: ignore[arg-type]  # that is what is being tried
     except (TypeError, ValueError):
-        return cell is None
-    return True
+        return None
 
 
 def _name(cell: object) -> str | None:

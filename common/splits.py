@@ -88,10 +88,11 @@ def _split_by_column(table: ClientTable, experiment: Experiment) -> tuple[IndexA
     column = _split_column(table, experiment.data)
     words = read_names(column, f"client '{table.name}', data.split-column")
     meant = np.array([SPLIT_WORDS.get(w.lower(), "") if w else None for w in words], dtype=object)
-    if unknown := sorted(set(words[meant == ""])):
+    if unknown := int((meant == "").sum()):
         raise DataError(
             f"client '{table.name}', column '{experiment.data.split_column}' (data.split-column) "
-            f"must say train, validation or test in every row, got {list_names(unknown)}"
+            f"must say train, validation or test, got others in {unknown} of {len(words)} rows; "
+            "correct these cells, or name another column"
         )
     train, validation, test = (np.flatnonzero(meant == split) for split in SPLITS)
     if not len(validation):

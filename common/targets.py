@@ -69,7 +69,7 @@ def _read_classes(table: ClientTable, task: Task, name: str, column: str) -> Tar
         return _code_names(cells, {n: code for code, n in enumerate(task.classes)}, where)
     if task.kind == "binary" and cells.dtype == object:
         return _code_names(cells, YES_NO, where)
-    numbers = read_numbers(cells, where)
+    numbers = read_numbers(cells, where, "correct the file, or name the classes in `classes`")
     labelled = ~np.isnan(numbers)
     codes = np.where(labelled, numbers, 0.0)
     if odd := int((codes != np.floor(codes)).sum()):
@@ -78,11 +78,10 @@ def _read_classes(table: ClientTable, task: Task, name: str, column: str) -> Tar
             "name the classes in `classes`, or make it a regression"
         )
     count = task.class_count or 2
-    beyond = np.unique(codes[(codes < 0) | (codes >= count)])
-    if len(beyond):
+    if beyond := int(((codes < 0) | (codes >= count)).sum()):
         raise DataError(
-            f"{where} must hold classes from 0 to {count - 1}, got class "
-            f"{list_names([f'{code:.0f}' for code in beyond])}; correct the cells, or `classes`"
+            f"{where} must hold classes from 0 to {count - 1}, got others in {beyond} rows; "
+            "correct the cells, or `classes`"
         )
     return Target(codes.astype(np.int64), labelled)
 
@@ -92,11 +91,11 @@ def _code_names(cells: NDArray[Any], codes: dict[str, int], where: str) -> Targe
     if codes is YES_NO:
         names = np.array([n if n is None else n.lower() for n in names], dtype=object)
     labelled = np.array([n is not None for n in names], dtype=bool)
-    if unknown := sorted({n for n in names if n is not None and n not in codes}):
+    if unknown := sum(n is not None and n not in codes for n in names):
         known = "0, 1, true or false" if codes is YES_NO else f"one of {list_names(list(codes))}"
         raise DataError(
-            f"{where} must be {known}, got class {list_names(unknown)}; correct the cells, or "
-            "name the classes in `classes`"
+            f"{where} must be {known}, got others in {unknown} rows; correct the cells, or name "
+            "all classes in `classes`"
         )
     return Target(np.array([codes.get(n, 0) for n in names], dtype=np.int64), labelled)
 
@@ -105,7 +104,11 @@ def _read_vectors(table: ClientTable, task: Task, name: str, columns: tuple[str,
     where = f"client '{table.name}', task '{name}'"
     values = np.stack(
         [
-            read_numbers(table.columns[c], f"client '{table.name}', column '{c}' (task '{name}')")
+            read_numbers(
+                table.columns[c],
+                f"client '{table.name}', column '{c}' (task '{name}')",
+                f"correct the file, or name another column in tasks.{name}.target",
+            )
             for c in columns
         ],
         axis=1,

@@ -78,7 +78,7 @@ BAD_TABLES = {
     "class out of range": (
         table(y=[0, 3, -1]),
         {"tasks": CLASSES},
-        r"classes from 0 to 2, got class '-1', '3'",
+        r"classes from 0 to 2, got others in 2 rows",
     ),
     "class that is not whole": (
         table(y=[0, 1.5]),
@@ -87,24 +87,34 @@ BAD_TABLES = {
     ),
     "class beyond every integer": (table(y=[0, 1e30]), {"tasks": CLASSES}, r"from 0 to 2"),
     "unknown class name": (
-        table(y=text("cat", "cow")),
+        table(y=text("cat", SECRET)),
         {"tasks": NAMED},
-        r"one of 'cat', 'dog', got class 'cow'",
+        r"one of 'cat', 'dog', got others in 1 rows",
     ),
     "text for a class code": (
         table(y=text("0", "many")),
         {"tasks": CLASSES},
-        r"must hold numbers, got text in 1 of 2 rows",
+        r"must hold numbers, got text in 1 of 2 rows; .*name the classes in `classes`",
+    ),
+    "text for a regression": (
+        table(y=text("0", "many")),
+        {},
+        r"must hold numbers, got text in 1 of 2 rows; .*another column in tasks\.y\.target",
+    ),
+    "word that is no split": (
+        table(part=text("train", SECRET)),
+        {"split": "column", "split_column": "part"},
+        r"train, validation or test, got others in 1 of 2 rows",
     ),
     "third class in a binary task": (
         table(y=[0, 1, 2]),
         {"tasks": {"y": {"kind": "binary"}}},
-        r"classes from 0 to 1, got class '2'",
+        r"classes from 0 to 1, got others in 1 rows",
     ),
     "other word in a binary task": (
-        table(y=text("true", "maybe")),
+        table(y=text("true", SECRET)),
         {"tasks": {"y": {"kind": "binary"}}},
-        r"0, 1, true or false, got class 'maybe'",
+        r"0, 1, true or false, got others in 1 rows",
     ),
     "multilabel beyond 0 and 1": (
         table(u=[0, 2], v=[0, 1]),

@@ -138,6 +138,13 @@ def test_text_that_spells_numbers_is_numbers():
     assert inputs_of(table(x1=text("1", "2.5")), numeric()).tolist() == [[1.0], [2.5]]
 
 
+def test_booleans_with_gaps_are_numbers_as_those_without_are():
+    with_gap = table(x1=text("True", None, "False"))
+    without = table(x1=[True, True, False])
+    assert inputs_of(with_gap, numeric(missing="zero")).tolist() == [[1.0], [0.0], [0.0]]
+    assert inputs_of(without, numeric()).tolist() == [[1.0], [1.0], [0.0]]
+
+
 # Categorical inputs ------------------------------------------------------------------------------
 
 
