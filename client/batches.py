@@ -1,50 +1,92 @@
-"""The order in which a client visits its rows: shuffled anew each epoch, balanced over tasks."""
+"""The order in which clients visit their rows: shuffled anew each epoch, balanced over tasks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.seeding import derive_key, permutation_keys
+from common.seeding import UInt64Array, derive_key, fork_keys, permutation_keys
 
 Index = NDArray[np.int64]
+LAST = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 
 def label_patterns(labelled: Mapping[str, Tensor]) -> Index:
     """Number the rows by which tasks they carry labels for: int64 [N], equal where alike."""
-    masks = np.stack([mask.numpy() for mask in labelled.values()])  # [T, N]
+    masks = np.stack([mask.cpu().numpy() for mask in labelled.values()])  # [T, N]
+    if masks.all():
+        return np.zeros(masks.shape[1], np.int64)
     return np.unique(masks, axis=1, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def epoch_order(patterns: Index, balance: str, seed: int, *stream: str | int) -> Index:
-    """Shuffle a client's rows for one epoch.
+def shuffle_key(seed: int, client: str) -> int:
+    """Derive the key of a client's shuffles from the run's seed."""
+    return derive_key(seed, "shuffle", client)
 
-    With ``balance = "tasks"`` every stretch of the order holds the label patterns in nearly the
-    proportion of the whole: the i-th of a pattern's n rows, shuffled, stands at ``(i + u) / n``
-    with one random u in [0, 1) per pattern. So a batch of B rows holds each pattern's share of B
-    to within one row, and no task is bunched into a few batches. Where all rows carry the same
-    labels this is a plain shuffle.
+
+def epoch_order(
+    patterns: Index, balance: str, seed: int, purpose: str, client: str, *numbers: int
+) -> Index:
+    """Shuffle one client's rows: `epoch_orders` for a client alone, numbers are (round, epoch)."""
+    key = np.array([derive_key(seed, purpose, client)], np.uint64)
+    order: Index = epoch_orders(key, [patterns], balance, *numbers)[0]
+    return order
+
+
+def epoch_orders(
+    client_keys: UInt64Array,
+    patterns: Sequence[Index],
+    balance: str,
+    round_number: int,
+    epoch: int,
+) -> Index:
+    """Shuffle the rows of K clients for one epoch.
+
+    A client's order depends on its key, round and epoch alone, not on the other clients.
 
     Args:
-        patterns: [N] from `label_patterns`.
-        balance: "tasks" or "none".
-        seed: the run's seed.
-        stream: names the random stream, such as ("shuffle", client, round, epoch).
+        client_keys: [K], of `shuffle_key`.
+        patterns: each client's [n_k] from `label_patterns`.
+        balance: "tasks" or "none"; see `balanced_order`.
+        round_number: names the stream.
+        epoch: names the stream.
 
     Returns:
-        int64 [N], a permutation of the rows.
+        int64 [K, max n_k]: row k begins with a permutation of ``range(n_k)``; the rest is padding
+        by numbers of rows that do not exist at that client.
     """
-    keys = permutation_keys(
-        np.array([derive_key(seed, *stream)], dtype=np.uint64), len(patterns) + 1
-    )[0]
-    keys, offset_keys = keys[:-1], keys[-1:]
-    kinds = int(patterns.max()) + 1 if len(patterns) else 0
-    if balance == "none" or kinds < 2:
-        return np.argsort(keys, kind="stable").astype(np.int64)
+    counts = np.array([len(p) for p in patterns])
+    keys = permutation_keys(fork_keys(client_keys, round_number, epoch), int(counts.max()) + 1)
+    hashes = keys[:, :-1].copy()
+    hashes[np.arange(hashes.shape[1]) >= counts[:, None]] = LAST
+    orders = np.argsort(hashes, axis=1, kind="stable")
+    if balance == "tasks":
+        for row, (own, count) in enumerate(zip(patterns, counts, strict=True)):
+            if own[-1] or own.any():  # more than one pattern
+                orders[row, :count] = balanced_order(own, keys[row, :count], keys[row, count:])
+    return orders.astype(np.int64, copy=False)
+
+
+def balanced_order(patterns: Index, keys: UInt64Array, offset_keys: UInt64Array) -> Index:
+    """Order rows so that every stretch holds the label patterns in the proportion of the whole.
+
+    The i-th of a pattern's n rows, shuffled, stands at ``(i + u) / n`` with one random u in [0, 1)
+    per pattern. So a batch of B rows holds each pattern's share of B to within one row, and no task
+    is bunched into a few batches.
+
+    Args:
+        patterns: [n] from `label_patterns`.
+        keys: [n] random numbers that shuffle.
+        offset_keys: [1 or more]; the first draws the patterns' offsets.
+
+    Returns:
+        int64 [n], a permutation.
+    """
+    kinds = int(patterns.max()) + 1
     shuffled = np.lexsort((keys, patterns))  # pattern after pattern, shuffled within
     counts = np.bincount(patterns, minlength=kinds)
     within = np.arange(len(patterns)) - np.repeat(np.cumsum(counts) - counts, counts)
-    offsets = permutation_keys(offset_keys, kinds)[0] / 2.0**64  # [kinds] in [0, 1)
+    offsets = permutation_keys(offset_keys[:1], kinds)[0] / 2.0**64  # [kinds] in [0, 1)
     position = (within + np.repeat(offsets, counts)) / np.repeat(counts, counts)
     return np.asarray(shuffled[np.argsort(position, kind="stable")], dtype=np.int64)

@@ -1,8 +1,8 @@
-"""A model's parameters and gradients as views of one flat buffer each.
+"""Parameters of one or many copies of a model as rows of one matrix.
 
-Loading a trunk, resetting gradients and an optimiser step are then one vector operation each,
-instead of one per parameter. Shared parameters come first, then head after head, so that the part
-that travels and every head are contiguous slices.
+Loading a trunk, resetting gradients and an optimiser step are then one operation on a slice of
+columns each, instead of one per parameter and copy. The trunk comes first; where all heads are
+linear, their weights lie side by side and then their biases, so that one product serves all heads.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,50 +10,96 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from common.errors import ShapeError
 from common.sharing import head_task
 
 FloatArray = NDArray[np.float32]
+TRUNK = "trunk"
 
 
-class FlatParameters:
-    """The flat view of a model; the model keeps working as before.
+class FlatLayout:
+    """Where each parameter of a model lies in a flat vector.
 
     Attributes:
-        values: [P] float32, all parameters.
-        gradients: [P] float32, theirs; autograd adds into it.
-        slices: parameter name -> its place.
-        segments: "trunk" and every task name -> the place of that part's parameters.
+        size: P, number of parameters.
+        slices: parameter name -> its columns.
+        shapes: parameter name -> its own shape.
+        segments: "trunk" and every task name -> the columns of that part, as few slices as can be.
+        heads: columns of all weights, and of all biases, of linear heads; None where a head has
+            hidden layers.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        trunk = [name for name in shapes if head_task(name) is None]
+        heads = [name for name in shapes if head_task(name) is not None]
+        tasks = {head_task(name) for name in heads}
+        linear = len(heads) == 2 * len(tasks)
+        if linear:
+            heads.sort(key=lambda name: name.endswith("bias"))  # stable: the order of tasks stays
+        self.shapes = {name: shapes[name] for name in [*trunk, *heads]}
+        self.slices: dict[str, slice] = {}
+        parts: dict[str, list[slice]] = {TRUNK: []}
+        start = 0
+        for name, shape in self.shapes.items():
+            self.slices[name] = slice(start, start + int(np.prod(shape)))
+            parts.setdefault(head_task(name) or TRUNK, []).append(self.slices[name])
+            start = self.slices[name].stop
+        self.size = start
+        self.segments = {part: merge_neighbours(places) for part, places in parts.items()}
+        self.heads: tuple[slice, slice] | None = None
+        if linear:
+            half = len(heads) // 2
+            self.heads = (self._span(heads[:half]), self._span(heads[half:]))
+
+    def _span(self, names: list[str]) -> slice:
+        return slice(self.slices[names[0]].start, self.slices[names[-1]].stop)
+
+    def views(self, row: NDArray[np.float32], names: Iterable[str]) -> dict[str, FloatArray]:
+        """Cut a flat vector [P] into named arrays, without copying."""
+        return {name: row[self.slices[name]].reshape(self.shapes[name]) for name in names}
+
+    def check(self, arrays: Mapping[str, FloatArray]) -> None:
+        """Check that arrays are parameters of this model.
+
+        Raises:
+            ShapeError: a name is unknown or a shape differs.
+        """
+        for name, array in arrays.items():
+            if self.shapes.get(name) != array.shape:
+                raise ShapeError(
+                    f"parameter {name}: this model has shape {self.shapes.get(name)}, "
+                    f"got {array.shape}; were both made from the same experiment?"
+                )
+
+
+class FlatParameters:
+    """A model whose parameters and gradients are views of one vector each; it works as before.
+
+    Attributes:
+        layout: where each parameter lies.
+        values: [P] float32.
+        gradients: [P] float32; autograd adds into it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layout = FlatLayout(model)
         parameters = dict(model.named_parameters())
-        # The trunk comes first in named_parameters(), then head after head: keep that order.
-        self.values = torch.cat([p.detach().reshape(-1) for p in parameters.values()])
+        ordered = [parameters[name].detach().reshape(-1) for name in self.layout.slices]
+        self.values: Tensor = torch.cat(ordered)
         self.gradients = torch.zeros_like(self.values)
         # On the CPU, NumPy writes into the same memory at a fraction of the cost.
         self._memory = self.values.numpy() if self.values.device.type == "cpu" else None
-        self.slices: dict[str, slice] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.segments: dict[str, slice] = {}
-        start = 0
-        for name, parameter in parameters.items():
-            place = slice(start, start + parameter.numel())
+        for name, place in self.layout.slices.items():
+            parameter = parameters[name]
             parameter.data = self.values[place].view_as(parameter)
             parameter.grad = self.gradients[place].view_as(parameter)
-            self.slices[name], self.shapes[name] = place, tuple(parameter.shape)
-            part = head_task(name) or "trunk"
-            first = self.segments.get(part, place).start
-            self.segments[part] = slice(first, place.stop)
-            start = place.stop
-        self.segments.setdefault("trunk", slice(0, 0))  # an empty trunk: inputs feed the heads
 
     def read(self, names: Iterable[str]) -> dict[str, FloatArray]:
         """Copy parameters out: name -> float32 array in its own shape, on the CPU."""
-        copy = self.values.detach().cpu().numpy().copy()
-        return {name: copy[self.slices[name]].reshape(self.shapes[name]) for name in names}
+        return self.layout.views(self.values.detach().cpu().numpy().copy(), names)
 
     def write(self, arrays: Mapping[str, FloatArray]) -> None:
         """Copy parameters in.
@@ -61,13 +107,9 @@ class FlatParameters:
         Raises:
             ShapeError: a name is unknown or a shape differs.
         """
+        self.layout.check(arrays)
         for name, array in arrays.items():
-            if name not in self.slices or self.shapes[name] != tuple(array.shape):
-                raise ShapeError(
-                    f"parameter {name}: this model has shape {self.shapes.get(name)}, "
-                    f"got {tuple(array.shape)}; were both made from the same experiment?"
-                )
-            place = self.slices[name]
+            place = self.layout.slices[name]
             if self._memory is not None:
                 self._memory[place] = array.reshape(-1)
             else:
@@ -81,7 +123,7 @@ def merge_neighbours(places: Iterable[slice]) -> list[slice]:
     [slice(0, 5, None), slice(7, 8, None)]
     """
     merged: list[slice] = []
-    for place in sorted(places, key=lambda s: s.start):
+    for place in sorted(places, key=lambda s: int(s.start)):
         if place.start == place.stop:
             continue
         if merged and merged[-1].stop == place.start:

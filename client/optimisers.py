@@ -1,57 +1,118 @@
-"""Optimiser steps on flat parameter buffers.
+"""Optimiser steps on rows of parameters, one row per client.
 
 The arithmetic is torch.optim's, to the last bits (tests compare the two); a step here is a handful
-of vector operations on a whole segment, and importing torch.optim, which costs seconds, is not
-needed. A segment is a contiguous part of the buffer that always steps together: the trunk, or one
-head. A head whose task has no label in a batch takes no step, so its momentum and its step count
-stay where they were, exactly as torch.optim treats parameters without a gradient.
+of operations on a slice of columns, and importing torch.optim, which costs seconds, is not needed.
+A head whose task has no label in a client's batch takes no step there, so its momentum and its step
+count stay where they were, exactly as torch.optim treats parameters without a gradient.
 """
 
-import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from client.stacked_layers import Dense
 from common.experiment import Training
 
 
-class FlatOptimiser(Protocol):
-    """Steps segments of a flat buffer; made anew for each round."""
+@dataclass(frozen=True)
+class Part:
+    """Columns that step together: the trunk, or one task's head.
 
-    def step(self, places: Iterable[slice]) -> None:
-        """Move the parameters at these places against their gradients."""
+    Attributes:
+        name: "trunk" or the task's name.
+        places: its columns.
+        active: bool [K], the clients for which it steps; None for all.
+    """
+
+    name: str
+    places: Sequence[slice]
+    active: Tensor | None = None
 
 
-class SGD:
+class Optimiser(Protocol):
+    """Takes gradients, then steps; made anew for each round."""
+
+    def weight(self, layer: Dense, slope: Tensor) -> None:
+        """Take a weight's gradient ``slope^T inputs``, with the layer's inputs."""
+
+    def vector(self, place: slice, vector: Tensor, slope: Tensor) -> None:
+        """Take the gradient [K, width] of the parameters [K, width] at a place."""
+
+    def step(self, rows: int, parts: Sequence[Part]) -> None:
+        """Move the first `rows` clients' parameters of these parts against their gradients."""
+
+
+class PlainSGD:
+    """``w <- w - lr * g``, each layer as soon as its gradient is known.
+
+    The product that makes a weight's gradient subtracts it too, so no gradient is ever stored. A
+    gradient of 0 moves nothing: parts that are not active need no care.
+    """
+
+    def __init__(self, lr: float) -> None:
+        self.lr = lr
+
+    def weight(self, layer: Dense, slope: Tensor) -> None:
+        """Subtract ``lr * slope^T inputs``."""
+        layer.weights.baddbmm_(slope.transpose(1, 2), layer.inputs, alpha=-self.lr)
+
+    def vector(self, place: slice, vector: Tensor, slope: Tensor) -> None:
+        """Subtract ``lr * slope``."""
+        vector.sub_(slope, alpha=self.lr)
+
+    def step(self, rows: int, parts: Sequence[Part]) -> None:
+        """Nothing is left to do."""
+
+
+class GradientStore:
+    """Keeps the gradients for optimisers that need them whole."""
+
+    def __init__(self, values: Tensor, gradients: Tensor | None = None) -> None:
+        self.values = values
+        self.gradients = torch.zeros_like(values) if gradients is None else gradients
+
+    def weight(self, layer: Dense, slope: Tensor) -> None:
+        """Store ``slope^T inputs``."""
+        store = self.gradients[: len(slope), layer.place].view(len(slope), *layer.shape)
+        store.baddbmm_(slope.transpose(1, 2), layer.inputs, beta=0)
+
+    def vector(self, place: slice, vector: Tensor, slope: Tensor) -> None:
+        """Store the gradient."""
+        self.gradients[: len(slope), place] = slope
+
+
+class SGD(GradientStore):
     """Stochastic gradient descent with momentum, as torch.optim.SGD (dampening 0).
 
     ``v <- momentum * v + g + decay * w``, ``w <- w - lr * v`` (Sutskever et al. 2013, in the form
     documented for torch.optim.SGD).
     """
 
-    def __init__(self, values: Tensor, gradients: Tensor, settings: Training) -> None:
-        self.values, self.gradients, self.settings = values, gradients, settings
-        self.velocity: dict[int, Tensor] = {}  # start of segment -> v, once it has stepped
+    def __init__(self, values: Tensor, settings: Training, gradients: Tensor | None = None) -> None:
+        super().__init__(values, gradients)
+        self.settings = settings
+        self.velocity = torch.zeros_like(values) if settings.momentum else values
 
-    def step(self, places: Iterable[slice]) -> None:
-        """Move the parameters at these places against their gradients."""
+    def step(self, rows: int, parts: Sequence[Part]) -> None:
+        """Move the first `rows` clients' parameters of these parts against their gradients."""
         settings = self.settings
-        for place in places:
-            weight, slope = self.values[place], self.gradients[place]
-            if settings.weight_decay:
-                slope = slope.add(weight, alpha=settings.weight_decay)
-            if settings.momentum:
-                if place.start in self.velocity:
-                    self.velocity[place.start].mul_(settings.momentum).add_(slope)
-                else:
-                    self.velocity[place.start] = slope.clone()
-                slope = self.velocity[place.start]
-            weight.sub_(slope, alpha=settings.lr)
+        for part in parts:
+            for place in part.places:
+                weight, slope = self.values[:rows, place], self.gradients[:rows, place]
+                if settings.weight_decay:
+                    slope = slope.add(weight, alpha=settings.weight_decay)
+                if settings.momentum:
+                    speed = self.velocity[:rows, place]
+                    slope = _keep(speed, torch.add(slope, speed, alpha=settings.momentum), part)
+                if part.active is not None:
+                    slope = slope * part.active.unsqueeze(1)
+                weight.sub_(slope, alpha=settings.lr)
 
 
-class Adam:
+class Adam(GradientStore):
     """Adam (Kingma & Ba 2015, Algorithm 1) and AdamW (Loshchilov & Hutter 2019, Algorithm 2).
 
     The published defaults: beta1 0.9, beta2 0.999, epsilon 1e-8. With `decoupled` the weight decay
@@ -61,32 +122,68 @@ class Adam:
     BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
     def __init__(
-        self, values: Tensor, gradients: Tensor, settings: Training, *, decoupled: bool
+        self,
+        values: Tensor,
+        settings: Training,
+        gradients: Tensor | None = None,
+        *,
+        decoupled: bool,
     ) -> None:
-        self.values, self.gradients, self.settings = values, gradients, settings
-        self.decoupled = decoupled
-        self.moments = torch.zeros(2, len(values), dtype=values.dtype, device=values.device)
-        self.steps: dict[int, int] = {}  # start of segment -> steps it has taken
+        super().__init__(values, gradients)
+        self.settings, self.decoupled = settings, decoupled
+        self.first, self.second = torch.zeros_like(values), torch.zeros_like(values)
+        self.steps: dict[str, Tensor] = {}  # part -> float64 [K, 1], steps taken
 
-    def step(self, places: Iterable[slice]) -> None:
-        """Move the parameters at these places against their gradients."""
+    def step(self, rows: int, parts: Sequence[Part]) -> None:
+        """Move the first `rows` clients' parameters of these parts against their gradients."""
+        for part in parts:
+            if part.name not in self.steps:
+                zeros = torch.zeros(len(self.values), 1, dtype=torch.float64)
+                self.steps[part.name] = zeros.to(self.values.device)
+            steps = self.steps[part.name][:rows]
+            steps += 1 if part.active is None else part.active.unsqueeze(1)
+            taken = steps.clamp(min=1)
+            size = (self.settings.lr / (1 - self.BETA1**taken)).to(self.values.dtype)
+            root = (1 - self.BETA2**taken).sqrt().to(self.values.dtype)
+            for place in part.places:
+                self._move(rows, place, part, size, root)
+
+    def _move(self, rows: int, place: slice, part: Part, size: Tensor, root: Tensor) -> None:
+        """Step one slice; `size` and `root` are the bias-corrected factors, [rows, 1]."""
         lr, decay = self.settings.lr, self.settings.weight_decay
-        for place in places:
-            count = self.steps[place.start] = self.steps.get(place.start, 0) + 1
-            weight, slope = self.values[place], self.gradients[place]
-            if decay and self.decoupled:
-                weight.mul_(1 - lr * decay)
-            elif decay:
-                slope = slope.add(weight, alpha=decay)
-            first, second = self.moments[0, place], self.moments[1, place]
-            first.lerp_(slope, 1 - self.BETA1)
-            second.mul_(self.BETA2).addcmul_(slope, slope, value=1 - self.BETA2)
-            root = (second.sqrt() / math.sqrt(1 - self.BETA2**count)).add_(self.EPSILON)
-            weight.addcdiv_(first, root, value=-lr / (1 - self.BETA1**count))
+        weight, slope = self.values[:rows, place], self.gradients[:rows, place]
+        if decay and not self.decoupled:
+            slope = slope.add(weight, alpha=decay)
+        first, second = self.first[:rows, place], self.second[:rows, place]
+        first = _keep(first, torch.lerp(first, slope, 1 - self.BETA1), part)
+        squares = (second * self.BETA2).addcmul_(slope, slope, value=1 - self.BETA2)
+        second = _keep(second, squares, part)
+        move = first / (second.sqrt() / root).add_(self.EPSILON) * size
+        if decay and self.decoupled:
+            move = move.add_(weight, alpha=lr * decay)
+        weight.sub_(move if part.active is None else move * part.active.unsqueeze(1))
 
 
-def make_optimiser(values: Tensor, gradients: Tensor, settings: Training) -> FlatOptimiser:
-    """Make the optimiser that the experiment names, with fresh state."""
-    if settings.optimiser == "sgd":
-        return SGD(values, gradients, settings)
-    return Adam(values, gradients, settings, decoupled=settings.optimiser == "adamw")
+def _keep(state: Tensor, changed: Tensor, part: Part) -> Tensor:
+    """Write a state's new values, for active clients only; returns the state."""
+    if part.active is not None:
+        changed = torch.where(part.active.unsqueeze(1), changed, state)
+    return state.copy_(changed)
+
+
+def make_optimiser(
+    values: Tensor, settings: Training, gradients: Tensor | None = None
+) -> Optimiser:
+    """Make the optimiser that the experiment names, with fresh state.
+
+    Args:
+        values: [K, P], moved in place.
+        settings: optimiser, lr, momentum, weight decay.
+        gradients: [K, P] where autograd fills them in; else they are taken by `weight`, `vector`.
+    """
+    if settings.optimiser != "sgd":
+        decoupled = settings.optimiser == "adamw"
+        return Adam(values, settings, gradients, decoupled=decoupled)
+    if gradients is None and not settings.momentum and not settings.weight_decay:
+        return PlainSGD(settings.lr)
+    return SGD(values, settings, gradients)

@@ -1,18 +1,23 @@
-"""Local training and evaluation: plain PyTorch on one resident model, no Flower.
+"""Local training and evaluation of one client after another on one resident model, no Flower.
 
 A process keeps one `Trainer` per experiment and lends it to one client after another: the shared
-parameters it was sent and the client's own are written in, trained, and read out.
+parameters it was sent and the client's own are written in, trained, and read out. Models with a
+stacked form (`client.stacked_model`) train there, as a cohort of one; any other trains by autograd.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from client.batches import epoch_order, label_patterns
-from client.flat import FlatParameters, FloatArray, merge_neighbours
-from client.optimisers import make_optimiser
+from client.batches import epoch_orders, label_patterns, shuffle_key
+from client.cohort import Cohort, train_cohort
+from client.flat import TRUNK, FlatParameters, FloatArray
+from client.optimisers import Part, make_optimiser
+from client.row_store import RowStore
+from client.stacked_model import StackedModel
 from common.dataset import ClientData, Rows
 from common.experiment import Experiment
 from common.losses import ROW_LOSSES, combine_losses
@@ -41,25 +46,34 @@ class Trainer:
         experiment: settings of the run.
         shapes: input name -> shape of one row.
         device: where it computes.
+        flat: the model's parameters.
+        shared: names of those that travel.
+        stack: the model's stacked form; None where it has none.
     """
 
     experiment: Experiment
     shapes: InputShapes
     device: torch.device
     flat: FlatParameters = field(init=False)
+    shared: list[str] = field(init=False)
+    stack: StackedModel | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        model = build_model(self.experiment, self.shapes).to(self.device)
-        self.model = model
-        self.flat = FlatParameters(model)
+        self.model = build_model(self.experiment, self.shapes).to(self.device)
+        self.flat = FlatParameters(self.model)
         self.initial = self.flat.values.clone()
-        self.shared = shared_names(self.flat.slices, self.experiment.federation.algorithm)
-        self._dropouts = [m for m in model.modules() if isinstance(m, SeededDropout)]
+        algorithm = self.experiment.federation.algorithm
+        self.shared = shared_names(self.flat.layout.slices, algorithm)
+        self._dropouts = [m for m in self.model.modules() if isinstance(m, SeededDropout)]
+        try:
+            self.stack = StackedModel(self.experiment, self.model, self.flat.layout)
+        except NotImplementedError:
+            self.stack = None  # convolutions: autograd is as fast there
 
     def own_names(self, tasks: tuple[str, ...]) -> list[str]:
         """Name the parameters that stay with a client which holds these tasks."""
         shared = set(self.shared)
-        return [n for n in self.flat.slices if n not in shared and head_task(n) in tasks]
+        return [n for n in self.flat.layout.slices if n not in shared and head_task(n) in tasks]
 
     def load(self, shared: Mapping[str, FloatArray], own: Mapping[str, FloatArray]) -> None:
         """Start from a received trunk and a client's own heads; heads it never trained are new.
@@ -67,7 +81,8 @@ class Trainer:
         Raises:
             ShapeError: an array does not fit this experiment's model.
         """
-        self.flat.values.copy_(self.initial)
+        if len(shared) + len(own) < len(self.flat.layout.slices):
+            self.flat.values.copy_(self.initial)
         self.flat.write(shared)
         self.flat.write(own)
 
@@ -82,73 +97,107 @@ class Trainer:
         Returns:
             Per task the summed training loss and the labelled rows it was summed over.
         """
-        settings, seed = self.experiment.training, self.experiment.seed
-        patterns = label_patterns(data.train.labelled)
-        for dropout in self._dropouts:
-            dropout.generator = torch_generator(seed, "dropout", data.name, round_number)
-        uniform = all(bool(mask.all()) for mask in data.train.labelled.values())
-        optimiser = make_optimiser(self.flat.values, self.flat.gradients, settings)
-        taught: dict[str, list[tuple[Tensor, int]]] = {task: [] for task in data.tasks}
-        self.model.train()
-        for epoch in range(settings.epochs):
-            order = epoch_order(
-                patterns, settings.balance, seed, "shuffle", data.name, round_number, epoch
-            )
-            rows = data.train.select(torch.from_numpy(order)).to(self.device)
-            for start in range(0, len(order), settings.batch_size):
-                batch = slice(start, start + settings.batch_size)
-                active = self._backward(rows, batch, weights, uniform, taught)
-                optimiser.step(self._places(active, uniform))
-        return {task: {"loss": summed(batches)} for task, batches in taught.items()}
+        generator = self._generator(data.name, round_number)
+        if self.stack is None:
+            return self._train_by_autograd(data, weights, round_number, generator)
+        sums = train_cohort(
+            self.stack,
+            self.flat.layout,
+            self._alone(data, generator),
+            self.flat.values.unsqueeze(0),
+            self.experiment.training,
+            weights,
+            round_number,
+        )
+        return {task: {"loss": numbers[0].tolist()} for task, numbers in sums.items()}
 
     def evaluate(self, data: ClientData, split: str) -> TaskSums:
         """Sum loss and metric per task over one split; tasks without a label there are absent."""
         rows = data.splits[split].to(self.device)
         if not len(rows):
             return {}
-        self.model.eval()
         with torch.inference_mode():
-            outputs = self.model(rows.inputs, data.tasks)
+            outputs = self._outputs(rows)
             return {
                 task: self._task_sums(task, outputs[task][mask], rows.targets[task][mask], data)
                 for task, mask in rows.labelled.items()
                 if bool(mask.any())
             }
 
+    def _generator(self, client: str, round_number: int) -> torch.Generator | None:
+        """Make the generator of a client's dropout masks, where the model has any."""
+        if not self._dropouts:
+            return None
+        return torch_generator(self.experiment.seed, "dropout", client, round_number)
+
+    def _alone(self, data: ClientData, generator: torch.Generator | None) -> Cohort:
+        rows = data.train.to(self.device)
+        return Cohort(
+            store=RowStore.of([rows], tuple(self.experiment.inputs)),
+            members=np.zeros(1, np.int64),
+            keys=np.array([shuffle_key(self.experiment.seed, data.name)], np.uint64),
+            patterns=[label_patterns(rows.labelled)],
+            generators=[] if generator is None else [generator],
+        )
+
+    def _outputs(self, rows: Rows) -> dict[str, Tensor]:
+        if self.stack is None:
+            self.model.eval()
+            outputs: dict[str, Tensor] = self.model(rows.inputs, rows.targets)
+            return outputs
+        inputs = RowStore.of([rows], tuple(self.experiment.inputs)).inputs.unsqueeze(0)
+        self.stack.bind(self.flat.values.unsqueeze(0))
+        stacked = self.stack.outputs(inputs)
+        return {task: output[0] for task, output in stacked.items()}
+
+    def _train_by_autograd(
+        self,
+        data: ClientData,
+        weights: Mapping[str, float],
+        round_number: int,
+        generator: torch.Generator | None,
+    ) -> TaskSums:
+        settings, seed = self.experiment.training, self.experiment.seed
+        key = np.array([shuffle_key(seed, data.name)], np.uint64)
+        patterns = label_patterns(data.train.labelled)
+        optimiser = make_optimiser(
+            self.flat.values.unsqueeze(0), settings, self.flat.gradients.unsqueeze(0)
+        )
+        taught: dict[str, list[tuple[Tensor, int]]] = {task: [] for task in data.tasks}
+        for dropout in self._dropouts:
+            dropout.generator = generator
+        self.model.train()
+        for epoch in range(settings.epochs):
+            order = epoch_orders(key, [patterns], settings.balance, round_number, epoch)[0]
+            rows = data.train.select(torch.from_numpy(order)).to(self.device)
+            for start in range(0, len(order), settings.batch_size):
+                batch = rows.select(slice(start, start + settings.batch_size))
+                active = self._backward(batch, weights, taught)
+                segments = self.flat.layout.segments
+                optimiser.step(1, [Part(name, segments[name]) for name in (TRUNK, *active)])
+        return {task: {"loss": _summed(batches)} for task, batches in taught.items()}
+
     def _backward(
         self,
         rows: Rows,
-        batch: slice,
         weights: Mapping[str, float],
-        uniform: bool,
         taught: Mapping[str, list[tuple[Tensor, int]]],
     ) -> tuple[str, ...]:
         """Leave the gradient of one batch's loss in the flat buffer; name the tasks it taught."""
-        inputs = {name: values[batch] for name, values in rows.inputs.items()}
-        outputs = self.model(inputs, rows.targets)
+        outputs = self.model(rows.inputs, rows.targets)
         losses: dict[str, Tensor] = {}
-        for task, target in rows.targets.items():
-            output, truth = outputs[task], target[batch]
-            if not uniform:
-                mask = rows.labelled[task][batch]
-                output, truth = output[mask], truth[mask]
-            if not len(truth):
+        for task, mask in rows.labelled.items():
+            count = int(mask.sum())
+            if not count:
                 continue
+            output, truth = outputs[task], rows.targets[task]
+            if count < len(mask):
+                output, truth = output[mask], truth[mask]
             losses[task] = ROW_LOSSES[self.experiment.tasks[task].kind](output, truth).mean()
-            taught[task].append((losses[task].detach(), len(truth)))
+            taught[task].append((losses[task].detach(), count))
         self.flat.gradients.zero_()
         torch.autograd.backward(combine_losses(losses, weights))
         return tuple(losses)
-
-    def _places(self, active: tuple[str, ...], uniform: bool) -> list[slice]:
-        """Find the parts of the buffer that step: trunk and the heads of the tasks just taught.
-
-        Where every batch teaches the same tasks, neighbouring parts step as one.
-        """
-        places = [self.flat.segments[name] for name in ("trunk", *active)]
-        if uniform:
-            return merge_neighbours(places)
-        return [place for place in places if place.start < place.stop]
 
     def _task_sums(
         self, task: str, output: Tensor, target: Tensor, data: ClientData
@@ -164,7 +213,7 @@ class Trainer:
         }
 
 
-def summed(batches: list[tuple[Tensor, int]]) -> Sums:
+def _summed(batches: list[tuple[Tensor, int]]) -> Sums:
     """Sum the losses of all rows from each batch's mean and count: [loss sum, rows]."""
     if not batches:
         return [0.0, 0.0]

@@ -28,8 +28,8 @@ class Rows:
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
-    def select(self, index: Tensor) -> "Rows":
-        """Take rows by index, int64 [M]."""
+    def select(self, index: Tensor | slice) -> "Rows":
+        """Take rows by index, int64 [M], or by a slice, which copies nothing."""
         return Rows(
             *({name: values[index] for name, values in part.items()} for part in self._parts())
         )

@@ -59,17 +59,23 @@ def sample_names(names: list[str], count: int, seed: int, *stream: str | int) ->
 def permutation_keys(stream_keys: UInt64Array, length: int) -> UInt64Array:
     """Hash every position of every stream, [K] -> [K, length]; sort a row for a permutation."""
     steps = np.arange(1, length + 1, dtype=np.uint64) * _GOLDEN  # wraps, as it should
-    mixed = stream_keys[:, None] + steps[None, :]
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX_1
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_2
-    return np.asarray(mixed ^ (mixed >> np.uint64(31)), dtype=np.uint64)
+    return _mix(stream_keys[:, None] + steps[None, :])
 
 
-def permutation(key: int, length: int) -> NDArray[np.int64]:
-    """Shuffle ``range(length)`` by one stream's key.
+def _mix(bits: UInt64Array) -> UInt64Array:
+    bits = (bits ^ (bits >> np.uint64(30))) * _MIX_1
+    bits = (bits ^ (bits >> np.uint64(27))) * _MIX_2
+    return np.asarray(bits ^ (bits >> np.uint64(31)), dtype=np.uint64)
 
-    >>> sorted(permutation(5, 4).tolist())
-    [0, 1, 2, 3]
+
+def fork_keys(keys: UInt64Array, *numbers: int) -> UInt64Array:
+    """Derive a key per number path from each key, [K] -> [K]: such as of (round, epoch).
+
+    >>> keys = np.array([1, 2], dtype=np.uint64)
+    >>> len({*fork_keys(keys, 1, 2).tolist(), *fork_keys(keys, 2, 1).tolist()})
+    4
     """
-    keys = permutation_keys(np.array([key], dtype=np.uint64), length)[0]
-    return np.argsort(keys, kind="stable").astype(np.int64)
+    for number in numbers:
+        step = (number + 1) * int(_GOLDEN) & 0xFFFF_FFFF_FFFF_FFFF  # a scalar may not wrap
+        keys = _mix(keys + np.uint64(step))
+    return keys

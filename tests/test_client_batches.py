@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from client.batches import epoch_order, label_patterns
+from client.batches import epoch_orders, label_patterns, shuffle_key
+
+
+def epoch_order(patterns, balance, seed, client, round_number=1):
+    keys = np.array([shuffle_key(seed, client)], np.uint64)
+    return epoch_orders(keys, [patterns], balance, round_number, 0)[0]
 
 
 @pytest.mark.parametrize("balance", ["tasks", "none"])
@@ -39,3 +44,12 @@ def test_every_batch_holds_its_share_of_a_rare_task():
 def test_patterns_tell_rows_apart_by_the_tasks_they_teach():
     masks = {"a": torch.tensor([True, True, False]), "b": torch.tensor([True, False, True])}
     assert len(set(label_patterns(masks).tolist())) == 3
+
+
+def test_a_clients_order_does_not_depend_on_who_trains_beside_it():
+    patterns = [np.arange(n) % kinds for n, kinds in ((7, 1), (3, 2), (12, 3))]
+    keys = np.array([shuffle_key(0, name) for name in "abc"], np.uint64)
+    together = epoch_orders(keys, patterns, "tasks", 4, 1)
+    for row, key, own in zip(together, keys, patterns, strict=True):
+        alone = epoch_orders(np.array([key]), [own], "tasks", 4, 1)[0]
+        assert row[: len(own)].tolist() == alone.tolist()

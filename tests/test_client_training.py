@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from client.batches import epoch_order, label_patterns
+from client.batches import epoch_orders, label_patterns, shuffle_key
 from client.training import Trainer
 from common.dataset import ClientData, Rows
 from common.model import build_model
@@ -49,9 +50,9 @@ def plain_loop(experiment, data: ClientData, round_number: int):
     )
     rows = data.train
     for epoch in range(experiment.training.epochs):
-        order = epoch_order(
-            label_patterns(rows.labelled), "tasks", 0, "shuffle", data.name, round_number, epoch
-        )
+        key = np.array([shuffle_key(0, data.name)], np.uint64)
+        patterns = [label_patterns(rows.labelled)]
+        order = epoch_orders(key, patterns, "tasks", round_number, epoch)[0]
         for start in range(0, len(order), experiment.training.batch_size):
             index = torch.from_numpy(order[start : start + experiment.training.batch_size])
             batch = rows.select(index)
@@ -123,7 +124,7 @@ def test_a_zero_weight_task_leaves_the_trunk_alone():
     with_it, without = trainer_for(make_experiment()), trainer_for(make_experiment())
     with_it.train(data, weights, 1)
     without.train(without_task(data, "flag"), weights, 1)
-    trunk = with_it.flat.segments["trunk"]
+    (trunk,) = with_it.flat.layout.segments["trunk"]
     torch.testing.assert_close(with_it.flat.values[trunk], without.flat.values[trunk])
 
 
