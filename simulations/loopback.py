@@ -143,7 +143,7 @@ class LoopbackGrid(Grid):
         with safe_open(path, framework="numpy") as file:
             rounds = cast(dict[str, str], file.metadata() or {})
             for key in file.keys():  # noqa: SIM118  (not a dict)
-                client, name = key.split("|", 1)
+                client, name = key.rsplit("|", 1)  # a client may be called "a|b"
                 own.setdefault(client, {})[name] = file.get_tensor(key)
         for client, number in rounds.items():
             state = self.context(FIRST_NODE + self.names.index(client)).state
