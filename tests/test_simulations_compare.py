@@ -5,6 +5,7 @@ import torch
 
 from client.training import Trainer
 from common.agreement import Agreement
+from common.errors import CheckpointError
 from common.experiment_file import load_experiment
 from simulations import baselines
 from simulations.baselines import (
@@ -36,6 +37,14 @@ def test_every_contender_is_compared_on_the_same_test_rows(tmp_path):
     for contender in result["contenders"].values():
         assert set(contender["tasks"]) == {"digit", "parity", "ink"}
         assert all(len(task["seeds"]) == 2 for task in contender["tasks"].values())
+
+
+def test_a_folder_that_exists_is_refused_before_anything_trains(tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").touch()
+    monkeypatch.setattr("simulations.compare.compare_once", pytest.fail)
+    for out in (tmp_path, tmp_path / "mine.txt"):
+        with pytest.raises(CheckpointError, match="choose another --out"):
+            compare(load_experiment("digits", QUICK), [0], out)
 
 
 def test_the_whole_model_needs_every_task_everywhere(tmp_path):
