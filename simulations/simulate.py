@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.clients import open_clients
+from common.errors import ConfigError
 from common.experiment import Experiment
 from server.federation import federate
 from server.loop import Listener
@@ -35,9 +36,17 @@ def simulate(
     Raises:
         FedMTLError: the settings, the data or the run folder cannot be used.
     """
+    from client.training import choose_device  # imports PyTorch
+
+    choose_device(experiment.training.device)  # else every client would refuse every round
     folder = RunFolder(out)
     if resume:
-        folder.checkpoints().load(experiment.fingerprint())
+        progress, _ = folder.checkpoints().load(experiment.fingerprint())
+        if progress.round > experiment.federation.rounds:
+            raise ConfigError(
+                f"federation.rounds must be at least {progress.round}, the rounds that {out} has "
+                f"done, got {experiment.federation.rounds}"
+            )
         folder.write_experiment(experiment)
     else:
         open_clients(experiment)  # bad data paths are told before a folder is made
