@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
+from urllib.parse import quote
 
 from flwr.app import ConfigRecord, Context
 from safetensors.numpy import load_file, save
@@ -64,7 +65,17 @@ def save_own(
 
 def _mirror(context: Context, client: str, fingerprint: str) -> Path | None:
     root = context.node_config.get("state") or os.environ.get("FEDMTL_STATE")
-    return Path(str(root)) / fingerprint / client if root else None
+    return Path(str(root)) / fingerprint / folder_name(client) if root else None
+
+
+def folder_name(client: str) -> str:
+    """Spell a client's name, which may be any text, as one folder inside its parent.
+
+    >>> folder_name("ward 7"), folder_name("a/b"), folder_name("..")
+    ('ward 7', 'a%2Fb', '%2E.')
+    """
+    name = quote(client, safe=" ")
+    return f"%2E{name[1:]}" if name.startswith(".") else name
 
 
 def _generations(folder: Path) -> list[Path]:

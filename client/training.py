@@ -19,6 +19,7 @@ from client.optimisers import Part, make_optimiser
 from client.row_store import RowStore
 from client.stacked_model import StackedModel
 from common.dataset import ClientData, Rows
+from common.errors import ConfigError
 from common.experiment import Experiment
 from common.losses import ROW_LOSSES, combine_losses
 from common.metrics import Sums, metric_sums
@@ -30,12 +31,26 @@ TaskSums = dict[str, dict[str, Sums]]  # task -> "loss" or metric -> additive nu
 
 
 def choose_device(wanted: str) -> torch.device:
-    """Pick the device: as named, or for "auto" the first of CUDA, MPS, CPU that is there."""
-    if wanted != "auto":
-        return torch.device(wanted)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """Pick the device: as named, or for "auto" the first of CUDA, MPS, CPU that is there.
+
+    Raises:
+        ConfigError: the machine has no such device.
+    """
+    found = {
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
+    if wanted == "auto":
+        return torch.device(next(kind for kind, count in found.items() if count))
+    device = torch.device(wanted)
+    if (device.index or 0) >= found[device.type]:
+        there = ", ".join(f"{count} {kind}" for kind, count in found.items() if count)
+        raise ConfigError(
+            f"training.device must be a device of this machine ({there}), got '{wanted}'; "
+            "'auto' takes the best there is"
+        )
+    return device
 
 
 @dataclass

@@ -7,11 +7,13 @@ leaves the previous checkpoint or the new one, never a mixture.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from common.errors import CheckpointError
@@ -60,7 +62,15 @@ class Checkpoints:
         self.folder, self.keep_clients = folder, keep_clients
 
     def save(self, progress: Progress, trunk: Mapping[str, FloatArray]) -> None:
-        """Write a checkpoint and remove the files of earlier ones."""
+        """Write a checkpoint and remove the files of earlier ones.
+
+        Raises:
+            CheckpointError: it cannot be written; the one before is whole.
+        """
+        with told_where(self.folder):
+            self._save(progress, trunk)
+
+    def _save(self, progress: Progress, trunk: Mapping[str, FloatArray]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         files = {"trunk": f"trunk-{progress.round:08d}.safetensors"}
         save_file(dict(trunk), self.folder / files["trunk"])
@@ -87,13 +97,32 @@ class Checkpoints:
         try:
             progress = Progress(**json.loads(manifest.read_text()))
             if progress.fingerprint == fingerprint:
+                for file in progress.files.values():
+                    with safe_open(self.folder / file, framework="numpy"):
+                        pass  # there, and as long as its header says
                 return progress, load_file(self.folder / progress.files["trunk"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{manifest} cannot be read: {error}") from error
+        except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{manifest}, or a file that it names, cannot be read: {error}; restore it, or "
+                "start the run anew with another --out"
+            ) from error
         raise CheckpointError(
             f"{manifest} belongs to another experiment (fingerprint {progress.fingerprint}, "
             f"this one is {fingerprint}); resume with the settings it was started with"
         )
+
+
+@contextmanager
+def told_where(path: Path) -> Iterator[None]:
+    """Turn a failure to write, such as a full disk, into an error that names the place."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
+        raise CheckpointError(
+            f"{path} cannot be written: {reason}; make room or correct its permissions, then go on "
+            "with fedmtl simulate --resume"
+        ) from error
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 ``experiment.toml`` the resolved experiment; ``environment.json`` versions, seed, machine;
 ``metrics.jsonl`` a line per round; ``results.json`` the final figures; ``checkpoint/`` the state.
+A figure that does not exist is null.
 """
 
 import json
@@ -15,9 +16,11 @@ from typing import Any
 from common.errors import CheckpointError
 from common.experiment import Experiment
 from common.experiment_file import dump_experiment
-from server.checkpoint import Checkpoints, KeepClients, replace_text
+from common.json_gaps import without_gaps
+from server.checkpoint import Checkpoints, KeepClients, replace_text, told_where
 
 PACKAGES = ("fedmtl", "flwr", "torch", "numpy", "safetensors", "pydantic")
+NOTHING_DONE = {"experiment.toml", "environment.json"}  # what a run leaves that could not start
 
 
 class RunFolder:
@@ -33,16 +36,19 @@ class RunFolder:
         return Checkpoints(self.path / "checkpoint", keep_clients)
 
     def create(self, experiment: Experiment, engine: str) -> None:
-        """Start a new folder.
+        """Start a new folder, or one whose run did not get as far as a round.
 
         Raises:
             CheckpointError: it exists already, or cannot be written.
         """
         try:
-            if self.path.exists() and any(self.path.iterdir()):
+            found = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
+            if found and found != NOTHING_DONE:
+                has_state = (self.path / "checkpoint").exists()
+                way_out = f", or go on with it: fedmtl simulate --resume {self.path}"
                 raise CheckpointError(
-                    f"run folder {self.path} exists; choose another --out, or go on with it: "
-                    f"fedmtl simulate --resume {self.path}"
+                    f"run folder {self.path} exists and is not empty; choose another --out"
+                    + (way_out if has_state else "")
                 )
             self.path.mkdir(parents=True, exist_ok=True)
             self.write_experiment(experiment)
@@ -56,9 +62,13 @@ class RunFolder:
         replace_text(self.path / "experiment.toml", dump_experiment(experiment))
 
     def append(self, line: dict[str, Any]) -> None:
-        """Add one round's line to metrics.jsonl."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(line, allow_nan=True) + "\n")
+        """Add one round's line to metrics.jsonl.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        with told_where(self.metrics), self.metrics.open("a") as file:
+            file.write(json.dumps(without_gaps(line), allow_nan=False) + "\n")
 
     def rewind(self, rounds: int) -> None:
         """Drop the lines of rounds after a checkpoint, which will be done again."""
@@ -74,8 +84,14 @@ class RunFolder:
         replace_text(self.metrics, "".join(kept))
 
     def finish(self, results: dict[str, Any]) -> None:
-        """Write results.json."""
-        replace_text(self.results, json.dumps(results, indent=1, allow_nan=True))
+        """Write results.json.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        with told_where(self.results):
+            text = json.dumps(without_gaps(results), indent=1, allow_nan=False)
+            replace_text(self.results, text)
 
 
 def describe_environment(experiment: Experiment, engine: str) -> dict[str, Any]:

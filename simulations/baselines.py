@@ -15,7 +15,7 @@ from common.agreement import Agreement, agree, describe, input_shapes, require_l
 from common.clients import open_clients
 from common.dataset import SPLITS, ClientData, Rows
 from common.encoding import encode
-from common.experiment import Experiment
+from common.experiment import Experiment, Loss
 from common.wire import SplitSums
 
 EVALUATED = ("validation", "test")
@@ -60,7 +60,9 @@ def train_single_task(
     """Train a model per client and task; client name -> sums of all its tasks."""
     results: dict[str, SplitSums] = {data.name: {} for data in clients}
     for task in experiment.tasks:
-        single = experiment.model_copy(update={"tasks": {task: experiment.tasks[task]}})
+        alone = {task: experiment.tasks[task]}
+        # Alone, a task has nothing to be weighed against: its weight would only scale the steps.
+        single = experiment.model_copy(update={"tasks": alone, "loss": Loss(weighting="equal")})
         holders = [only_task(data, task) for data in clients if task in data.tasks]
         for name, sums in train_local(single, agreement, holders).items():
             for split, tasks in sums.items():
@@ -122,6 +124,7 @@ def _best_round(
     Where no judge has validation rows, those of the last round.
     """
     weights, patience = experiment.task_weights(), experiment.evaluation.patience
+    is_judged = any(len(judge.splits["validation"]) for judge in judges)
     best: dict[str, SplitSums] = {}
     lowest, waited = math.inf, 0
     for number in range(1, experiment.federation.rounds + 1):
@@ -134,9 +137,9 @@ def _best_round(
         }
         loss = validation_loss(sums.values(), weights)
         waited = 0 if loss < lowest else waited + 1
-        if loss < lowest or not best or math.isnan(loss):
-            best, lowest = sums, min(lowest, loss)
-        if patience is not None and waited >= patience:
+        if loss < lowest or not best or not is_judged:
+            best, lowest = sums, min(lowest, loss)  # NaN, of a model that diverged, is no lower
+        if is_judged and patience is not None and waited >= patience:
             break
     return best
 

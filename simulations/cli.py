@@ -301,6 +301,6 @@ def how_to_resume(folder: Path) -> str:
 
 def print_json(content: Any) -> None:
     """Print JSON on stdout; a figure that does not exist is null."""
-    from simulations.formats import without_gaps
+    from common.json_gaps import without_gaps
 
     typer.echo(json.dumps(without_gaps(content), indent=2, ensure_ascii=False))

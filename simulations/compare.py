@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import CheckpointError
 from common.experiment import Experiment
 from common.metrics import METRICS
 from server.figures import split_figures
@@ -42,7 +43,12 @@ def compare(
         ``{"experiment", "fingerprint", "seeds", "metrics", "contenders": {name: {"tasks": {task:
         spread}, "delta-m": spread}}}`` with a spread ``{"mean", "deviation", "seeds"}``: the sample
         standard deviation (0 for one seed) and each seed's value; Delta-m is in percent.
+
+    Raises:
+        FedMTLError: the settings or the data cannot be used, or `out` exists.
     """
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise CheckpointError(f"folder {out} exists and is not empty; choose another --out")
     arguments = [(experiment.model_copy(update={"seed": s}), out / f"seed-{s}") for s in seeds]
     if jobs > 1 and len(seeds) > 1:
         with ProcessPoolExecutor(min(jobs, len(seeds)), get_context("spawn")) as pool:

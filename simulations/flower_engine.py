@@ -8,9 +8,11 @@ home is mirrored into the run folder, which makes the run resumable.
 import logging
 import os
 import warnings
+from collections.abc import Iterable
+from threading import Event
 from typing import Any
 
-from flwr.app import ConfigRecordValues, Context
+from flwr.app import ConfigRecordValues, Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from common.clients import open_clients
@@ -19,6 +21,12 @@ from common.experiment import Experiment
 from server.federation import federate
 from server.loop import Listener
 from server.run_folder import RunFolder
+
+PATIENCE_S = 10.0  # how long Ctrl-C waits for a round to be left in order
+
+
+class StoppedError(Exception):
+    """The run was interrupted; raised in the server's thread to end it."""
 
 
 def run_flower(
@@ -33,36 +41,61 @@ def run_flower(
     os.environ["FEDMTL_STATE"] = str((folder.path / "clients").resolve())
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own future default
     logging.getLogger("flwr").setLevel(logging.WARNING)
+    import ray
     from flwr.simulation import run_simulation
 
     from client.app import app as client_app
 
     outcome: dict[str, Any] = {}
+    stopped, ended = Event(), Event()
     server_app = ServerApp()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
+            stop_at_pull(grid, stopped)
             outcome["results"] = federate(
                 grid, experiment, folder, resume=resume, strict=True, listener=listener
             )
         except BaseException as error:  # the runtime runs this in a thread and would only log it
             outcome["error"] = error
+        finally:
+            ended.set()
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        run_simulation(
-            server_app,
-            client_app,
-            num_supernodes=len(open_clients(experiment).names),
-            backend_config=backend_config(experiment),
-        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            run_simulation(
+                server_app,
+                client_app,
+                num_supernodes=len(open_clients(experiment).names),
+                backend_config=backend_config(experiment),
+            )
+    except KeyboardInterrupt:
+        # The clients' workers may be gone: the runtime's threads would wait for them, the server's
+        # for their replies until the round times out, and the process for all these threads.
+        stopped.set()
+        ended.wait(PATIENCE_S)
+        ray.shutdown()
+        raise
     if "error" in outcome:
         raise outcome["error"]
     if "results" not in outcome:
         raise FedMTLError("Flower's Simulation Runtime stopped without a result; see its log above")
     results: dict[str, Any] = outcome["results"]
     return results
+
+
+def stop_at_pull(grid: Grid, stopped: Event) -> None:
+    """Let a grid raise `StoppedError` when it looks for replies after the event; it often does."""
+    pull = grid.pull_messages
+
+    def pull_unless_stopped(message_ids: Iterable[str]) -> Iterable[Message]:
+        if stopped.is_set():
+            raise StoppedError
+        return pull(message_ids)
+
+    grid.pull_messages = pull_unless_stopped  # type: ignore[method-assign]
 
 
 def backend_config(experiment: Experiment) -> dict[str, dict[str, ConfigRecordValues]]:

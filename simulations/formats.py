@@ -1,7 +1,6 @@
 """How figures are written for people: digits, units and directions, the same everywhere."""
 
 import math
-from typing import Any
 
 LOWER_IS_BETTER = frozenset({"loss", "mse", "rmse", "mae"})  # the other metrics: higher is better
 NOTHING = "-"  # a figure that does not exist
@@ -64,17 +63,3 @@ def format_count(number: int, noun: str) -> str:
     ('1 client', '1,200 clients')
     """
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def without_gaps(content: Any) -> Any:
-    """Turn NaN and infinity into None, which JSON can say.
-
-    >>> without_gaps({"loss": [1.0, float("nan")]})
-    {'loss': [1.0, None]}
-    """
-    if isinstance(content, dict):
-        return {key: without_gaps(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [without_gaps(value) for value in content]
-    is_gap = isinstance(content, float) and not math.isfinite(content)
-    return None if is_gap else content

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from common.json_gaps import without_gaps
 from simulations.charts import Chart
-from simulations.formats import without_gaps
 
 
 class Charts:

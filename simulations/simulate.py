@@ -65,9 +65,17 @@ def simulate(
     """
     if workers > 1 and engine != "loopback":
         raise ConfigError(f"--workers is for --engine loopback, got engine '{engine}'; remove it")
+    from client.training import choose_device  # imports PyTorch
+
+    choose_device(experiment.training.device)  # else every client would refuse every round
     folder = RunFolder(out)
     if resume:
-        folder.checkpoints().load(experiment.fingerprint())
+        progress, _ = folder.checkpoints().load(experiment.fingerprint())
+        if progress.round > experiment.federation.rounds:
+            raise ConfigError(
+                f"federation.rounds must be at least {progress.round}, the rounds that {out} has "
+                f"done, got {experiment.federation.rounds}"
+            )
         folder.write_experiment(experiment)
     else:
         open_clients(experiment)  # bad data paths are told before a folder is made

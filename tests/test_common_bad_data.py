@@ -1,5 +1,7 @@
 """Bad data: each is one line that says where, what it must be, what it was, and a way out."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -212,6 +214,20 @@ def test_arrays_of_different_lengths_are_named(tmp_path):
 def test_a_path_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.path: '.*nowhere' does not exist"):
         open_clients(folder_plan(tmp_path / "nowhere"))
+
+
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"data\.path: .*cannot be opened \(Permission denied\)"):
+        open_clients(folder_plan(tmp_path))
+
+
+def test_embedded_data_takes_no_path(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.path must be empty for source 'digits'"):
+        open_clients(folder_plan(tmp_path, source="digits"))
 
 
 def test_a_folder_is_no_table_and_a_table_no_folder(tmp_path):

@@ -102,7 +102,7 @@ def test_the_plain_loop_ends_with_the_trunk_of_loopback(name, tmp_path, small_wo
 
     rows = write_rows(name, tmp_path)
     experiment = make_experiment(name, rows)
-    *_, trunk = itertools.islice(train_rounds(experiment, read_clients(rows, "cpu")), 3)
+    *_, trunk = itertools.islice(train_rounds(experiment, read_clients(experiment)), 3)
     federation = experiment.federation.model_copy(update={"rounds": 3})
     ours = experiment.model_copy(update={"federation": federation})
     simulate(ours, engine="loopback", out=tmp_path / "run")
@@ -114,7 +114,7 @@ def test_the_plain_loop_ends_with_the_trunk_of_loopback(name, tmp_path, small_wo
 def test_the_plain_loop_knows_a_client_without_a_label_of_some_task(tmp_path, small_work):
     from simulations.benchmarks.plain import read_clients
 
-    clients = read_clients(write_rows("tasks", tmp_path), "cpu")
+    clients = read_clients(make_experiment("tasks", write_rows("tasks", tmp_path)))
     assert list(clients["0"].targets) == ["digit"]
     assert list(clients["6"].targets) == list(TASKS)
     np.testing.assert_array_equal(clients["6"].patterns, label_patterns(clients["6"].labelled))

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from simulations.cli import app
@@ -68,6 +69,14 @@ def test_bad_input_is_one_line_and_exit_code_2(fedmtl, tmp_path, command, argume
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("command", ["simulate", "compare"])
+def test_a_device_that_is_not_there_is_refused(fedmtl, tmp_path, command):
+    (line,) = errors_of(fedmtl(command, "--set", "training.device=cuda"))
+    assert line.startswith("error: training.device must be a device of this machine (1 cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_all_problems_are_lines_of_their_own(fedmtl):
     assert len(errors_of(fedmtl("check", "--set", "training.lr=-1", "--set", "x=1"))) == 2
 
@@ -112,6 +121,15 @@ def test_a_resumed_run_can_be_given_more_rounds(fedmtl):
     result = fedmtl("simulate", "--resume", "run", *more)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["rounds"] == 3
+
+
+def test_a_resumed_run_cannot_be_given_fewer_rounds_than_it_has_done(fedmtl, tmp_path):
+    fedmtl("simulate", *SHORT, "--out", "run")
+    before = (tmp_path / "run" / "experiment.toml").read_bytes()
+    fewer = ["--set", "federation.rounds=1"]
+    (line,) = errors_of(fedmtl("simulate", "--resume", "run", *fewer))
+    assert "federation.rounds must be at least 2" in line
+    assert (tmp_path / "run" / "experiment.toml").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,22 @@
 import pytest
 import torch
 
+from client.training import Trainer
+from common.agreement import Agreement
+from common.errors import CheckpointError
 from common.experiment_file import load_experiment
-from simulations.baselines import only_task, pool, validation_loss
+from simulations import baselines
+from simulations.baselines import (
+    only_task,
+    pool,
+    train_local,
+    train_single_task,
+    validation_loss,
+)
 from simulations.compare import ORDER, WHOLE_MODEL, compare, delta_m
 from tests.conftest import make_client, make_experiment
 
+MANUAL = {"loss": {"weighting": "manual"}, "federation": {"rounds": 2}}
 QUICK = ["federation.rounds=2", "partition.clients=2", "trunk.widths=[8]"]
 
 
@@ -26,6 +37,14 @@ def test_every_contender_is_compared_on_the_same_test_rows(tmp_path):
     for contender in result["contenders"].values():
         assert set(contender["tasks"]) == {"digit", "parity", "ink"}
         assert all(len(task["seeds"]) == 2 for task in contender["tasks"].values())
+
+
+def test_a_folder_that_exists_is_refused_before_anything_trains(tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").touch()
+    monkeypatch.setattr("simulations.compare.compare_once", pytest.fail)
+    for out in (tmp_path, tmp_path / "mine.txt"):
+        with pytest.raises(CheckpointError, match="choose another --out"):
+            compare(load_experiment("digits", QUICK), [0], out)
 
 
 def test_the_whole_model_needs_every_task_everywhere(tmp_path):
@@ -64,3 +83,38 @@ def test_the_validation_loss_weighs_rows_not_clients():
     ]
     # 2 * (1 + 9) / 4 + 3 * 4 / 2
     assert validation_loss(sums, {"flag": 2.0, "size": 3.0}) == 11.0
+
+
+def agreed(clients):
+    shapes = {"x": (8,)}
+    return Agreement(columns={"x": tuple(clients[0].train.inputs)}, shapes=shapes)
+
+
+def test_alone_a_task_trains_alike_whatever_its_weight_among_others():
+    clients = [make_client()]
+    results = [
+        train_single_task(make_experiment(tasks=weights, **MANUAL), agreed(clients), clients)
+        for weights in ({}, {"size": {"kind": "regression", "weight": 0.01}})
+    ]
+    assert results[0] == results[1]
+
+
+def test_a_model_that_diverges_is_read_before_it_does(monkeypatch):
+    losses = iter([2.0, 1.0, float("nan"), float("nan")])
+    monkeypatch.setattr(baselines, "validation_loss", lambda *_: next(losses))
+    counts = iter(range(99))
+    monkeypatch.setattr(Trainer, "evaluate", lambda *_: next(counts) // 2 + 1)
+    experiment = make_experiment(federation={"rounds": 4})
+    clients = [make_client()]
+    sums = train_local(experiment, agreed(clients), clients)
+    assert sums["a"] == {"validation": 2, "test": 2}  # of the second round
+
+
+def test_without_validation_rows_patience_does_not_stop_training():
+    data = make_client()
+    data.splits["validation"] = data.splits["validation"].select(torch.arange(0))
+    ends = [
+        train_local(make_experiment(federation={"rounds": 4}, **extra), agreed([data]), [data])
+        for extra in ({}, {"evaluation": {"patience": 1}})
+    ]
+    assert ends[0] == ends[1]

@@ -6,13 +6,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
+from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 
 from common.errors import ConfigError
 from common.experiment_file import load_experiment
+from simulations.flower_engine import StoppedError, stop_at_pull
+from simulations.loopback import LoopbackGrid
 from simulations.simulate import choose_engine, simulate
 
 ROOT = Path(__file__).parent.parent
@@ -196,3 +200,13 @@ def test_flwr_run_works_as_flower_users_expect(tmp_path):
     assert run is not None, process.stdout + process.stderr
     simulate(load_experiment("digits", SETTINGS), engine="loopback", out=tmp_path / "loopback")
     assert_same_trunk(tmp_path / "loopback", run)
+
+
+def test_a_stopped_grid_ends_the_wait_for_replies_that_will_not_come():
+    grid = LoopbackGrid(ClientApp(), ["a"])
+    stopped = Event()
+    stop_at_pull(grid, stopped)
+    assert list(grid.pull_messages([])) == []
+    stopped.set()
+    with pytest.raises(StoppedError):
+        grid.pull_messages([])

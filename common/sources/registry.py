@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from common.experiment import Data
@@ -133,9 +133,15 @@ def open_source(data: "Data") -> "TableSource":
             f"data.source must be one of {', '.join(SOURCES)}, got '{data.source}'; for data of "
             "your own take 'table' or 'folder'"
         )
-    data = data.model_copy(update={"path": _resolve_path(data)})
-    changed = os.stat(data.path).st_mtime_ns if data.path else 0
-    return _open(data, changed)
+    try:
+        data = data.model_copy(update={"path": _resolve_path(data)})
+        changed = os.stat(data.path).st_mtime_ns if data.path else 0
+        return _open(data, changed)
+    except OSError as error:
+        raise DataError(
+            f"data.path: '{data.path}' cannot be opened ({error.strerror or error}); correct its "
+            "permissions, or name another"
+        ) from error
 
 
 @lru_cache(maxsize=2)
@@ -150,6 +156,11 @@ def _resolve_path(data: "Data") -> str:
     """Find where the raw data is: `data.path`, or the data set's folder under `FEDMTL_DATA`."""
     source = SOURCES[data.source]
     if source.embedded:
+        if data.path:
+            raise ConfigError(
+                f"data.path must be empty for source '{data.source}', which is embedded, got "
+                f"'{data.path}'; for data of your own take 'table' or 'folder'"
+            )
         return ""
     home = os.environ.get(HOME_VARIABLE, "")
     if not data.path and not source.folder:

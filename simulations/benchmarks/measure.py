@@ -87,6 +87,7 @@ def environment(threads: int) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
+        "XLA_FLAGS": f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}",
         "PYTHONPATH": str(ROOT),
         "FLWR_TELEMETRY_ENABLED": "0",
     }

@@ -7,16 +7,15 @@ clients and visits rows in the project's order, so that it must end with the sam
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everybody uses)
 from torch import Tensor, nn
 
-from client.batches import epoch_order, label_patterns
+from client.batches import Index, epoch_order, label_patterns
 from common.experiment import Experiment
 from common.model import build_model
 from common.seeding import sample_names
@@ -27,8 +26,8 @@ from simulations.benchmarks.turns import Turns
 State = dict[str, Tensor]  # parameter name -> values
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "digit": F.cross_entropy,
-    "parity": lambda output, target: F.binary_cross_entropy_with_logits(output[:, 0], target),
-    "ink": lambda output, target: F.mse_loss(output[:, 0], target),
+    "parity": lambda output, target: F.binary_cross_entropy_with_logits(output.squeeze(1), target),
+    "ink": lambda output, target: F.mse_loss(output.squeeze(1), target),
 }
 
 
@@ -38,7 +37,7 @@ class ClientRows:
 
     Attributes:
         name: of the client.
-        pixels: [N, 1, height, width].
+        pixels: [N, 1, height, width], or flat for an MLP.
         targets: task that it holds -> [N] targets; 0 where there is no label.
         labelled: the same tasks -> bool [N].
     """
@@ -54,35 +53,65 @@ class ClientRows:
         self.is_complete = all(bool(mask.all()) for mask in masks.values())
 
 
-def read_clients(path: Path, device: str) -> dict[str, ClientRows]:
+class PlainModel(nn.Module):
+    """The layers of the project's initial model, chained directly, as one does for one data set.
+
+    Attributes:
+        trunk_names: name of a trunk parameter here -> its name in the project.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        super().__init__()
+        model = build_model(experiment, {"pixels": experiment.inputs["pixels"].shape})
+        stacks = [layer for stack in getattr(model.trunk, "stacks", {}).values() for layer in stack]
+        self.trunk = nn.Sequential(*stacks, *model.trunk.layers)
+        self.heads = nn.ModuleDict()
+        for task in LOSSES:
+            (self.heads[task],) = model.heads[f"task-{task}"].children()  # one linear layer
+        theirs = [name for name, _ in model.trunk.named_parameters(prefix="trunk")]
+        ours = [name for name, _ in self.trunk.named_parameters(prefix="trunk")]
+        self.trunk_names = dict(zip(ours, theirs, strict=True))
+
+    def forward(self, pixels: Tensor, tasks: Iterable[str]) -> dict[str, Tensor]:
+        """Map [N, ...] to task -> [N, outputs]."""
+        features = self.trunk(pixels)
+        return {task: self.heads[task](features) for task in tasks}
+
+
+def read_clients(experiment: Experiment) -> dict[str, ClientRows]:
     """Read the rows of all clients onto the device: client name -> rows."""
-    columns = dict(np.load(path))
+    columns = dict(np.load(experiment.data.path))
+    columns["pixels"] = columns["pixels"][:, None]
+    if experiment.trunk.architecture == "mlp":  # flat rows spare it an operation per step
+        columns["pixels"] = columns["pixels"].reshape(len(columns["pixels"]), -1)
     numbers, starts = np.unique(columns["client"], return_index=True)
     ends = [*starts[1:], len(columns["client"])]
     return {
-        str(number): read_client(str(number), columns, slice(start, end), device)
+        str(number): read_client(
+            str(number),
+            {name: column[start:end] for name, column in columns.items()},
+            experiment.training.device,
+        )
         for number, start, end in zip(numbers, starts, ends, strict=True)
     }
 
 
-def read_client(name: str, columns: Columns, place: slice, device: str) -> ClientRows:
-    """Read the rows of one client."""
-    pixels = torch.from_numpy(columns["pixels"][place]).unsqueeze(1)
+def read_client(name: str, columns: Columns, device: str) -> ClientRows:
+    """Make tensors of one client's rows."""
     targets, labelled = {}, {}
     for task in LOSSES:
-        column = torch.from_numpy(columns[task][place])
+        column = torch.from_numpy(columns[task])
         mask = ~column.isnan()
         if mask.any():
             kind = torch.int64 if task == "digit" else torch.float32
             targets[task] = column.nan_to_num().to(kind).to(device)
             labelled[task] = mask.to(device)
-    return ClientRows(name, pixels.to(device), targets, labelled)
+    return ClientRows(name, torch.from_numpy(columns["pixels"]).to(device), targets, labelled)
 
 
 def train_rounds(experiment: Experiment, clients: dict[str, ClientRows]) -> Iterator[State]:
     """Train round after round without end, and give the trunk after each."""
-    model = build_model(experiment, {"pixels": experiment.inputs["pixels"].shape})
-    model.to(experiment.training.device)
+    model = PlainModel(experiment).to(experiment.training.device)
     initial = {name: values.clone() for name, values in model.state_dict().items()}
     trunk = {name: values for name, values in initial.items() if name.startswith("trunk.")}
     own: dict[str, State] = {}  # client -> its heads
@@ -99,7 +128,7 @@ def train_rounds(experiment: Experiment, clients: dict[str, ClientRows]) -> Iter
                 sums[name] += state[name] * len(rows.pixels)
             total += len(rows.pixels)
         trunk = {name: values / total for name, values in sums.items()}
-        yield trunk
+        yield {model.trunk_names[name]: values for name, values in trunk.items()}
 
 
 def draw_clients(experiment: Experiment, clients: dict[str, ClientRows], number: int) -> list[str]:
@@ -110,14 +139,17 @@ def draw_clients(experiment: Experiment, clients: dict[str, ClientRows], number:
     return sorted(names)
 
 
+def shuffle(rows: ClientRows, experiment: Experiment, number: int) -> Index:
+    """Order a client's rows for a round, as the project's clients do."""
+    stream = ("shuffle", rows.name, number, 0)
+    return epoch_order(rows.patterns, experiment.training.balance, experiment.seed, *stream)
+
+
 def train_client(model: nn.Module, rows: ClientRows, experiment: Experiment, number: int) -> None:
     """Train on one client's rows for one epoch."""
     settings = experiment.training
     optimiser = torch.optim.SGD(model.parameters(), lr=settings.lr)
-    stream = ("shuffle", rows.name, number, 0)
-    order = torch.from_numpy(
-        epoch_order(rows.patterns, settings.balance, experiment.seed, *stream)
-    ).to(rows.pixels.device)
+    order = torch.from_numpy(shuffle(rows, experiment, number)).to(rows.pixels.device)
     model.train()
     for batch in torch.split(order, settings.batch_size):
         optimiser.zero_grad()
@@ -127,7 +159,7 @@ def train_client(model: nn.Module, rows: ClientRows, experiment: Experiment, num
 
 def batch_loss(model: nn.Module, rows: ClientRows, batch: Tensor) -> Tensor:
     """Add the tasks' mean losses over the rows of a batch that have a label."""
-    outputs = model({"pixels": rows.pixels[batch]}, rows.targets)
+    outputs = model(rows.pixels[batch], rows.targets)
     losses = []
     for task, targets in rows.targets.items():
         output, target = outputs[task], targets[batch]
@@ -144,7 +176,7 @@ def run(job: Job, turns: Turns) -> None:
     """Train in the arena."""
     experiment = job.make_experiment()
     torch.set_num_threads(job.threads)
-    clients = read_clients(Path(job.rows), job.device)
+    clients = read_clients(experiment)
     for trunk in train_rounds(experiment, clients):
         if job.device.startswith("cuda"):
             torch.cuda.synchronize()
