@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from common.cells import list_names
-from common.errors import DataError
+from common.errors import ConfigError, DataError
 from common.experiment import Experiment, Input
 from common.features import Features
 from common.preparation import PreparedClient, UnusableClientError, prepare
@@ -213,6 +213,37 @@ def disagreement(description: Description, agreement: Agreement) -> str | None:
                     f"start with: {list_names(unknown)}; declare inputs.{name}.categories"
                 )
     return None
+
+
+def missing_task(description: Description, experiment: Experiment) -> str | None:
+    """Say which tasks a client lacks that its algorithm needs, or None."""
+    missing = [task for task in experiment.tasks if not description.labelled.get(task)]
+    if not missing or experiment.federation.algorithm != "whole-model":
+        return None
+    return (
+        f"algorithm 'whole-model' needs every task at every client, lacks {list_names(missing)}; "
+        "choose the clients with data.clients, or set federation.algorithm to 'joint'"
+    )
+
+
+def require_clients(count: int, experiment: Experiment) -> None:
+    """Check that there are as many clients as the federation asks for.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    federation = experiment.federation
+    wanted = federation.clients_per_round
+    if isinstance(wanted, int) and wanted > count:
+        raise ConfigError(
+            f"federation.clients-per-round must be at most {count}, the number of clients, got "
+            f"{wanted}; use 'all' for every client"
+        )
+    if federation.min_clients > count:
+        raise ConfigError(
+            f"federation.min-clients must be at most {count}, the number of clients, got "
+            f"{federation.min_clients}"
+        )
 
 
 def columns_misfit(name: str, found: Columns, agreed: Columns) -> str | None:

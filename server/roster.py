@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from common.agreement import Agreement, Description, agree, disagreement, require_labels
+from common.agreement import (
+    Agreement,
+    Description,
+    agree,
+    disagreement,
+    missing_task,
+    require_clients,
+    require_labels,
+)
 from common.errors import ConfigError, DataError
 from common.experiment import Experiment
 from common.wire import CONFIG, Instruction
@@ -114,12 +122,11 @@ class Roster:
     def _misfit(self, description: Description) -> str | None:
         if description.client in self.node_ids:
             return "another node has this name; give each node a name of its own"
-        missing = [t for t in self.experiment.tasks if not description.labelled.get(t)]
-        if missing and self.experiment.federation.algorithm == "whole-model":
-            return f"algorithm 'whole-model' needs every task at every client, lacks {missing}"
         if self.agreement is None:
             raise DataError("no client has been met; there is nothing to compare with")
-        return disagreement(description, self.agreement)
+        return missing_task(description, self.experiment) or disagreement(
+            description, self.agreement
+        )
 
     def _refuse(self, who: str, reason: str) -> None:
         self.refused[who] = reason
@@ -133,16 +140,12 @@ class Roster:
 
         Raises:
             DataError: no client can serve; one was refused, under `strict`; nobody holds a task.
-            ConfigError: more clients are asked for than exist.
+            ConfigError: more clients are asked for than exist, under `strict`.
         """
         if self.refused and (strict or not self.node_ids):
             raise DataError("\n".join(f"{who}: {why}" for who, why in sorted(self.refused.items())))
         if not self.node_ids:
             raise DataError("no clients: nobody answered; start nodes, or check the data folder")
         require_labels(self.descriptions.values(), self.experiment)
-        wanted = self.experiment.federation.clients_per_round
-        if isinstance(wanted, int) and wanted > len(self.node_ids):
-            raise ConfigError(
-                f"federation.clients-per-round must be at most {len(self.node_ids)}, the number "
-                f"of clients, got {wanted}; use 'all' for every client"
-            )
+        if strict:  # elsewhere clients may join later, and a refused one must not end the run
+            require_clients(len(self.node_ids), self.experiment)

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from client.training import Trainer, choose_device
-from common.agreement import Agreement, agree, describe, input_shapes, require_labels
+from common.agreement import (
+    Agreement,
+    agree,
+    describe,
+    input_shapes,
+    require_clients,
+    require_labels,
+)
 from common.clients import open_clients
 from common.dataset import SPLITS, ClientData, Rows
 from common.encoding import encode
@@ -28,6 +35,7 @@ def read_clients(experiment: Experiment) -> tuple[list[ClientData], Agreement]:
     descriptions = [describe(table, experiment) for table in tables]
     agreement = agree(descriptions, experiment)
     require_labels(descriptions, experiment)
+    require_clients(sum(not d.left_out for d in descriptions), experiment)
     return [
         encode(table, experiment, agreement)
         for table, description in zip(tables, descriptions, strict=True)

@@ -8,7 +8,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.agreement import agree, describe, input_shapes, require_labels
+from common.agreement import (
+    agree,
+    describe,
+    input_shapes,
+    missing_task,
+    require_clients,
+    require_labels,
+)
 from common.clients import open_clients
 from common.dataset import SPLITS, ClientData
 from common.encoding import encode
@@ -69,6 +76,10 @@ def check_clients(experiment: Experiment) -> Check:
     agreement = agree(descriptions, experiment)
     require_labels(descriptions, experiment)
     left_out = {d.client: d.left_out for d in descriptions if d.left_out}
+    require_clients(len(descriptions) - len(left_out), experiment)
+    for description in descriptions:
+        reason = None if description.left_out else missing_task(description, experiment)
+        problems += [f"client '{description.client}': {reason}"] if reason else []
     counts = _try_each(
         [name for name in source.names if name not in left_out],
         lambda name: _count(encode(source.read(name), experiment, agreement)),

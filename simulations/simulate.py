@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.agreement import require_clients
 from common.clients import open_clients
 from common.errors import ConfigError
 from common.experiment import Experiment
@@ -78,7 +79,8 @@ def simulate(
             )
         folder.write_experiment(experiment)
     else:
-        open_clients(experiment)  # bad data paths are told before a folder is made
+        # Bad data paths, and too few clients to wait for, are told before a folder is made.
+        require_clients(len(open_clients(experiment).names), experiment)
         folder.create(experiment, engine)
     return ENGINES[engine](Run(experiment, folder, resume, workers, listener))
 

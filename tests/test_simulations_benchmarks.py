@@ -193,7 +193,7 @@ def test_a_measurement_prints_as_a_table(capsys):
         "first-round-s": 3.0,
         "import-torch-s": 2.5,
         "memory": memory,
-        "trunk-after-5-rounds": {"relative-difference": 2e-7},
+        "trunk": {"relative-difference": 2e-7},
     }
     measurement = {
         "work": "W1",

@@ -60,6 +60,11 @@ def test_help_imports_no_heavy_library(command):
         (["--set", "training.lr=-1"], "error: training.lr must be a finite number above 0, got"),
         (["--set", "trainin.lr=1"], "error: trainin is no setting. Did you mean 'training'?"),
         (["--data", "nowhere", "--set", "data.source=table"], "error: data.path: "),
+        (["--set", "federation.clients-per-round=11"], "error: federation.clients-per-round"),
+        (
+            ["--set", "federation.min-clients=11"],
+            "error: federation.min-clients must be",
+        ),
         (["--set", "partition.clients=5000"], "error: partition.clients must be at most 1797"),
     ],
 )
@@ -67,6 +72,16 @@ def test_bad_input_is_one_line_and_exit_code_2(fedmtl, tmp_path, command, argume
     (line,) = errors_of(fedmtl(command, *arguments))
     assert line.startswith(error)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["simulate", "check"])
+def test_the_whole_model_needs_every_task_at_every_client(fedmtl, command):
+    skew = ["partition.clients=2", "partition.task-skew=rotate", "partition.tasks-per-client=2"]
+    settings = [*skew, "federation.algorithm=whole-model"]
+    result = fedmtl(command, *(part for s in settings for part in ("--set", s)))
+    assert result.exit_code == 2
+    assert "client-000" in result.stderr
+    assert "needs every task at every client, lacks 'ink'" in result.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

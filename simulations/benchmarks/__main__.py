@@ -60,7 +60,13 @@ def main(
         from simulations.benchmarks.measure import measure, time_import
         from simulations.benchmarks.tables import print_measurement
 
-        settings = Settings(cycles, turn_ms / 1000, soak, partial(time_import, threads))
+        settings = Settings(
+            cycles=cycles,
+            checked_round=WORKLOADS[work].checked_round,
+            turn_s=turn_ms / 1000,
+            soak_rounds=soak,
+            time_import=partial(time_import, threads),
+        )
         with Console(stderr=True).status(work) as status:
             measurement = measure(
                 work,

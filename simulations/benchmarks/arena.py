@@ -20,7 +20,6 @@ from simulations.benchmarks.processes import Memory
 Start = Callable[[Path], Live]  # starts a contender that may write into this folder
 Tell = Callable[[str], None]
 
-CHECKED_ROUND = 5  # every contender shows its trunk after so many rounds
 LONGEST_TURN = 500  # rounds
 TRUNK = "trunk.npz"
 
@@ -33,6 +32,7 @@ class Record:
         skipped: why it did not do the work, or stopped doing it; then the rest may be missing.
         import_s: time of a bare ``import torch`` just before its start.
         first_s: time from the start of its process to the end of its first round.
+        checked_round: how many rounds it had trained when its trunk was compared.
         comparison: its trunk beside the plain loop's.
         turns: cycle -> its turn.
         memory: after the checked round, and at the end.
@@ -42,6 +42,7 @@ class Record:
     skipped: str = ""
     import_s: float | None = None
     first_s: float | None = None
+    checked_round: int = 0
     comparison: Comparison | None = None
     turns: dict[int, Turn] = field(default_factory=dict)
     memory: list[Memory] = field(default_factory=list)
@@ -54,12 +55,14 @@ class Settings:
 
     Attributes:
         cycles: turns of each contender.
+        checked_round: every contender shows its trunk after so many rounds, at least two.
         turn_s: about how long a turn is; it has at least one round.
         soak_rounds: rounds that each has trained before its memory is read for the last time.
         time_import: measures a bare ``import torch`` in seconds.
     """
 
     cycles: int = 30
+    checked_round: int = 5
     turn_s: float = 0.06
     soak_rounds: int = 0
     time_import: Callable[[], float] | None = None
@@ -129,7 +132,8 @@ class Arena:
         self._live[name] = live = start(folder)
         record.first_s = live.first_round()
         record.rounds = 1
-        self._take_turn(name, CHECKED_ROUND - 1)
+        self._take_turn(name, self.settings.checked_round - 1)
+        record.checked_round = record.rounds
         live.save_trunk(folder / TRUNK)
         record.memory.append(live.memory())
         plain = self.scratch / PLAIN / TRUNK

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simulations.benchmarks.arena import CHECKED_ROUND, Record
+from simulations.benchmarks.arena import Record
 from simulations.benchmarks.contenders import PLAIN
 from simulations.benchmarks.processes import Memory
 
@@ -27,9 +27,10 @@ def contender_figures(record: Record, plain: Record) -> Figures:
     """
     figures: Figures = {"skipped": record.skipped} if record.skipped else {}
     if record.comparison is not None:
-        figures["same-result"] = record.comparison.is_same
-        figures[f"trunk-after-{CHECKED_ROUND}-rounds"] = {
-            key.replace("_", "-"): value for key, value in asdict(record.comparison).items()
+        figures["trunk"] = {
+            "after-rounds": record.checked_round,
+            "is-same": record.comparison.is_same,
+            **{key.replace("_", "-"): value for key, value in asdict(record.comparison).items()},
         }
     if record.first_s is not None:
         figures["first-round-s"] = record.first_s
@@ -46,7 +47,7 @@ def contender_figures(record: Record, plain: Record) -> Figures:
         if record.comparison is not None and record.comparison.is_same:
             figures["ratio"] = spread(ratios(record, plain))
     if record.memory:
-        figures["memory"] = memory_figures(record.memory[0], CHECKED_ROUND)
+        figures["memory"] = memory_figures(record.memory[0], record.checked_round)
         figures["memory-at-end"] = memory_figures(record.memory[-1], record.rounds)
     return figures
 

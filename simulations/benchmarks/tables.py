@@ -51,7 +51,6 @@ def title(measurement: Figures) -> str:
 def cells(figures: Figures) -> list[str]:
     """Write the figures of one contender."""
     first, bare = figures["first-round-s"], figures["import-torch-s"]
-    trunk = next(value for key, value in figures.items() if key.startswith("trunk-after"))
     return [
         ratio_cell(figures),
         format_figure(figures["ms-per-round"]),
@@ -60,7 +59,7 @@ def cells(figures: Figures) -> list[str]:
         NOTHING if bare is None else f"{first - bare:+.2f} s",
         memory_cell(figures["memory"]),
         memory_cell(figures["memory-at-end"]) if "memory-at-end" in figures else NOTHING,
-        f"{trunk['relative-difference']:.0e}",
+        f"{figures['trunk']['relative-difference']:.0e}",
     ]
 
 
