@@ -52,7 +52,7 @@ def simulate(
 
     Args:
         experiment: the resolved experiment.
-        engine: a key of `ENGINES`; see `choose_engine` for "auto".
+        engine: a key of `ENGINES`, or "auto"; see `choose_engine`.
         out: the run folder; must not exist unless resumed.
         resume: go on from its checkpoint.
         workers: processes of the loopback engine.
@@ -64,6 +64,8 @@ def simulate(
     Raises:
         FedMTLError: the settings, the data or the run folder cannot be used.
     """
+    if engine == "auto":
+        engine, _ = choose_engine(experiment)
     if workers > 1 and engine != "loopback":
         raise ConfigError(f"--workers is for --engine loopback, got engine '{engine}'; remove it")
     from client.training import choose_device  # imports PyTorch
