@@ -111,8 +111,8 @@ def _split_column(table: ClientTable, data: Data) -> NDArray[np.generic]:
     column: NDArray[np.generic] = table.columns[data.split_column]
     if column.ndim != 1:
         raise DataError(
-            f"client '{table.name}', column '{data.split_column}' (data.split-column) must hold one "
-            f"value a row, got arrays of {column.shape[1:]}"
+            f"client '{table.name}', column '{data.split_column}' (data.split-column) must hold "
+            f"one value a row, got arrays of {column.shape[1:]}"
         )
     return column
 
