@@ -109,6 +109,11 @@ def _split_column(table: ClientTable, data: Data) -> NDArray[np.generic]:
             f"names; its columns are {list_names(list(table.columns))}"
         )
     column: NDArray[np.generic] = table.columns[data.split_column]
+    if column.ndim != 1:
+        raise DataError(
+            f"client '{table.name}', column '{data.split_column}' (data.split-column) must hold "
+            f"one value a row, got arrays of {column.shape[1:]}"
+        )
     return column
 
 

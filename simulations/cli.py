@@ -296,6 +296,7 @@ def read_interrupted(
         engine = str(environment["engine"])
     except (OSError, ValueError, KeyError, TypeError):
         engine = DEFAULT_ENGINE
+    check_engine(engine)
     return load(str(folder / "experiment.toml"), overrides, data), engine
 
 

@@ -17,6 +17,25 @@ PREFACE = """# The experiment file
 One TOML file describes one experiment completely. `fedmtl check FILE` reports every problem of a
 file and its data at once; `fedmtl check --schema` prints the JSON schema for editors. Any key can
 be overridden: `--set training.lr=0.1`. This page is written by `python -m simulations.reference`.
+
+## Data files
+
+Source `folder` takes a folder with one file per client, named after it; source `table` takes one
+file, with `client-column` for the client of each row. Clients may have different numbers of rows,
+other columns besides, and columns in any order.
+
+- **CSV**: commas, UTF-8, a header. **Parquet**: any flat table.
+- **NPZ**: arrays with an entry per row. `[N]` is a column; `[N, D]` is D columns, `NAME.0` to
+  `NAME.D-1`, which `columns = ["NAME.*"]` takes together; `[N, height, width]` and
+  `[N, channels, height, width]` are images.
+- **Empty cells** are `NaN`, nothing, or one of `?`, `NA`, `N/A`, `NaN`, `nan`, `NULL`, `null`.
+  In an input they follow its `missing`; in a target they are a missing label. A client without a
+  task's column does not hold the task. A row needs all target columns of a task, or none.
+- **Classes** are whole numbers from 0, or the texts that `classes` lists; a binary task also takes
+  true and false, and of two listed names the second is the positive one. Labels of a multilabel
+  task are 0 and 1, or true and false.
+- **Patterns** in `columns` never match a target, the client or split column, or a column that
+  another input names.
 """
 
 

@@ -11,6 +11,10 @@ from common.experiment_file import load_experiment
 
 Figures = dict[str, Any]  # as in metrics.jsonl and results.json
 
+# What readers rely on.
+ROUND_KEYS = frozenset({"round", "clients", "traffic", "weights", "train", "evaluation"})
+RESULT_KEYS = frozenset({"stopped", "final", "clients", "traffic"})
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -67,7 +71,7 @@ def read_run(path: Path) -> RunRecord:
         experiment_toml=experiment_file.read_text(encoding="utf-8"),
         environment=_read_json(path / "environment.json") or {},
         rounds=read_rounds(path / "metrics.jsonl"),
-        results=_read_json(path / "results.json"),
+        results=_read_json(path / "results.json", RESULT_KEYS),
     )
 
 
@@ -75,16 +79,19 @@ def read_rounds(path: Path) -> list[Figures]:
     """Read metrics.jsonl; a last line that was torn by a crash is passed over.
 
     Raises:
-        CheckpointError: another line is no JSON.
+        CheckpointError: another line is no round's.
     """
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     rounds = []
     for number, text in enumerate(lines, start=1):
         try:
-            rounds.append(json.loads(text))
+            line = json.loads(text)
+            if not isinstance(line, dict) or not line.keys() >= ROUND_KEYS:
+                raise ValueError("not a round")
+            rounds.append(line)
         except ValueError as error:
             if number < len(lines):
-                raise CheckpointError(f"{path}, line {number} is no JSON: {error}.") from error
+                raise CheckpointError(f"{path}, line {number} is no round: {error}.") from error
     return rounds
 
 
@@ -94,11 +101,13 @@ def task_figures(evaluation: Figures | None, split: str, task: str) -> Figures:
     return figures
 
 
-def _read_json(path: Path) -> Figures | None:
+def _read_json(path: Path, keys: frozenset[str] = frozenset()) -> Figures | None:
     if not path.is_file():
         return None
     try:
         content: Figures = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not keys <= content.keys():
+            raise ValueError(f"it must be a table with {', '.join(sorted(keys)) or 'keys'}")
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
     return content

@@ -100,6 +100,13 @@ def test_a_word_that_is_no_split_is_counted():
         split_rows(table(part=text("train", "holdout")), plan(split="column", split_column="part"))
 
 
+@pytest.mark.parametrize("split", ["ordered", "column"])
+def test_images_divide_no_rows(split):
+    raw = table(when=np.zeros((4, 2, 2)))
+    with pytest.raises(DataError, match=r"must hold one value a row, got arrays of \(2, 2\)"):
+        split_rows(raw, plan(split=split, split_column="when"))
+
+
 def test_a_gap_in_the_column_to_order_by_is_counted():
     with pytest.raises(DataError, match="must order every row, got 1 empty cells of 3"):
         split_rows(table(when=[1.0, np.nan, 2.0]), plan(split="ordered", split_column="when"))

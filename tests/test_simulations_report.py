@@ -191,7 +191,21 @@ def test_a_torn_last_line_is_passed_over(run):
 def test_a_torn_line_in_the_middle_is_told(run):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"round": 21\n{"round": 22}\n')
-    with pytest.raises(CheckpointError, match=r"line 21 is no JSON"):
+    with pytest.raises(CheckpointError, match=r"line 21 is no round"):
+        write_report(run)
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "results.json", "environment.json"])
+def test_a_file_with_other_content_is_told(run, file):
+    lines = "[]\n[]\n" if file == "metrics.jsonl" else "[]"
+    (run / file).write_text(lines)
+    with pytest.raises(CheckpointError, match=re.escape(file)):
+        write_report(run)
+
+
+def test_results_without_their_keys_are_told(run):
+    (run / "results.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"results\.json .*clients, final, stopped, traffic"):
         write_report(run)
 
 
