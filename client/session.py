@@ -38,6 +38,10 @@ class Session:
             self._clients[name] = ClientData(name, splits, data.target_scales, data.notes)
         return self._clients[name]
 
+    def forget_clients(self) -> None:
+        """Let go of the clients' data, where somebody else holds it now."""
+        self._clients.clear()
+
 
 @lru_cache(maxsize=8)
 def parse_experiment(text: str, data_path: str) -> Experiment:

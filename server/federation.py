@@ -5,11 +5,14 @@ import logging
 from flwr.serverapp import Grid
 
 from common.agreement import Agreement, input_shapes
+from common.errors import ConfigError
 from common.experiment import Experiment
 from common.model import build_model
 from common.sharing import shared_names
 from common.wire import FloatArray, pack_arrays
+from server.bulk import BulkGrid
 from server.checkpoint import KeepClients, Progress
+from server.exchange import BulkExchange, Exchange, MessageExchange
 from server.figures import Figures
 from server.loop import Listener, RoundLoop
 from server.roster import Roster
@@ -29,8 +32,6 @@ def initial_trunk(experiment: Experiment, agreement: Agreement) -> dict[str, Flo
     arrays = {name: p.detach().numpy() for name, p in model.named_parameters()}
     shared = shared_names(arrays, experiment.federation.algorithm)
     if not shared:
-        from common.errors import ConfigError
-
         raise ConfigError(
             "trunk.widths is empty, so there is no trunk to share under algorithm 'joint'; "
             "give the trunk a layer, or set federation.algorithm to 'whole-model'"
@@ -81,9 +82,15 @@ def federate(
     roster.require(strict)
     if roster.agreement is None:
         raise RuntimeError("a roster with clients has an agreement")
-    if trunk is None:
-        trunk = initial_trunk(experiment, roster.agreement)
-        progress.agreement = roster.agreement.to_json()
+    fresh = initial_trunk(experiment, roster.agreement)
+    # A file keeps no order; sums over parameters in another order would differ in the last bits.
+    trunk = fresh if trunk is None else {name: trunk[name] for name in fresh}
+    progress.agreement = roster.agreement.to_json()
     strategy = make_strategy(experiment, roster, pack_arrays(trunk))
-    loop = RoundLoop(experiment, grid, roster, strategy, folder, checkpoints, progress, listener)
+    exchange: Exchange = (
+        BulkExchange(grid, strategy, roster)
+        if isinstance(grid, BulkGrid)
+        else MessageExchange(grid, strategy, roster, federation.round_timeout_s)
+    )
+    loop = RoundLoop(experiment, grid, roster, exchange, folder, checkpoints, progress, listener)
     return loop.run(trunk)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from common.experiment import Experiment
-from common.metrics import METRICS, Sums, add_sums
-from common.wire import SplitSums
+from common.metrics import METRICS, Sums
+from server.sums import SumTable
 
 Figures = dict[str, Any]  # as it stands in metrics.jsonl and results.json
 QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
@@ -23,16 +23,13 @@ def task_figures(metric: str, numbers: Mapping[str, Sums]) -> Figures:
 
 
 def split_figures(
-    experiment: Experiment,
-    clients: Iterable[SplitSums],
-    split: str,
-    weights: Mapping[str, float],
+    experiment: Experiment, sums: SumTable, split: str, weights: Mapping[str, float]
 ) -> Figures:
     """Compute the federation's figures on one split, and their spread over clients.
 
     Args:
         experiment: names the tasks and their metrics.
-        clients: each client's sums.
+        sums: what the clients reported.
         split: "train", "validation" or "test".
         weights: task name -> w_t.
 
@@ -40,19 +37,17 @@ def split_figures(
         ``{"loss": L, "tasks": {task: {"loss", metric, "examples", "spread"}}}`` with
         ``L = sum_t w_t * L_t`` over the tasks that any client reported; {} where none did.
     """
-    reports = [sums[split] for sums in clients if split in sums]
     tasks: Figures = {}
     for task, settings in experiment.tasks.items():
-        mine = [report[task] for report in reports if task in report and report[task]["loss"][1]]
-        if not mine:
+        numbers = sums.task(split, task)
+        if not numbers:
             continue
-        total: dict[str, Sums] = dict(mine[0])
-        for numbers in mine[1:]:
-            total = {name: add_sums(total[name], numbers[name]) for name in total}
         metric = settings.metric_name
+        total = {name: values.sum(0).tolist() for name, values in numbers.items()}
         tasks[task] = task_figures(metric, total)
-        if metric in total:
-            tasks[task]["spread"] = spread(METRICS[metric].figure(n[metric]) for n in mine)
+        if metric in numbers:
+            figure = METRICS[metric].figure
+            tasks[task]["spread"] = spread(figure(row) for row in numbers[metric].tolist())
     if not tasks:
         return {}
     return {"loss": sum(weights[t] * f["loss"] for t, f in tasks.items()), "tasks": tasks}

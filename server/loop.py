@@ -6,19 +6,19 @@ these and leaves the rest of a round to the strategy: who is asked, and how trun
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from common.experiment import Experiment
-from common.wire import FloatArray, Instruction, SplitSums, pack_arrays, size_bytes, unpack_arrays
+from common.wire import FloatArray, Instruction
 from server.checkpoint import Checkpoints, Progress
+from server.exchange import Exchange, Outcome
 from server.figures import Figures, split_figures, task_figures
 from server.roster import Roster
 from server.run_folder import RunFolder
-from server.strategy import TrunkStrategy
+from server.sums import SumTable
 
 logger = logging.getLogger("fedmtl.server")
 
@@ -33,7 +33,7 @@ class RoundLoop:
         experiment: the resolved experiment.
         grid: Flower's way to the clients.
         roster: the clients that take part.
-        strategy: samples clients and combines trunks.
+        exchange: asks the clients and combines their trunks.
         folder: the run's record.
         checkpoints: where its state is kept.
         progress: where the run stands; changed as rounds are done.
@@ -45,13 +45,13 @@ class RoundLoop:
         experiment: Experiment,
         grid: Grid,
         roster: Roster,
-        strategy: TrunkStrategy,
+        exchange: Exchange,
         folder: RunFolder,
         checkpoints: Checkpoints,
         progress: Progress,
         listener: Listener | None = None,
     ) -> None:
-        self.experiment, self.grid, self.roster, self.strategy = experiment, grid, roster, strategy
+        self.experiment, self.grid, self.roster, self.exchange = experiment, grid, roster, exchange
         self.folder, self.checkpoints, self.progress = folder, checkpoints, progress
         self.listener = listener
         self.weights = experiment.task_weights()
@@ -86,30 +86,25 @@ class RoundLoop:
         before = (self.progress.sent_bytes, self.progress.received_bytes)
         evaluation = self.experiment.evaluation
         rides = evaluation.by == "train-reply" and number % evaluation.every == 0
-        asked, replies = self._send(trunk, number, "train", evaluate=rides)
-        arrays, _ = self.strategy.aggregate_train(number, replies)
-        last = self.strategy.last
-        silent = dict.fromkeys(asked - {*last.examples, *last.left_out}, "no answer in time")
-        for name in sorted(silent):
-            logger.warning("%s left out: %s", name, silent[name])
+        outcome = self._count(self.exchange.train(trunk, self._instruct(number, rides)))
         line: Figures = {
             "round": number,
             "clients": {
-                "asked": len(asked),
-                "answered": len(last.examples),
-                "left-out": {**last.left_out, **silent},
+                "asked": outcome.asked,
+                "answered": len(outcome.sums.clients),
+                "left-out": outcome.left_out,
             },
             "weights": self.weights,
-            "train": self._train_figures(last.sums.values()),
-            "evaluation": self._evaluation(number - 1, last.sums) if rides else None,
+            "train": self._train_figures(outcome.sums),
+            "evaluation": self._evaluation(number - 1, outcome.sums) if rides else None,
         }
-        if arrays is None:
+        if outcome.trunk is None:
             logger.warning("round %d: no usable reply; the trunk stays as it was", number)
         else:
-            trunk = unpack_arrays(arrays)
+            trunk = outcome.trunk
         self.progress.round = number
         if evaluation.by == "message" and number % evaluation.every == 0:
-            line["evaluation"] = self.evaluate(trunk)
+            line["evaluation"] = self._evaluation(number, self.evaluate(trunk).sums)
         self._judge(line["evaluation"])
         line["time_s"] = time.perf_counter() - started
         self.progress.elapsed_s += line["time_s"]
@@ -120,17 +115,14 @@ class RoundLoop:
         }
         return trunk, line
 
-    def evaluate(self, trunk: Mapping[str, FloatArray]) -> Figures:
+    def evaluate(self, trunk: Mapping[str, FloatArray]) -> Outcome:
         """Ask all clients to evaluate a trunk with their own heads."""
-        number = self.progress.round
-        _, replies = self._send(trunk, number, "evaluate", evaluate=True)
-        self.strategy.aggregate_evaluate(number, replies)
-        return self._evaluation(number, self.strategy.last.sums)
+        instruction = self._instruct(self.progress.round, evaluate=True)
+        return self._count(self.exchange.evaluate(trunk, instruction))
 
     def finish(self, trunk: Mapping[str, FloatArray], stopped: str) -> Figures:
         """Evaluate the last trunk on all clients and write results.json."""
-        final = self.evaluate(trunk)
-        last = self.strategy.last
+        outcome = self.evaluate(trunk)
         results = {
             "experiment": self.experiment.name,
             "fingerprint": self.progress.fingerprint,
@@ -138,49 +130,40 @@ class RoundLoop:
             "rounds": self.progress.round,
             "stopped": stopped,
             "seconds": self.progress.elapsed_s,
-            "final": final,
+            "final": self._evaluation(self.progress.round, outcome.sums),
             "best": self.progress.best,
-            "clients": {name: self._client_figures(name, last.sums[name]) for name in last.sums},
+            "clients": {
+                name: self._client_figures(name, outcome.sums) for name in outcome.sums.clients
+            },
             "traffic": {
                 "sent-bytes": self.progress.sent_bytes,
                 "received-bytes": self.progress.received_bytes,
             },
             "warnings": [
                 f"{name}: {why}"
-                for name, why in sorted({**self.roster.refused, **last.left_out}.items())
+                for name, why in sorted({**self.roster.refused, **outcome.left_out}.items())
             ],
         }
         self.folder.finish(results)
         return results
 
-    def _send(
-        self, trunk: Mapping[str, FloatArray], number: int, kind: str, *, evaluate: bool
-    ) -> tuple[set[str], list[Message]]:
-        """Send the trunk out by one of the strategy's hooks and collect the replies."""
+    def _instruct(self, number: int, evaluate: bool) -> Instruction:
         agreement = self.progress.agreement
-        instruction = Instruction(self.experiment_json, agreement, number, self.weights, evaluate)
-        config: ConfigRecord = instruction.to_record()
-        configure = getattr(self.strategy, f"configure_{kind}")
-        messages = list(configure(number, pack_arrays(trunk), config, self.grid))
-        asked = {self.roster.name_of(message.metadata.dst_node_id) for message in messages}
-        if messages:
-            # All messages of a round carry the same content.
-            self.progress.sent_bytes += len(messages) * size_bytes(messages[0].content)
-        timeout = self.experiment.federation.round_timeout_s
-        replies = list(self.grid.send_and_receive(messages, timeout=timeout))
-        self.progress.received_bytes += sum(
-            size_bytes(reply.content) for reply in replies if reply.has_content()
-        )
-        return asked, replies
+        return Instruction(self.experiment_json, agreement, number, self.weights, evaluate)
 
-    def _train_figures(self, clients: Iterable[SplitSums]) -> Figures:
-        figures = split_figures(self.experiment, list(clients), "train", self.weights)
+    def _count(self, outcome: Outcome) -> Outcome:
+        self.progress.sent_bytes += outcome.sent_bytes
+        self.progress.received_bytes += outcome.received_bytes
+        return outcome
+
+    def _train_figures(self, sums: SumTable) -> Figures:
+        figures = split_figures(self.experiment, sums, "train", self.weights)
         return figures or {"loss": None, "tasks": {}}
 
-    def _evaluation(self, trunk_round: int, clients: Mapping[str, SplitSums]) -> Figures:
-        figures: Figures = {"trunk-round": trunk_round, "clients": len(clients)}
+    def _evaluation(self, trunk_round: int, sums: SumTable) -> Figures:
+        figures: Figures = {"trunk-round": trunk_round, "clients": len(sums.clients)}
         for split in EVALUATED:
-            figures[split] = split_figures(self.experiment, clients.values(), split, self.weights)
+            figures[split] = split_figures(self.experiment, sums, split, self.weights)
         return figures
 
     def _judge(self, evaluation: Figures | None) -> None:
@@ -195,11 +178,11 @@ class RoundLoop:
         else:
             progress.waited += 1
 
-    def _client_figures(self, name: str, sums: SplitSums) -> Figures:
+    def _client_figures(self, name: str, sums: SumTable) -> Figures:
         described = self.roster.descriptions[name]
         tasks: dict[str, Any] = {}
         for split in EVALUATED:
-            for task, numbers in sums.get(split, {}).items():
+            for task, numbers in sums.client(name, split).items():
                 metric = self.experiment.tasks[task].metric_name
                 tasks.setdefault(task, {})[split] = task_figures(metric, numbers)
         return {"examples": described.examples, "tasks": tasks}

@@ -1,12 +1,12 @@
 """One round's aggregation: any Flower strategy, fed with trunks that were checked first."""
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
     Message,
@@ -16,16 +16,29 @@ from flwr.app import (
 )
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
+from numpy.typing import NDArray
 
+from common.errors import ShapeError
 from common.experiment import Experiment
 from common.metrics import METRICS
 from common.model import output_width
 from common.seeding import sample_names
-from common.wire import ARRAYS, CONFIG, EXAMPLES, SplitSums, pack_arrays, unpack_sums
+from common.wire import (
+    ARRAYS,
+    CONFIG,
+    EXAMPLES,
+    FloatArray,
+    SplitSums,
+    pack_arrays,
+    unpack_arrays,
+    unpack_sums,
+)
 from common.wire import METRICS as METRICS_KEY
+from server.bulk import BulkReplies
 from server.roster import Roster
 
 logger = logging.getLogger("fedmtl.server")
+NOT_FINITE = "NaN or infinity; a smaller training.lr may help"
 
 STRATEGIES = {
     # McMahan et al. 2017, Algorithm 1: the mean of the trunks, weighted by examples.
@@ -75,13 +88,15 @@ class TrunkStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Address the trunk to this round's clients."""
+        return self._messages(self.choose(server_round), arrays, config, MessageType.TRAIN)
+
+    def choose(self, server_round: int) -> list[str]:
+        """Draw this round's clients by the run's seed; their names, sorted."""
         names, wanted = self.roster.names, self.experiment.federation.clients_per_round
-        if wanted != "all":
-            count = min(wanted, len(names))
-            names = sorted(
-                sample_names(names, count, self.experiment.seed, "sampling", server_round)
-            )
-        return self._messages(names, arrays, config, MessageType.TRAIN)
+        if wanted == "all":
+            return names
+        count = min(wanted, len(names))
+        return sorted(sample_names(names, count, self.experiment.seed, "sampling", server_round))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -111,6 +126,54 @@ class TrunkStrategy(Strategy):
         """Keep the well-formed evaluations in `last`."""
         self._sift(replies, with_arrays=False)
         return None
+
+    def combine(self, server_round: int, replies: BulkReplies) -> dict[str, FloatArray] | None:
+        """Combine trunks that came as rows of one matrix; None where none is usable.
+
+        Flower's `FedAvg` is a weighted mean, done here as one product; any other inner strategy
+        gets the messages that the clients would have sent.
+        """
+        if replies.rows is None:
+            raise ShapeError("replies to a training round hold trunks")
+        # A row's sum is finite only if all of it is.
+        usable = np.isfinite(replies.rows.sum(1, dtype=np.float64))
+        self.last = RoundReplies()
+        for place in np.flatnonzero(~usable).tolist():
+            name, reason = replies.clients[place], f"the trunk holds {NOT_FINITE}"
+            self.last.left_out[name] = reason
+            logger.warning("%s left out: %s", name, reason)
+        if not usable.any():
+            return None
+        if type(self.inner) is not FedAvg:
+            return self._combine_messages(server_round, replies, usable)
+        by_examples = self.experiment.federation.weight_by == "examples"
+        weights = usable * (replies.examples if by_examples else 1)
+        rows = replies.rows if usable.all() else np.where(usable[:, None], replies.rows, 0)
+        return self._cut((weights / weights.sum()).astype(np.float32) @ rows)
+
+    def _combine_messages(
+        self, server_round: int, replies: BulkReplies, usable: NDArray[np.bool_]
+    ) -> dict[str, FloatArray] | None:
+        assert replies.rows is not None
+        messages = []
+        for place in np.flatnonzero(usable).tolist():
+            node_id = self.roster.node_ids[replies.clients[place]]
+            asked = Message(RecordDict(), node_id, MessageType.TRAIN)
+            metrics = MetricRecord({EXAMPLES: int(replies.examples[place])})
+            arrays = pack_arrays(self._cut(replies.rows[place]))
+            content = RecordDict({ARRAYS: arrays, METRICS_KEY: metrics})
+            messages.append(Message(content, reply_to=asked))
+        combined, _ = self.aggregate_train(server_round, messages)
+        return None if combined is None else unpack_arrays(combined)
+
+    def _cut(self, row: FloatArray) -> dict[str, FloatArray]:
+        """Cut a flat trunk into its arrays."""
+        arrays, start = {}, 0
+        for name, shape in self.shapes.items():
+            stop = start + math.prod(shape)
+            arrays[name] = row[start:stop].reshape(shape)
+            start = stop
+        return arrays
 
     def summary(self) -> None:
         """Log the inner strategy's settings."""
@@ -181,7 +244,7 @@ class TrunkStrategy(Strategy):
             if str(values.dtype) != self.dtypes[key]:
                 return f"{key} is {values.dtype}, the trunk is {self.dtypes[key]}"
             if not np.isfinite(values).all():
-                return f"{key} holds NaN or infinity; a smaller training.lr may help"
+                return f"{key} holds {NOT_FINITE}"
         return None
 
     def _metrics_fault(self, metrics: MetricRecord | None) -> str | None:

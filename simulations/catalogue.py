@@ -54,7 +54,9 @@ METRICS = {
     "r2": Choice("share of the target's variance that is explained; higher is better"),
 }
 ENGINES = {
-    "loopback": Choice("one process, clients one after another; starts at once"),
+    "loopback": Choice("clients one after another, on --workers processes; starts at once"),
+    "batched": Choice("a round's clients as one stacked model; many small clients, mlp trunks"),
+    "auto": Choice("batched or loopback, whichever is faster for the experiment, and says why"),
     "flower": Choice("Flower's Simulation Runtime on Ray: many cores, several GPUs, a cluster"),
 }
 PARTITIONS = {

@@ -75,8 +75,12 @@ def prepare() -> None:
 def simulate(
     experiment: Name = "",
     engine: Annotated[
-        str, typer.Option(metavar="NAME", help="loopback (default) or flower; see `fedmtl list`.")
+        str,
+        typer.Option(metavar="NAME", help="loopback (default), batched, auto or flower."),
     ] = "",
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes of the loopback engine; the result is the same.")
+    ] = 1,
     data: Data = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the experiment's seed.")] = None,
     overrides: Overrides = None,
@@ -107,8 +111,18 @@ def simulate(
             settings = load(experiment or DEFAULT_EXPERIMENT, overrides, data, seed)
             engine = engine or DEFAULT_ENGINE
             check_engine(engine)
+            if engine == "auto":
+                engine = explain_choice(settings)
             out = out or new_folder(settings.name)
-        run(settings, engine, out, resume=resume is not None, as_json=as_json, quiet=quiet)
+        run(
+            settings,
+            engine,
+            out,
+            resume=resume is not None,
+            workers=workers,
+            as_json=as_json,
+            quiet=quiet,
+        )
 
 
 @app.command()
@@ -212,6 +226,7 @@ def run(
     out: Path,
     *,
     resume: bool,
+    workers: int,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -231,7 +246,12 @@ def run(
             from simulations.simulate import simulate as simulate_rounds
 
             results = simulate_rounds(
-                experiment, engine=engine, out=out, resume=resume, listener=listener.on_round
+                experiment,
+                engine=engine,
+                out=out,
+                resume=resume,
+                workers=workers,
+                listener=listener.on_round,
             )
         from simulations.report import write_report
 
@@ -286,6 +306,15 @@ def check_engine(engine: str) -> None:
 
     if engine not in ENGINES:
         raise ConfigError(f"--engine must be one of {', '.join(ENGINES)}, got '{engine}'.")
+
+
+def explain_choice(experiment: "Experiment") -> str:
+    """Choose the engine for an experiment, and say which and why on stderr."""
+    from simulations.simulate import choose_engine
+
+    engine, reason = choose_engine(experiment)
+    typer.echo(f"engine {engine}: {reason}", err=True)
+    return engine
 
 
 def new_folder(name: str) -> Path:

@@ -13,6 +13,7 @@ from common.errors import CheckpointError
 from common.experiment import Experiment
 from common.metrics import METRICS
 from server.figures import split_figures
+from server.sums import SumTable
 from simulations.baselines import BASELINES, read_clients
 from simulations.simulate import simulate
 
@@ -77,7 +78,7 @@ def compare_once(experiment: Experiment, out: Path) -> dict[str, TaskFigures]:
         sums = train(experiment, agreement, clients)
         figures[name] = _metrics(
             experiment,
-            split_figures(experiment, sums.values(), "test", experiment.task_weights()),
+            split_figures(experiment, SumTable.of(sums), "test", experiment.task_weights()),
         )
     figures[FEDERATED] = _federate(experiment, "joint", out)
     if all(set(data.tasks) == set(experiment.tasks) for data in clients):

@@ -5,22 +5,20 @@ run the code they run on Flower's own engines. Nothing is started and nothing is
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from client.state import INFO, OWN
-from common.wire import pack_arrays
+from common.wire import pack_arrays, unpack_arrays
+from simulations.client_log import ClientLog, Own
 
 RUN_ID = 1
 FIRST_NODE = 1000  # node ids of simulated clients start here; Flower reserves small ones
@@ -38,6 +36,8 @@ class LoopbackGrid(Grid):
         self.client_app, self.names = client_app, tuple(names)
         self._contexts: dict[int, Context] = {}
         self._replies: dict[str, Message] = {}
+        self._changed: set[int] = set()  # nodes that trained since the last checkpoint
+        self._log = ClientLog()
         self._run = Run.create_empty(RUN_ID)
         # Flower's Message constructor asks for the identity of the task that it is called in.
         TaskIdentity.task_id = 1
@@ -99,6 +99,8 @@ class LoopbackGrid(Grid):
         # The messages of a round share one content: a client gets records of its own. Arrays
         # are immutable bytes and need no copy.
         content = RecordDict({key: record.copy() for key, record in message.content.items()})
+        if message.metadata.message_type == MessageType.TRAIN:
+            self._changed.add(node_id)
         private = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
         try:
             return self.client_app(private, self.context(node_id))
@@ -124,28 +126,42 @@ class LoopbackGrid(Grid):
         return self._contexts[node_id]
 
     def keep_clients(self, folder: Path, round_number: int) -> dict[str, str]:
-        """Write what all clients keep at home; returns role -> file name for the checkpoint."""
-        arrays, rounds = {}, {}
-        for node_id, context in self._contexts.items():
-            if INFO not in context.state:
-                continue
-            client = self.names[node_id - FIRST_NODE]
-            rounds[client] = str(context.state.config_records[INFO]["round"])
-            for name, array in context.state.array_records[OWN].items():
-                arrays[f"{client}|{name}"] = array.numpy()
-        file = f"clients-{round_number:08d}.safetensors"
-        save_file(arrays, folder / file, metadata=rounds)
-        return {"clients": file}
+        """Write what clients keep at home; returns role -> file name for the checkpoint."""
+        changed, self._changed = self._changed, set()
+        return self._log.append(
+            folder,
+            round_number,
+            self.own_states(changed),
+            lambda: self.own_states(self.known_nodes()),
+            len(self.names),
+        )
 
-    def restore_clients(self, path: Path) -> None:
+    def restore_clients(self, folder: Path, files: Mapping[str, str]) -> None:
         """Read what `keep_clients` wrote."""
-        own: dict[str, dict[str, np.ndarray]] = {}
-        with safe_open(path, framework="numpy") as file:
-            rounds = cast(dict[str, str], file.metadata() or {})
-            for key in file.keys():  # noqa: SIM118  (not a dict)
-                client, name = key.rsplit("|", 1)  # a client may be called "a|b"
-                own.setdefault(client, {})[name] = file.get_tensor(key)
-        for client, number in rounds.items():
-            state = self.context(FIRST_NODE + self.names.index(client)).state
-            state[OWN] = pack_arrays(own.get(client, {}))
-            state[INFO] = ConfigRecord({"round": int(number), "client": client})
+        self.restore_states(self._log.restore(folder, files))
+
+    def restore_states(self, states: Mapping[str, Own]) -> None:
+        """Put back what clients kept at home."""
+        places = {name: place for place, name in enumerate(self.names)}
+        for client, own in states.items():
+            state = self.context(FIRST_NODE + places[client]).state
+            state[OWN] = pack_arrays(own.arrays)
+            state[INFO] = ConfigRecord({"round": own.round, "client": client})
+
+    def known_nodes(self) -> Iterable[int]:
+        """Name the nodes that have a context."""
+        return list(self._contexts)
+
+    def close(self) -> None:
+        """Let go of what the grid holds open; this one holds nothing."""
+
+    def own_states(self, node_ids: Iterable[int]) -> dict[str, Own]:
+        """Read what clients keep at home, those that keep anything."""
+        states = {}
+        for node_id in sorted(node_ids):
+            state = self.context(node_id).state
+            if INFO in state:
+                number = cast(int, state.config_records[INFO]["round"])
+                arrays = unpack_arrays(state.array_records[OWN])
+                states[self.names[node_id - FIRST_NODE]] = Own(number, arrays)
+        return states

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.agreement import require_clients
 from common.clients import open_clients
@@ -13,6 +14,30 @@ from server.federation import federate
 from server.loop import Listener
 from server.run_folder import RunFolder
 
+if TYPE_CHECKING:
+    from simulations.loopback import LoopbackGrid
+
+BATCHED_FROM = 4  # clients a round from which the batched engine pays
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an engine is given.
+
+    Attributes:
+        experiment: the resolved experiment.
+        folder: the run's folder.
+        resume: go on from its checkpoint.
+        workers: processes that train; engines with workers of their own pass it over.
+        listener: called with each round's line of metrics.jsonl.
+    """
+
+    experiment: Experiment
+    folder: RunFolder
+    resume: bool = False
+    workers: int = 1
+    listener: Listener | None = None
+
 
 def simulate(
     experiment: Experiment,
@@ -20,15 +45,17 @@ def simulate(
     engine: str,
     out: Path,
     resume: bool = False,
+    workers: int = 1,
     listener: Listener | None = None,
 ) -> dict[str, Any]:
     """Run a whole federation on this machine.
 
     Args:
         experiment: the resolved experiment.
-        engine: a key of `ENGINES`.
+        engine: a key of `ENGINES`, or "auto"; see `choose_engine`.
         out: the run folder; must not exist unless resumed.
         resume: go on from its checkpoint.
+        workers: processes of the loopback engine.
         listener: called with each round's line of metrics.jsonl.
 
     Returns:
@@ -37,6 +64,10 @@ def simulate(
     Raises:
         FedMTLError: the settings, the data or the run folder cannot be used.
     """
+    if engine == "auto":
+        engine, _ = choose_engine(experiment)
+    if workers > 1 and engine != "loopback":
+        raise ConfigError(f"--workers is for --engine loopback, got engine '{engine}'; remove it")
     from client.training import choose_device  # imports PyTorch
 
     choose_device(experiment.training.device)  # else every client would refuse every round
@@ -53,41 +84,75 @@ def simulate(
         # Bad data paths, and too few clients to wait for, are told before a folder is made.
         require_clients(len(open_clients(experiment).names), experiment)
         folder.create(experiment, engine)
-    return ENGINES[engine](experiment, folder, resume, listener)
+    return ENGINES[engine](Run(experiment, folder, resume, workers, listener))
 
 
-def run_loopback(
-    experiment: Experiment, folder: RunFolder, resume: bool, listener: Listener | None
-) -> dict[str, Any]:
-    """Run in this process; see `simulations.loopback`."""
+def choose_engine(experiment: Experiment) -> tuple[str, str]:
+    """Pick the engine that is fastest for an experiment on this machine, and say why.
+
+    >>> from common.experiment_file import load_experiment
+    >>> choose_engine(load_experiment("digits"))[0]
+    'batched'
+    """
+    if experiment.trunk.architecture != "mlp":
+        return "loopback", f"a {experiment.trunk.architecture} trunk has no stacked form"
+    wanted = experiment.federation.clients_per_round
+    count = len(open_clients(experiment).names) if wanted == "all" else wanted
+    if count < BATCHED_FROM:
+        return "loopback", f"{count} clients a round are too few to stack"
+    return "batched", f"{count} clients a round train as one stacked model"
+
+
+def run_loopback(run: Run) -> dict[str, Any]:
+    """Run client after client, in this process or on workers; see `simulations.loopback`."""
     from client.app import app
     from simulations.loopback import LoopbackGrid
+    from simulations.workers import WorkerGrid
 
-    logging.getLogger("flwr").setLevel(logging.WARNING)
-    grid = LoopbackGrid(app, open_clients(experiment).names)
-    if resume:
-        checkpoints = folder.checkpoints()
-        progress, _ = checkpoints.load(experiment.fingerprint())
-        grid.restore_clients(checkpoints.folder / progress.files["clients"])
-    return federate(
-        grid,
-        experiment,
-        folder,
-        resume=resume,
-        strict=True,
-        keep_clients=grid.keep_clients,
-        listener=listener,
+    names = open_clients(run.experiment).names
+    return _run(
+        run, WorkerGrid(app, names, run.workers) if run.workers > 1 else LoopbackGrid(app, names)
     )
 
 
-def run_flower(
-    experiment: Experiment, folder: RunFolder, resume: bool, listener: Listener | None
-) -> dict[str, Any]:
+def run_batched(run: Run) -> dict[str, Any]:
+    """Run a round's clients as one stacked model; see `simulations.batched`."""
+    from client.app import app
+    from simulations.batched import BatchedGrid
+
+    return _run(run, BatchedGrid(app, open_clients(run.experiment).names))
+
+
+def _run(run: Run, grid: "LoopbackGrid") -> dict[str, Any]:
+    """Run on a grid that lives in this process."""
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    try:
+        if run.resume:
+            checkpoints = run.folder.checkpoints()
+            progress, _ = checkpoints.load(run.experiment.fingerprint())
+            grid.restore_clients(checkpoints.folder, progress.files)
+        return federate(
+            grid,
+            run.experiment,
+            run.folder,
+            resume=run.resume,
+            strict=True,
+            keep_clients=grid.keep_clients,
+            listener=run.listener,
+        )
+    finally:
+        grid.close()
+
+
+def run_flower(run: Run) -> dict[str, Any]:
     """Run on Flower's Simulation Runtime; see `simulations.flower_engine`."""
-    from simulations.flower_engine import run_flower as run
+    from simulations.flower_engine import run_flower as run_on_ray
 
-    return run(experiment, folder, resume, listener)
+    return run_on_ray(run.experiment, run.folder, run.resume, run.listener)
 
 
-Engine = Callable[[Experiment, RunFolder, bool, Listener | None], dict[str, Any]]
-ENGINES: dict[str, Engine] = {"loopback": run_loopback, "flower": run_flower}
+ENGINES: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "loopback": run_loopback,
+    "batched": run_batched,
+    "flower": run_flower,
+}

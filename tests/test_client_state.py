@@ -6,6 +6,7 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.state import load_own, save_own
+from simulations.client_log import read_clients, write_clients
 from simulations.loopback import FIRST_NODE, LoopbackGrid
 
 NAMES = ["a", "a|b", "a/b", "..", "../a", "Köln 7"]
@@ -33,8 +34,8 @@ def test_a_simulated_client_gets_its_own_heads_back(tmp_path, name):
     grid = LoopbackGrid(ClientApp(), NAMES)
     for i, client in enumerate(NAMES):
         save_own(grid.context(FIRST_NODE + i), client, "f", 1, HEADS[client])
-    file = grid.keep_clients(tmp_path, 1)["clients"]
+    write_clients(tmp_path / "clients", grid.own_states(grid.known_nodes()))
     restored = LoopbackGrid(ClientApp(), NAMES)
-    restored.restore_clients(tmp_path / file)
+    restored.restore_states(read_clients(tmp_path / "clients"))
     own = load_own(restored.context(FIRST_NODE + NAMES.index(name)), name, "f", 2)
     np.testing.assert_array_equal(own["heads.task-y.w"], HEADS[name]["heads.task-y.w"])

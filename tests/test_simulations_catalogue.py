@@ -33,7 +33,7 @@ def test_experiments_sources_and_engines_are_those_there_are():
     headings = catalogue()
     assert set(headings["experiments"].choices) == set(known_experiments())
     assert set(headings["sources"].choices) == set(SOURCES)
-    assert set(headings["engines"].choices) == set(ENGINES)
+    assert set(headings["engines"].choices) == {*ENGINES, "auto"}
 
 
 @pytest.mark.parametrize("heading", catalogue())

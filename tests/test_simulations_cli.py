@@ -98,7 +98,7 @@ def test_all_problems_are_lines_of_their_own(fedmtl):
 
 def test_an_unknown_engine_names_the_known_ones(fedmtl):
     (line,) = errors_of(fedmtl("simulate", "--engine", "warp"))
-    assert line == "error: --engine must be one of loopback, flower, got 'warp'."
+    assert line == "error: --engine must be one of loopback, batched, auto, flower, got 'warp'."
 
 
 def test_a_run_ends_with_a_table_and_the_path_of_its_report(fedmtl, tmp_path):
@@ -224,3 +224,17 @@ def test_list_names_everything_there_is(fedmtl):
 
 def test_list_can_be_one_heading(fedmtl):
     assert list(json.loads(fedmtl("list", "metrics", "--json").stdout)) == ["metrics"]
+
+
+def test_the_chosen_engine_is_named_with_its_reason(fedmtl, tmp_path):
+    quick = ["--set", "federation.rounds=1", "--out", str(tmp_path / "run")]
+    result = fedmtl("simulate", "--engine", "auto", *quick)
+    assert result.exit_code == 0
+    assert "engine batched: 10 clients a round" in result.stderr
+
+
+def test_workers_are_for_the_loopback_engine(fedmtl, tmp_path):
+    out = ["--out", str(tmp_path / "run")]
+    (line,) = errors_of(fedmtl("simulate", "--engine", "batched", "--workers", "2", *out))
+    assert "--workers is for --engine loopback" in line
+    assert not (tmp_path / "run").exists()

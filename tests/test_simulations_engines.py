@@ -1,5 +1,6 @@
 """The engines agree: one experiment and seed give one trunk."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,10 +13,11 @@ import pytest
 from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 
+from common.errors import ConfigError
 from common.experiment_file import load_experiment
 from simulations.flower_engine import StoppedError, stop_at_pull
 from simulations.loopback import LoopbackGrid
-from simulations.simulate import simulate
+from simulations.simulate import choose_engine, simulate
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = [
@@ -32,11 +34,34 @@ def trunk(run: Path) -> dict[str, np.ndarray]:
     return load_file(file)
 
 
-def assert_same_trunk(left: Path, right: Path) -> None:
+def assert_same_trunk(left: Path, right: Path, tolerance: float = 1e-6) -> None:
     ours, theirs = trunk(left), trunk(right)
     assert set(ours) == set(theirs)
     for name, values in ours.items():
-        np.testing.assert_allclose(values, theirs[name], rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(values, theirs[name], rtol=tolerance, atol=tolerance)
+
+
+def figures(run: Path) -> list[dict]:
+    """Each round's line without its times."""
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.endswith("_s")} for line in lines]
+
+
+def assert_same_figures(left: object, right: object) -> None:
+    """Compare nested figures: numbers to 1e-4, the rest exactly."""
+    if isinstance(left, dict):
+        assert isinstance(right, dict)
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            assert_same_figures(value, right[key])
+    elif isinstance(left, list):
+        assert isinstance(right, list)
+        for one, other in zip(left, right, strict=True):
+            assert_same_figures(one, other)
+    elif isinstance(left, float):
+        assert left == pytest.approx(right, rel=1e-4, abs=1e-5, nan_ok=True)
+    else:
+        assert left == right
 
 
 def test_two_runs_with_one_seed_are_the_same_and_another_seed_is_not(tmp_path):
@@ -63,6 +88,62 @@ def test_a_federation_of_one_client_is_local_training(tmp_path):
         trainer.train(data, experiment.task_weights(), number)
     for name, values in trunk(tmp_path / "run").items():
         np.testing.assert_array_equal(values, trainer.flat.read([name])[name])
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_number_of_workers_changes_no_bit(tmp_path, workers):
+    experiment = load_experiment("digits", SETTINGS)
+    simulate(experiment, engine="loopback", out=tmp_path / "one")
+    simulate(experiment, engine="loopback", workers=workers, out=tmp_path / "many")
+    assert figures(tmp_path / "one") == figures(tmp_path / "many")
+    alone, together = trunk(tmp_path / "one"), trunk(tmp_path / "many")
+    assert all((alone[name] == together[name]).all() for name in alone)
+    results = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("one", "many")]
+    assert results[0]["clients"] == results[1]["clients"]
+
+
+CASES = {
+    "plain": [],
+    "ragged": ["partition.kind=dirichlet", "partition.by=digit", "partition.alpha=0.5"],
+    "uneven tasks": ["partition.task-skew=rotate", "partition.tasks-per-client=2"],
+    "evaluated by message": ["evaluation.by=message", "evaluation.every=2"],
+    "personal": ["evaluation.model=personal"],
+    "whole model": ["federation.algorithm=whole-model"],
+    "sgd, layer norm": ["training.optimiser=sgd", "training.lr=0.1", "trunk.norm=layer"],
+    "hidden heads": ["tasks.digit.hidden=[8]"],
+    "uniform": ["federation.weight-by=uniform"],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_batched_equals_loopback(tmp_path, case):
+    experiment = load_experiment("digits", [*SETTINGS, *CASES[case]])
+    for engine in ("loopback", "batched"):
+        simulate(experiment, engine=engine, out=tmp_path / engine)
+    assert_same_trunk(tmp_path / "loopback", tmp_path / "batched", tolerance=1e-5)
+    assert_same_figures(figures(tmp_path / "loopback"), figures(tmp_path / "batched"))
+    results = [
+        json.loads((tmp_path / name / "results.json").read_text())
+        for name in ("loopback", "batched")
+    ]
+    for result in results:
+        del result["seconds"]
+    assert_same_figures(*results)
+
+
+def test_batched_in_small_chunks_is_the_same(tmp_path, monkeypatch):
+    experiment = load_experiment("digits", SETTINGS)
+    simulate(experiment, engine="batched", out=tmp_path / "whole")
+    monkeypatch.setattr("simulations.residents.CHUNK_BYTES", 1)  # one client at a time
+    simulate(experiment, engine="batched", out=tmp_path / "chunks")
+    assert_same_trunk(tmp_path / "whole", tmp_path / "chunks")
+
+
+def test_batched_refuses_a_trunk_that_it_has_no_form_of(tmp_path):
+    experiment = load_experiment("digits", [*SETTINGS, "trunk.architecture=cnn"])
+    with pytest.raises(ConfigError, match="use --engine loopback"):
+        simulate(experiment, engine="batched", out=tmp_path / "run")
+    assert choose_engine(experiment)[0] == "loopback"
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from common.errors import CheckpointError
 from common.experiment_file import load_experiment
+from simulations.client_log import ClientLog
 from simulations.simulate import simulate
 
 SETTINGS = [
@@ -32,18 +33,20 @@ def kill_after(line):
     if line["round"] == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
-simulate(load_experiment("digits", sys.argv[2:]), engine="loopback", out=Path(sys.argv[1]),
-         listener=kill_after)
+engine, workers = sys.argv[2].split(":")
+simulate(load_experiment("digits", sys.argv[3:]), engine=engine, workers=int(workers),
+         out=Path(sys.argv[1]), listener=kill_after)
 """
 
 
 def kept(run: Path) -> dict[str, bytes]:
     """Everything the checkpoint holds: trunk and clients, as bytes."""
-    manifest = json.loads((run / "checkpoint" / "checkpoint.json").read_text())
-    arrays = {}
-    for role, file in manifest["files"].items():
-        for name, array in load_file(run / "checkpoint" / file).items():
-            arrays[f"{role}/{name}"] = array.tobytes()
+    folder = run / "checkpoint"
+    files = json.loads((folder / "checkpoint.json").read_text())["files"]
+    arrays = {f"trunk/{k}": v.tobytes() for k, v in load_file(folder / files["trunk"]).items()}
+    for client, own in ClientLog().restore(folder, files).items():
+        arrays[f"{client}/round"] = str(own.round).encode()
+        arrays |= {f"{client}/{name}": array.tobytes() for name, array in own.arrays.items()}
     return arrays
 
 
@@ -52,18 +55,21 @@ def figures(run: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if not k.endswith("_s")} for line in lines]
 
 
-def test_killed_and_resumed_equals_never_killed(tmp_path):
+@pytest.mark.parametrize(("engine", "workers"), [("loopback", 1), ("loopback", 2), ("batched", 1)])
+def test_killed_and_resumed_equals_never_killed(tmp_path, engine, workers):
     experiment = load_experiment("digits", SETTINGS)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    simulate(experiment, engine="loopback", out=whole)
+    simulate(experiment, engine=engine, workers=workers, out=whole)
     process = subprocess.run(
-        [sys.executable, "-c", KILLED, str(broken), *SETTINGS], env=os.environ, timeout=120
+        [sys.executable, "-c", KILLED, str(broken), f"{engine}:{workers}", *SETTINGS],
+        env=os.environ,
+        timeout=120,
     )
     assert process.returncode == -signal.SIGKILL
     assert len(figures(broken)) == 3
     with (broken / "metrics.jsonl").open("a") as file:
         file.write('{"round": 4, "torn')  # killed in the middle of a line
-    simulate(experiment, engine="loopback", out=broken, resume=True)
+    simulate(experiment, engine=engine, workers=workers, out=broken, resume=True)
     assert kept(broken) == kept(whole)
     assert any("heads.task-digit" in name for name in kept(whole))
     assert figures(broken) == figures(whole)

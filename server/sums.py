@@ -1,0 +1,78 @@
+"""Sums and counts of many clients as matrices: what figures are made from."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.wire import SplitSums
+
+Matrix = NDArray[np.float64]
+
+
+class SumTable:
+    """The additive numbers of K clients, one row each.
+
+    Args:
+        clients: their names.
+        numbers: split -> task -> "loss" or metric -> [K, m]; the row of a client that did not
+            report a task is 0, its count of labelled rows included.
+    """
+
+    def __init__(
+        self, clients: Sequence[str], numbers: dict[str, dict[str, dict[str, Matrix]]]
+    ) -> None:
+        self.clients, self.numbers = list(clients), numbers
+
+    @classmethod
+    def of(cls, reports: Mapping[str, SplitSums]) -> "SumTable":
+        """Lay out what clients reported, each its own splits and tasks."""
+        numbers: dict[str, dict[str, dict[str, Matrix]]] = {}
+        for row, report in enumerate(reports.values()):
+            for split, tasks in report.items():
+                for task, sums in tasks.items():
+                    places = numbers.setdefault(split, {}).setdefault(task, {})
+                    for name, values in sums.items():
+                        if name not in places:
+                            places[name] = np.zeros((len(reports), len(values)))
+                        places[name][row] = values
+        return cls(list(reports), numbers)
+
+    def task(self, split: str, task: str) -> dict[str, Matrix]:
+        """Get the numbers of the clients that have labelled rows of a task in a split."""
+        sums = self.numbers.get(split, {}).get(task)
+        if not sums:
+            return {}
+        reported = sums["loss"][:, 1] > 0
+        return {name: values[reported] for name, values in sums.items()} if reported.any() else {}
+
+    def client(self, name: str, split: str) -> dict[str, dict[str, list[float]]]:
+        """Get one client's numbers: task -> "loss" or metric -> numbers."""
+        row = self.clients.index(name)
+        return {
+            task: {metric: values[row].tolist() for metric, values in sums.items()}
+            for task, sums in self.numbers.get(split, {}).items()
+            if sums["loss"][row, 1] > 0
+        }
+
+    def without(self, clients: Mapping[str, str]) -> "SumTable":
+        """Leave clients out."""
+        kept = np.array([name not in clients for name in self.clients])
+        numbers = {
+            split: {
+                task: {metric: values[kept] for metric, values in sums.items()}
+                for task, sums in tasks.items()
+            }
+            for split, tasks in self.numbers.items()
+        }
+        return SumTable([name for name in self.clients if name not in clients], numbers)
+
+    def size_bytes(self) -> int:
+        """Count the numbers' payload, as the clients' messages carry it."""
+        total = 0
+        for split, tasks in self.numbers.items():
+            for task, sums in tasks.items():
+                reported = int((sums["loss"][:, 1] > 0).sum())
+                for metric, values in sums.items():
+                    total += reported * (len(f"{split}/{task}/{metric}") + 8 * values.shape[1])
+        return total

@@ -1,0 +1,69 @@
+"""The batched engine: the clients of a round train as one stacked model.
+
+Nothing passes from process to process or from message to message: the round loop asks for a whole
+round, and the clients' trunks reach the strategy as rows of one matrix. Results equal the loopback
+engine's to float tolerance: same splits, same shuffles, same dropout masks.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flwr.clientapp import ClientApp
+
+from common.wire import FloatArray, Instruction
+from server.bulk import BulkGrid, BulkReplies
+from simulations.client_log import Own
+from simulations.loopback import LoopbackGrid
+from simulations.residents import Residents
+
+
+class BatchedGrid(LoopbackGrid, BulkGrid):
+    """Answers queries one by one, and rounds for all clients at once.
+
+    Args:
+        client_app: the app that answers queries.
+        names: stable names of the clients.
+    """
+
+    def __init__(self, client_app: ClientApp, names: Sequence[str]) -> None:
+        super().__init__(client_app, names)
+        self.residents: Residents | None = None
+        self._restored: dict[str, Own] = {}
+        self._trained: set[str] = set()  # clients that trained since the last checkpoint
+
+    def train_all(
+        self, clients: Sequence[str], trunk: Mapping[str, FloatArray], instruction: Instruction
+    ) -> BulkReplies:
+        """Train these clients on the trunk; they answer together."""
+        residents = self._open(instruction)
+        self._trained |= set(clients)
+        return residents.train(clients, trunk, instruction)
+
+    def evaluate_all(
+        self, clients: Sequence[str], trunk: Mapping[str, FloatArray], instruction: Instruction
+    ) -> BulkReplies:
+        """Evaluate the trunk at these clients; nothing is kept."""
+        return self._open(instruction).evaluate(clients, trunk, instruction)
+
+    def keep_clients(self, folder: Path, round_number: int) -> dict[str, str]:
+        """Write what the clients keep at home; returns role -> file name for the checkpoint."""
+        residents = self.residents
+        assert residents is not None
+        changed, self._trained = self._trained, set()
+        return self._log.append(
+            folder,
+            round_number,
+            residents.own_states(sorted(changed)),
+            lambda: residents.own_states(residents.trained_clients()),
+            len(self.names),
+        )
+
+    def restore_clients(self, folder: Path, files: Mapping[str, str]) -> None:
+        """Read what `keep_clients` wrote."""
+        self._restored = self._log.restore(folder, files)
+
+    def _open(self, instruction: Instruction) -> Residents:
+        if self.residents is None:
+            self.residents = Residents(self.names, instruction)
+            self.residents.restore(self._restored)
+        return self.residents

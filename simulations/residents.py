@@ -1,0 +1,252 @@
+"""All clients of an experiment in memory, to be trained and evaluated together.
+
+Everything is resident: all clients' rows in one set of tensors, all clients' own parameters in one
+matrix. A round gathers its clients' parameters as rows of a matrix and trains them together
+(`client.cohort`), in chunks that bound the memory.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.batches import Index, label_patterns, shuffle_key
+from client.cohort import Cohort, LossSums, largest_first, train_cohort
+from client.row_store import RowStore
+from client.session import open_session
+from common.errors import ConfigError
+from common.losses import ROW_LOSSES
+from common.metrics import METRICS, metric_sums
+from common.model import output_width
+from common.preparation import UnusableClientError
+from common.seeding import torch_generator
+from common.wire import FloatArray, Instruction
+from server.bulk import BulkReplies
+from server.sums import Matrix, SumTable
+from simulations.client_log import Own
+
+EVALUATED = ("validation", "test")
+CHUNK_BYTES = 16 * 2**20  # parameters of clients that train together: bounds memory, fits a cache
+
+Sums = dict[str, dict[str, dict[str, Matrix]]]  # as in SumTable
+
+
+class Residents:
+    """All clients of an experiment in memory.
+
+    Raises:
+        ConfigError: the experiment's model has no stacked form.
+    """
+
+    def __init__(self, names: Sequence[str], instruction: Instruction) -> None:
+        session = open_session(instruction.experiment, instruction.agreement, "", "")
+        self.experiment, self.trainer = session.experiment, session.trainer
+        stack = self.trainer.stack
+        if stack is None:
+            raise ConfigError(
+                f"engine 'batched' has no form of trunk.architecture "
+                f"'{self.experiment.trunk.architecture}'; use --engine loopback"
+            )
+        self.stack, self.layout = stack, self.trainer.flat.layout
+        data = []
+        for name in names:
+            with suppress(UnusableClientError):  # left out; the roster never asks for it
+                data.append(session.client(name))
+        self.place = {client.name: row for row, client in enumerate(data)}
+        inputs = tuple(self.experiment.inputs)
+        self.train_store = RowStore.of([d.train for d in data], inputs)
+        self.stores = {s: RowStore.of([d.splits[s] for d in data], inputs) for s in EVALUATED}
+        self.scales = [d.target_scales for d in data]
+        self.tasks = [d.tasks for d in data]
+        self.patterns = [label_patterns(d.train.labelled) for d in data]
+        seed = self.experiment.seed
+        self.keys = np.array([shuffle_key(seed, name) for name in self.place], np.uint64)
+        session.forget_clients()
+        shared = set(self.trainer.shared)
+        self.own_names = [name for name in self.layout.slices if name not in shared]
+        self.own_columns = self._columns(self.own_names)
+        width = len(self.trainer.initial[self.own_columns])
+        self.own = self.trainer.initial[self.own_columns].expand(len(data), width).clone()
+        self.rounds = np.zeros(len(data), np.int64)
+        self.chunk = max(1, CHUNK_BYTES // (4 * self.layout.size))
+
+    def train(
+        self, clients: Sequence[str], trunk: Mapping[str, FloatArray], instruction: Instruction
+    ) -> BulkReplies:
+        """Train clients, chunk by chunk; their own parameters are kept."""
+        members = self._members(clients)
+        shared = self._columns(list(trunk))
+        rows = np.empty((len(members), sum(a.size for a in trunk.values())), np.float32)
+        losses = {t: np.zeros((len(members), 2)) for t in self.train_store.targets}
+        evaluate = instruction.evaluate
+        personal = self.experiment.evaluation.model == "personal"
+        sums: Sums = {}
+        if evaluate:
+            sums = self._blank_sums(len(members))
+        for places in self._chunks(members):
+            values = self._load(members[places], trunk, shared)
+            if evaluate and not personal:
+                self._evaluate(members, places, values, sums)
+            chunk_losses = self._train(members[places], values, instruction)
+            if evaluate and personal:
+                self._evaluate(members, places, values, sums)
+            rows[places] = values[:, shared].cpu().numpy()
+            self.own[members[places]] = values[:, self.own_columns]
+            for task, numbers in chunk_losses.items():
+                losses[task][places] = numbers.cpu().numpy()
+        self.rounds[members] = instruction.round
+        sums["train"] = {task: {"loss": numbers} for task, numbers in losses.items()}
+        return BulkReplies(clients, self._examples(members), SumTable(clients, sums), rows)
+
+    def evaluate(
+        self, clients: Sequence[str], trunk: Mapping[str, FloatArray], instruction: Instruction
+    ) -> BulkReplies:
+        """Evaluate clients, chunk by chunk; a personal model trains first and is thrown away."""
+        members, shared = self._members(clients), self._columns(list(trunk))
+        sums = self._blank_sums(len(members))
+        following = Instruction(
+            instruction.experiment,
+            instruction.agreement,
+            instruction.round + 1,
+            instruction.weights,
+        )
+        for places in self._chunks(members):
+            values = self._load(members[places], trunk, shared)
+            if self.experiment.evaluation.model == "personal":
+                self._train(members[places], values, following)
+            self._evaluate(members, places, values, sums)
+        return BulkReplies(clients, self._examples(members), SumTable(clients, sums))
+
+    def own_states(self, clients: Sequence[str]) -> dict[str, Own]:
+        """Cut out what clients keep at home: the heads of the tasks that they hold."""
+        values = self.own[self._members(clients)].cpu().numpy()
+        places, start = {}, 0
+        for name in self.own_names:
+            size = int(np.prod(self.layout.shapes[name]))
+            places[name] = slice(start, start + size)
+            start += size
+        states = {}
+        for row, client in zip(values, clients, strict=True):
+            place = self.place[client]
+            held = self.trainer.own_names(self.tasks[place])
+            arrays = {n: row[places[n]].reshape(self.layout.shapes[n]) for n in held}
+            states[client] = Own(int(self.rounds[place]), arrays)
+        return states
+
+    def trained_clients(self) -> list[str]:
+        """Name the clients that have trained."""
+        return [name for name, place in self.place.items() if self.rounds[place]]
+
+    def restore(self, states: Mapping[str, Own]) -> None:
+        """Put back what clients kept at home."""
+        for client, state in states.items():
+            place = self.place[client]
+            self.rounds[place] = state.round
+            self.trainer.load({}, state.arrays)
+            self.own[place] = self.trainer.flat.values[self.own_columns]
+
+    def _members(self, clients: Sequence[str]) -> Index:
+        return np.array([self.place[name] for name in clients], np.int64)
+
+    def _examples(self, members: Index) -> Index:
+        return np.array([self.train_store.counts[m] for m in members], np.int64)
+
+    def _columns(self, names: Sequence[str]) -> Tensor | slice:
+        """Find the columns of parameters: a slice where they lie side by side in this order."""
+        places = [self.layout.slices[name] for name in names]
+        if not places:
+            return slice(0, 0)
+        if all(a.stop == b.start for a, b in itertools.pairwise(places)):
+            return slice(places[0].start, places[-1].stop)
+        return torch.cat([torch.arange(place.start, place.stop) for place in places])
+
+    def _chunks(self, members: Index) -> list[Index]:
+        """Divide clients into chunks of similar size, largest first; places among `members`."""
+        order = largest_first([self.train_store.counts[m] for m in members])
+        return [order[i : i + self.chunk] for i in range(0, len(order), self.chunk)]
+
+    def _load(
+        self, members: Index, trunk: Mapping[str, FloatArray], shared: Tensor | slice
+    ) -> Tensor:
+        values = self.own.new_empty(len(members), self.layout.size)
+        flat = np.concatenate([array.reshape(-1) for array in trunk.values()])
+        values[:, shared] = torch.from_numpy(flat).to(values.device)
+        values[:, self.own_columns] = self.own[members]
+        return values
+
+    def _train(self, members: Index, values: Tensor, instruction: Instruction) -> LossSums:
+        generators = []
+        if self.stack.dropouts:
+            names = list(self.place)
+            seed, number = self.experiment.seed, instruction.round
+            generators = [torch_generator(seed, "dropout", names[m], number) for m in members]
+        cohort = Cohort(
+            self.train_store,
+            members,
+            self.keys[members],
+            [self.patterns[m] for m in members],
+            generators,
+        )
+        return train_cohort(
+            self.stack,
+            self.layout,
+            cohort,
+            values,
+            self.experiment.training,
+            instruction.weights or {},
+            instruction.round,
+        )
+
+    def _blank_sums(self, clients: int) -> Sums:
+        blank: Sums = {}
+        for split, store in self.stores.items():
+            blank[split] = {}
+            for task in store.targets:
+                settings = self.experiment.tasks[task]
+                outputs = output_width(settings, len(self.experiment.targets(task)))
+                width = METRICS[settings.metric_name].length(outputs)
+                blank[split][task] = {
+                    "loss": np.zeros((clients, 2)),
+                    settings.metric_name: np.zeros((clients, width)),
+                }
+        return blank
+
+    def _evaluate(self, members: Index, places: Index, values: Tensor, sums: Sums) -> None:
+        """Fill in the sums of one chunk of clients, on the validation and the test rows."""
+        self.stack.bind(values)
+        for split, store in self.stores.items():
+            counts = np.array([store.counts[m] for m in members[places]])
+            if not counts.any():
+                continue
+            starts = np.array([store.starts[m] for m in members[places]])
+            # Padding repeats rows; nobody reads its outputs.
+            rows = starts[:, None] + np.minimum(np.arange(counts.max()), counts[:, None] - 1)
+            rows = rows.clip(0, len(store.inputs) - 1)
+            with torch.inference_mode():
+                outputs = self.stack.outputs(store.inputs[torch.from_numpy(rows)])
+                for task in store.targets:
+                    for k, place in enumerate(places):
+                        own = slice(int(starts[k]), int(starts[k] + counts[k]))
+                        output = outputs[task][k, : counts[k]]
+                        numbers = self._client_sums(task, store, own, output, members[place])
+                        for name, additive in numbers.items():
+                            sums[split][task][name][place] = additive
+
+    def _client_sums(
+        self, task: str, store: RowStore, own: slice, output: Tensor, member: int
+    ) -> dict[str, list[float]]:
+        """Sum one client's loss and metric over its labelled rows; empty where it has none."""
+        mask = store.labelled[task][own]
+        if not bool(mask.any()):
+            return {}
+        settings = self.experiment.tasks[task]
+        output, target = output[mask], store.targets[task][own][mask]
+        losses = ROW_LOSSES[settings.kind](output, target)
+        metric, scale = settings.metric_name, self.scales[member].get(task)
+        return {
+            "loss": [float(losses.double().sum()), float(len(target))],
+            metric: metric_sums(metric, settings.kind, output, target, scale),
+        }
