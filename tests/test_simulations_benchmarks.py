@@ -128,14 +128,20 @@ def test_a_contender_that_did_other_work_has_no_ratio(tmp_path):
         "mortal": partial(start_toy, last=3),
         "peer": partial(start, "", None),
     }
-    settings = Settings(cycles=3, turn_s=1e-4, soak_rounds=3000)
+    settings = Settings(cycles=3, turn_s=1e-4, soak_rounds=1000)
     figures = summarise(Arena(settings, tmp_path).run(starts))
     assert figures["same"]["ratio"]["cycles"] == 3
-    assert figures["same"]["memory-at-end"]["after-rounds"] == 3000
+    assert figures["same"]["memory-at-end"]["after-rounds"] == 1000
     assert figures["other"]["rounds-per-turn"] >= 1
     assert "ratio" not in figures["other"]
     assert figures["mortal"]["skipped"] == "ended with exit code 1: no more"
     assert figures["peer"]["skipped"].startswith("needs --peers")
+
+
+def test_without_the_plain_loop_there_is_nothing_to_measure(tmp_path):
+    starts = {PLAIN: partial(start_toy, last=1), "other": start_toy}
+    with pytest.raises(ContenderError, match="no more"):
+        Arena(Settings(cycles=1), tmp_path).run(starts)
 
 
 def test_trunks_of_other_shapes_are_not_the_same():

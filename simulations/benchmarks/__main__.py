@@ -55,6 +55,7 @@ def main(
         if peers and not os.access(peers, os.X_OK):
             raise ConfigError(f"--peers must be a Python that can be run, got '{peers}'")
         from rich.console import Console
+        from rich.markup import escape
 
         from simulations.benchmarks.arena import Settings
         from simulations.benchmarks.measure import measure, time_import
@@ -76,7 +77,7 @@ def main(
                 peers_python=peers,
                 threads=threads,
                 device=device,
-                tell=status.update,
+                tell=lambda line: status.update(escape(line)),
             )
         if as_json:
             print_json(measurement)

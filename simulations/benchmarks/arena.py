@@ -21,6 +21,7 @@ Start = Callable[[Path], Live]  # starts a contender that may write into this fo
 Tell = Callable[[str], None]
 
 LONGEST_TURN = 500  # rounds
+SOAKED_TURNS = 20  # trained at a time; longer would look like a contender that hangs
 TRUNK = "trunk.npz"
 
 
@@ -34,6 +35,7 @@ class Record:
         first_s: time from the start of its process to the end of its first round.
         checked_round: how many rounds it had trained when its trunk was compared.
         comparison: its trunk beside the plain loop's.
+        turn_rounds: rounds of one turn.
         turns: cycle -> its turn.
         memory: after the checked round, and at the end.
         rounds: how many it has trained.
@@ -44,6 +46,7 @@ class Record:
     first_s: float | None = None
     checked_round: int = 0
     comparison: Comparison | None = None
+    turn_rounds: int = 1
     turns: dict[int, Turn] = field(default_factory=dict)
     memory: list[Memory] = field(default_factory=list)
     rounds: int = 0
@@ -90,19 +93,22 @@ class Arena:
 
         Returns:
             Contender name -> what was seen of it.
+
+        Raises:
+            ContenderError: the plain loop cannot do the work; there is nothing to compare with.
         """
         try:
             for name, start in starts.items():
                 self.records[name] = Record()
                 with self._excusing(name):
                     self._start(name, start)
-            lengths = {name: self._turn_length(name) for name in self._live}
             order = random.Random(0)
             for cycle in range(self.settings.cycles):
                 self.tell(f"cycle {cycle + 1} of {self.settings.cycles}")
                 for name in order.sample(list(self._live), len(self._live)):
                     with self._excusing(name):
-                        self.records[name].turns[cycle] = self._take_turn(name, lengths[name])
+                        record = self.records[name]
+                        record.turns[cycle] = self._take_turn(name, record.turn_rounds)
             for name in list(self._live):
                 with self._excusing(name):
                     self._soak(name)
@@ -113,10 +119,12 @@ class Arena:
 
     @contextmanager
     def _excusing(self, name: str) -> Iterator[None]:
-        """Go on without a contender that fails."""
+        """Go on without a contender that fails, unless it is the plain loop."""
         try:
             yield
         except ContenderError as error:
+            if name == PLAIN:
+                raise
             self.records[name].skipped = str(error)
             self.tell(f"{name} is out: {error}")
             if name in self._live:
@@ -136,24 +144,20 @@ class Arena:
         record.checked_round = record.rounds
         live.save_trunk(folder / TRUNK)
         record.memory.append(live.memory())
-        plain = self.scratch / PLAIN / TRUNK
-        if plain.exists():
-            record.comparison = compare_trunks(read_trunk(folder / TRUNK), read_trunk(plain))
+        plain = read_trunk(self.scratch / PLAIN / TRUNK)
+        record.comparison = compare_trunks(read_trunk(folder / TRUNK), plain)
+        once = self._take_turn(name, 1).wall_s
+        record.turn_rounds = min(max(1, round(self.settings.turn_s / once)), LONGEST_TURN)
 
     def _take_turn(self, name: str, rounds: int) -> Turn:
         turn = self._live[name].turn(rounds)
         self.records[name].rounds += rounds
         return turn
 
-    def _turn_length(self, name: str) -> int:
-        """Choose the rounds of a turn by how long one takes."""
-        once = self._take_turn(name, 1).wall_s
-        return min(max(1, round(self.settings.turn_s / once)), LONGEST_TURN)
-
     def _soak(self, name: str) -> None:
         """Read the memory at the end, after as many rounds as were asked for."""
         record = self.records[name]
-        if record.rounds < self.settings.soak_rounds:
-            self.tell(f"{name}: {self.settings.soak_rounds} rounds for its memory")
-            self._take_turn(name, self.settings.soak_rounds - record.rounds)
+        self.tell(f"{name}: {self.settings.soak_rounds} rounds for its memory")
+        while (left := self.settings.soak_rounds - record.rounds) > 0:
+            self._take_turn(name, min(left, SOAKED_TURNS * record.turn_rounds))
         record.memory.append(self._live[name].memory())

@@ -43,7 +43,7 @@ def contender_figures(record: Record, plain: Record) -> Figures:
         figures["cpu-ms-per-round"] = (
             1e3 * sum(turn.cpu_s for turn in record.turns.values()) / rounds
         )
-        figures["rounds-per-turn"] = rounds // len(record.turns)
+        figures["rounds-per-turn"] = record.turn_rounds
         if record.comparison is not None and record.comparison.is_same:
             figures["ratio"] = spread(ratios(record, plain))
     if record.memory:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import FedMTLError
 from simulations.benchmarks.processes import Memory, busy_s, cpu_s, family, memory
 
 LIMIT_S = 600.0  # for one answer
 FAREWELL_S = 20.0  # for an orderly end; Ray needs several seconds
 
 
-class ContenderError(Exception):
+class ContenderError(FedMTLError):
     """A contender cannot do the work, or stopped doing it; the message says why."""
 
 
