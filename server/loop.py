@@ -69,17 +69,17 @@ class RoundLoop:
             What results.json holds.
         """
         settings, stopped = self.experiment, "all rounds done"
+        patience = settings.evaluation.patience
         while self.progress.round < settings.federation.rounds:
+            if patience is not None and self.progress.waited >= patience:
+                stopped = f"early: no better validation loss in {patience} evaluations"
+                break
             self.roster.meet(self.grid, settings.federation.round_timeout_s)
             trunk, line = self.do_round(trunk)
             self.folder.append(line)
             self._save(trunk)
             if self.listener:
                 self.listener(line)
-            patience = settings.evaluation.patience
-            if patience is not None and self.progress.waited >= patience:
-                stopped = f"early: no better validation loss in {patience} evaluations"
-                break
         self._save(trunk, due=True)
         return self.finish(trunk, stopped)
 

@@ -1,5 +1,6 @@
 """Results on the terminal: a run's figures per task and its cost; a comparison's contenders."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.text import Text
 
 from common.experiment import Experiment
 from simulations.formats import (
+    NOTHING,
     direction,
     format_bytes,
     format_count,
@@ -68,8 +70,7 @@ def print_comparison(comparison: Mapping[str, Any], console: Console) -> None:
     table.add_column("Delta-m\n% ↑", justify="right")
     for name, contender in comparison["contenders"].items():
         figures = [describe_seeds(contender["tasks"][task], len(seeds)) for task in metrics]
-        gain = contender["delta-m"]
-        table.add_row(name, *figures, f"{gain['mean']:+.1f} ± {gain['deviation']:.1f}")
+        table.add_row(name, *figures, describe_gain(contender["delta-m"], len(seeds)))
     console.print(table)
     console.print(
         f"Mean ± sample standard deviation over {format_count(len(seeds), 'seed')}; Delta-m is the "
@@ -85,7 +86,21 @@ def describe_seeds(figure: Mapping[str, Any], seeds: int) -> str:
     '0.9123 ± 0.012'
     """
     mean = format_figure(figure["mean"])
-    return mean if seeds == 1 else f"{mean} ± {figure['deviation']:.2g}"
+    return mean if seeds == 1 or mean == NOTHING else f"{mean} ± {figure['deviation']:.2g}"
+
+
+def describe_gain(gain: Mapping[str, Any], seeds: int) -> str:
+    """Write a gain in percent with its deviation over seeds.
+
+    >>> describe_gain({"mean": 3.21, "deviation": 0.54}, 3)
+    '+3.2 ± 0.5'
+    >>> describe_gain({"mean": float("nan"), "deviation": 0.0}, 1)
+    '-'
+    """
+    if not math.isfinite(gain["mean"]):
+        return NOTHING
+    mean = f"{gain['mean']:+.1f}"
+    return mean if seeds == 1 else f"{mean} ± {gain['deviation']:.1f}"
 
 
 def describe_spread(figures: Mapping[str, Any]) -> str:

@@ -169,7 +169,8 @@ def test_resuming_a_run_of_an_unknown_engine_is_refused(fedmtl, tmp_path):
     fedmtl("simulate", *SHORT, "--out", "run")
     (tmp_path / "run" / "environment.json").write_text('{"engine": "warp"}')
     (line,) = errors_of(fedmtl("simulate", "--resume", "run"))
-    assert line == "error: --engine must be one of loopback, flower, got 'warp'."
+    assert line.startswith("error: --engine must be one of ")
+    assert line.endswith("got 'warp'.")
 
 
 def test_an_interrupted_run_says_how_to_go_on(fedmtl, interrupted):

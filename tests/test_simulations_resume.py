@@ -86,6 +86,16 @@ def test_more_rounds_can_be_asked_for_when_resuming(tmp_path):
     assert kept(tmp_path / "run") == kept(tmp_path / "once")
 
 
+def test_a_run_that_stopped_early_does_no_more_rounds_when_resumed(tmp_path):
+    worse = ["training.lr=1.0", "evaluation.patience=1"]
+    experiment = load_experiment("digits", [*SETTINGS, *worse])
+    first = simulate(experiment, engine="loopback", out=tmp_path / "run")
+    assert first["stopped"].startswith("early")
+    again = simulate(experiment, engine="loopback", out=tmp_path / "run", resume=True)
+    assert again["rounds"] == first["rounds"]
+    assert again["stopped"] == first["stopped"]
+
+
 def test_a_checkpoint_of_another_experiment_is_refused(tmp_path):
     one_round = [*SETTINGS, "federation.rounds=1"]
     simulate(load_experiment("digits", one_round), engine="loopback", out=tmp_path / "run")

@@ -35,11 +35,12 @@ CONTENDERS: dict[str, Contender] = {
     "loopback-1": Contender("ours, one process", "ours", "loopback"),
     "loopback-2": Contender("ours, two worker processes", "ours", "loopback", workers=2),
     "batched": Contender("ours, a round's clients as one stacked model", "ours", "batched"),
+    "auto": Contender("ours, on the engine that it chooses itself", "ours", "auto"),
     "flower": Contender("ours, on Flower's Simulation Runtime", "ours", "flower"),
     "pfl": Contender("pfl-research", "peer_pfl", is_peer=True),
     "fedjax": Contender("FedJAX", "peer_fedjax", is_peer=True),
 }
-USUAL = [name for name in CONTENDERS if name != "flower"]
+USUAL = [name for name in CONTENDERS if name not in ("auto", "flower")]
 
 
 @dataclass(frozen=True)

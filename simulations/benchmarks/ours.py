@@ -3,36 +3,26 @@
 Its rounds are whole ones: a checkpoint and a line of figures are written after each.
 """
 
-import inspect
 import logging
 from pathlib import Path
-from typing import Any
 
 from server.run_folder import RunFolder
 from simulations.benchmarks.contenders import Job
 from simulations.benchmarks.turns import Turns
-from simulations.simulate import ENGINES, simulate
+from simulations.simulate import simulate
 
 
 def run(job: Job, turns: Turns) -> None:
     """Train in the arena."""
-    options: dict[str, Any] = {}
-    if job.engine not in ENGINES:
-        return turns.skip(f"there is no engine '{job.engine}'")
-    if "workers" in inspect.signature(simulate).parameters:
-        options["workers"] = job.workers
-    elif job.workers > 1:
-        return turns.skip("engines have one worker only")
     logging.getLogger("fedmtl").setLevel(logging.WARNING)
     experiment, out = job.make_experiment(), Path(job.scratch) / "run"
     checkpoints = RunFolder(out).checkpoints()
     simulate(
         experiment,
         engine=job.engine,
+        workers=job.workers,
         out=out,
         listener=lambda line: turns.end_round(
             lambda: checkpoints.load(experiment.fingerprint())[1]
         ),
-        **options,
     )
-    return None
