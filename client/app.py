@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from functools import wraps
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.session import Session, client_name, open_session, parse_experiment, read_table
@@ -23,6 +23,8 @@ from common.wire import (
     METRICS,
     Instruction,
     SplitSums,
+    arrays_of,
+    config_of,
     pack_arrays,
     pack_sums,
     refusal,
@@ -58,7 +60,7 @@ def _answer(handler: Handler) -> Handler:
 
 
 def _open(message: Message, context: Context) -> tuple[Instruction, Session, ClientData]:
-    instruction = Instruction.from_record(message.content.config_records[CONFIG])
+    instruction = Instruction.from_record(config_of(message.content))
     data_path = str(context.node_config.get("data", ""))
     device = str(context.node_config.get("device", ""))
     session = open_session(instruction.experiment, instruction.agreement, data_path, device)
@@ -67,7 +69,7 @@ def _open(message: Message, context: Context) -> tuple[Instruction, Session, Cli
 
 def _load(message: Message, context: Context, session: Session, client: str, before: int) -> None:
     own = load_own(context, client, session.fingerprint, before)
-    session.trainer.load(unpack_arrays(message.content.array_records[ARRAYS]), own)
+    session.trainer.load(unpack_arrays(arrays_of(message.content) or ArrayRecord()), own)
 
 
 def _evaluate(session: Session, data: ClientData) -> SplitSums:
@@ -78,7 +80,7 @@ def _evaluate(session: Session, data: ClientData) -> SplitSums:
 @_answer
 def query(message: Message, context: Context) -> Message:
     """Describe this client: name, columns, counts; sums only where the experiment asks."""
-    instruction = Instruction.from_record(message.content.config_records[CONFIG])
+    instruction = Instruction.from_record(config_of(message.content))
     experiment = parse_experiment(instruction.experiment, str(context.node_config.get("data", "")))
     table = read_table(experiment, client_name(context, experiment))
     text = describe(table, experiment).to_json()

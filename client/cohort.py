@@ -33,14 +33,12 @@ class Cohort:
         members: [K] int64, their places in the store.
         keys: [K] of `client.batches.shuffle_key`.
         patterns: each one's [n_k] of `client.batches.label_patterns`.
-        generators: each one's for dropout; empty where the model has none.
     """
 
     store: RowStore
     members: Index
     keys: UInt64Array
     patterns: Sequence[Index]
-    generators: Sequence[torch.Generator] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,7 @@ def train_cohort(
     settings: Training,
     weights: Mapping[str, float],
     round_number: int,
+    generators: Sequence[torch.Generator] = (),
 ) -> LossSums:
     """Train every client's row of parameters for the round's local epochs.
 
@@ -88,6 +87,7 @@ def train_cohort(
         settings: epochs, batch size, optimiser.
         weights: task name -> w_t of the round.
         round_number: names the random streams.
+        generators: each client's for dropout; empty where the model has none.
 
     Returns:
         Training loss per task and client.
@@ -97,7 +97,7 @@ def train_cohort(
     sums = {task: values.new_zeros(len(values)) for task in store.targets}
     bound = 0
     for dropout in model.dropouts:
-        dropout.generators = list(cohort.generators)
+        dropout.generators = list(generators)
     for epoch in range(settings.epochs):
         for batch in batches(cohort, settings, round_number, epoch):
             inputs = store.inputs[batch.rows]
@@ -107,8 +107,8 @@ def train_cohort(
             for dropout in model.dropouts:
                 dropout.counts = batch.counts
             if batch.clients != bound:
-                model.bind(values[: batch.clients])
                 bound = batch.clients
+                model.bind(values if bound == len(values) else values[:bound])
             losses = model.step(inputs, targets, shares, optimiser)
             for task, rows in losses.items():
                 mask = labelled[task]
@@ -116,20 +116,11 @@ def train_cohort(
             optimiser.step(batch.clients, _parts(layout, store, labelled))
     for dropout in model.dropouts:
         dropout.generators = []
+    members = torch.from_numpy(cohort.members).to(values.device)
     return {
-        task: torch.stack([total, _seen(cohort, task, settings)], 1) for task, total in sums.items()
+        task: torch.stack([total, store.label_counts[task][members] * settings.epochs], 1)
+        for task, total in sums.items()
     }
-
-
-def _seen(cohort: Cohort, task: str, settings: Training) -> Tensor:
-    """Count the labelled rows that each client's training visited, float32 [K]."""
-    store = cohort.store
-    counts = []
-    for member in cohort.members:
-        own = slice(store.starts[member], store.starts[member] + store.counts[member])
-        complete = task in store.complete
-        counts.append(store.counts[member] if complete else int(store.labelled[task][own].sum()))
-    return torch.tensor(counts, device=store.inputs.device) * float(settings.epochs)
 
 
 def batches(cohort: Cohort, settings: Training, round_number: int, epoch: int) -> list[Batch]:

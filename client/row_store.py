@@ -22,6 +22,7 @@ class RowStore:
         starts: client by client, the number of its first row.
         counts: client by client, its number of rows.
         complete: tasks for which every row carries a label.
+        label_counts: task name -> float32 [clients], each one's labelled rows.
     """
 
     inputs: Tensor
@@ -30,6 +31,7 @@ class RowStore:
     starts: list[int]
     counts: list[int]
     complete: frozenset[str]
+    label_counts: dict[str, Tensor]
 
     @classmethod
     def of(cls, parts: Sequence[Rows], names: Sequence[str]) -> "RowStore":
@@ -54,7 +56,14 @@ class RowStore:
         for task in labelled.keys() - complete:
             # 0 times what stands under the mask must be 0, whatever stands there.
             targets[task] = _where(labelled[task], targets[task])
-        return cls(inputs, targets, labelled, starts, counts, complete)
+        label_counts = {
+            task: torch.tensor(
+                [float(p.labelled[task].sum()) if task in p.labelled else 0.0 for p in parts],
+                device=inputs.device,
+            )
+            for task in labelled
+        }
+        return cls(inputs, targets, labelled, starts, counts, complete, label_counts)
 
 
 def _join(parts: list[Tensor], dimension: int = 0) -> Tensor:

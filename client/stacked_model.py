@@ -34,6 +34,7 @@ class StackedModel:
         self.tasks: dict[str, slice] = {}  # task -> its columns of the common head's outputs
         self.heads: dict[str, list[StackedLayer]] = {}  # heads that go by themselves
         self.common: Dense | None = None
+        self._bound: Tensor | None = None
         heads = {n: model.heads[f"task-{n}"] for n in self.kinds}
         if layout.heads is None:
             for name, head in heads.items():
@@ -60,6 +61,9 @@ class StackedModel:
 
     def bind(self, values: Tensor) -> None:
         """Work on the parameters of these clients, [K, P], from now on."""
+        if values is self._bound:
+            return
+        self._bound = values
         for layer in self.layers:
             layer.bind(values)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import quote
 
-from flwr.app import ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from safetensors.numpy import load_file, save
 
 from common.wire import FloatArray, pack_arrays, unpack_arrays
@@ -28,9 +28,9 @@ def load_own(
     State in memory from this round or a later one belongs to a round that is being repeated after
     a crash of the server: then, and where memory is empty, the mirror on disk is asked.
     """
-    info = context.state.config_records.get(INFO)
-    if info is not None and cast(int, info["round"]) < round_number:
-        return unpack_arrays(context.state.array_records[OWN])
+    kept_round = round_of(context)
+    if kept_round is not None and kept_round < round_number:
+        return unpack_arrays(cast(ArrayRecord, context.state[OWN]))
     folder = _mirror(context, client, fingerprint)
     if folder is None:
         return {}
@@ -61,6 +61,13 @@ def save_own(
     partial.replace(target)
     for old in _generations(folder)[:-GENERATIONS]:
         old.unlink()
+
+
+def round_of(context: Context) -> int | None:
+    """Tell after which round the state in memory is; None where there is none."""
+    if INFO not in context.state:
+        return None
+    return cast(int, cast(ConfigRecord, context.state[INFO])["round"])
 
 
 def _mirror(context: Context, client: str, fingerprint: str) -> Path | None:

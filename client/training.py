@@ -79,6 +79,8 @@ class Trainer:
         self.initial = self.flat.values.clone()
         algorithm = self.experiment.federation.algorithm
         self.shared = shared_names(self.flat.layout.slices, algorithm)
+        self._row = self.flat.values.unsqueeze(0)
+        self._cohorts: dict[str, tuple[ClientData, Cohort]] = {}
         self._dropouts = [m for m in self.model.modules() if isinstance(m, SeededDropout)]
         try:
             self.stack = StackedModel(self.experiment, self.model, self.flat.layout)
@@ -118,11 +120,12 @@ class Trainer:
         sums = train_cohort(
             self.stack,
             self.flat.layout,
-            self._alone(data, generator),
-            self.flat.values.unsqueeze(0),
+            self._alone(data),
+            self._row,
             self.experiment.training,
             weights,
             round_number,
+            [] if generator is None else [generator],
         )
         return {task: {"loss": numbers[0].tolist()} for task, numbers in sums.items()}
 
@@ -145,15 +148,19 @@ class Trainer:
             return None
         return torch_generator(self.experiment.seed, "dropout", client, round_number)
 
-    def _alone(self, data: ClientData, generator: torch.Generator | None) -> Cohort:
-        rows = data.train.to(self.device)
-        return Cohort(
-            store=RowStore.of([rows], tuple(self.experiment.inputs)),
-            members=np.zeros(1, np.int64),
-            keys=np.array([shuffle_key(self.experiment.seed, data.name)], np.uint64),
-            patterns=[label_patterns(rows.labelled)],
-            generators=[] if generator is None else [generator],
-        )
+    def _alone(self, data: ClientData) -> Cohort:
+        """Make a cohort of one client; the second call for the same data is free."""
+        kept = self._cohorts.get(data.name)
+        if kept is None or kept[0] is not data:
+            rows = data.train.to(self.device)
+            cohort = Cohort(
+                store=RowStore.of([rows], tuple(self.experiment.inputs)),
+                members=np.zeros(1, np.int64),
+                keys=np.array([shuffle_key(self.experiment.seed, data.name)], np.uint64),
+                patterns=[label_patterns(rows.labelled)],
+            )
+            kept = self._cohorts[data.name] = (data, cohort)
+        return kept[1]
 
     def _outputs(self, rows: Rows) -> dict[str, Tensor]:
         if self.stack is None:
@@ -161,7 +168,7 @@ class Trainer:
             outputs: dict[str, Tensor] = self.model(rows.inputs, rows.targets)
             return outputs
         inputs = RowStore.of([rows], tuple(self.experiment.inputs)).inputs.unsqueeze(0)
-        self.stack.bind(self.flat.values.unsqueeze(0))
+        self.stack.bind(self._row)
         stacked = self.stack.outputs(inputs)
         return {task: output[0] for task, output in stacked.items()}
 

@@ -265,6 +265,12 @@ class Federation(Settings):
     round_timeout_s: Finite = Field(
         3600.0, gt=0, description="Seconds to wait for a round's replies; then without the rest."
     )
+    checkpoint_interval_s: Finite = Field(
+        0.25,
+        ge=0,
+        description="A simulation's rounds that follow faster share a checkpoint; 0 writes one "
+        "after every round. A resumed run repeats what came after the last one, exactly.",
+    )
 
 
 class Evaluation(Settings):
@@ -385,4 +391,5 @@ class Experiment(Settings):
         content = self.model_dump(mode="json")
         del content["description"], content["data"]["path"], content["federation"]["rounds"]
         del content["training"]["device"], content["federation"]["round_timeout_s"]
+        del content["federation"]["checkpoint_interval_s"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -5,6 +5,7 @@ of one process neither is needed. The bytes are made when a runtime asks for `da
 record travels over any of Flower's engines, where it arrives as Flower's own class.
 """
 
+from functools import cache
 from io import BytesIO
 from typing import Any
 
@@ -24,7 +25,7 @@ class LazyArray(Array):
         held.flags.writeable = False
         # Past Flower's __setattr__, which would look for serialised bytes to invalidate.
         self.__dict__.update(
-            values=held, dtype=values.dtype.name, shape=values.shape, stype=SERIALISATION
+            values=held, dtype=_dtype_name(values.dtype), shape=values.shape, stype=SERIALISATION
         )
 
     @property
@@ -41,6 +42,11 @@ class LazyArray(Array):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
+@cache
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    return dtype.name  # NumPy spells it anew at each call
 
 
 # Flower writes a class's name into what it sends and looks it up on arrival.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from common.dataset import SPLITS
@@ -115,18 +115,45 @@ def refusal(message: Message, reason: str) -> Message:
     return Message(Error(code=REFUSED, reason=reason), reply_to=message)
 
 
+def arrays_of(content: RecordDict) -> ArrayRecord | None:
+    """Get a message's arrays; Flower's own `array_records` copies every record at each call."""
+    record = content.get(ARRAYS)
+    return record if isinstance(record, ArrayRecord) else None
+
+
+def metrics_of(content: RecordDict) -> MetricRecord | None:
+    """Get a message's metrics."""
+    record = content.get(METRICS)
+    return record if isinstance(record, MetricRecord) else None
+
+
+def config_of(content: RecordDict) -> ConfigRecord:
+    """Get a message's instruction or description.
+
+    Raises:
+        KeyError: it has none.
+    """
+    record = content[CONFIG]
+    if not isinstance(record, ConfigRecord):
+        raise KeyError(CONFIG)
+    return record
+
+
 def size_bytes(content: RecordDict) -> int:
     """Count the payload of a message: arrays, text and numbers, without Flower's framing."""
-    total = sum(
-        np.dtype(array.dtype).itemsize * math.prod(array.shape)
-        for record in content.array_records.values()
-        for array in record.values()
-    )
-    for config in content.config_records.values():
-        total += sum(_value_bytes(value) for value in config.values())
-    for metrics in content.metric_records.values():
-        total += sum(len(key) + _value_bytes(value) for key, value in metrics.items())
+    total = 0
+    for record in content.values():
+        if isinstance(record, ArrayRecord):
+            total += sum(_array_bytes(array) for array in record.values())
+        elif isinstance(record, MetricRecord):
+            total += sum(len(key) + _value_bytes(value) for key, value in record.items())
+        else:
+            total += sum(_value_bytes(value) for value in record.values())
     return total
+
+
+def _array_bytes(array: Array) -> int:
+    return np.dtype(array.dtype).itemsize * math.prod(array.shape)
 
 
 def _value_bytes(value: object) -> int:

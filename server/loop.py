@@ -5,6 +5,7 @@ these and leaves the rest of a round to the strategy: who is asked, and how trun
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -54,6 +55,7 @@ class RoundLoop:
         self.experiment, self.grid, self.roster, self.exchange = experiment, grid, roster, exchange
         self.folder, self.checkpoints, self.progress = folder, checkpoints, progress
         self.listener = listener
+        self._saved_at, self._saved_round = -math.inf, progress.round
         self.weights = experiment.task_weights()
         self.experiment_json = experiment.model_dump_json(by_alias=True)
 
@@ -75,10 +77,26 @@ class RoundLoop:
             self.roster.meet(self.grid, settings.federation.round_timeout_s)
             trunk, line = self.do_round(trunk)
             self.folder.append(line)
-            self.checkpoints.save(self.progress, trunk)
+            self._save(trunk)
             if self.listener:
                 self.listener(line)
+        self._save(trunk, due=True)
         return self.finish(trunk, stopped)
+
+    def _save(self, trunk: Mapping[str, FloatArray], *, due: bool = False) -> None:
+        """Write a checkpoint, unless one was written a moment ago.
+
+        Where clients keep their own state elsewhere, theirs and ours must not drift apart: then
+        every round is written.
+        """
+        interval = self.experiment.federation.checkpoint_interval_s
+        ours = self.checkpoints.keep_clients is not None
+        now = time.monotonic()
+        if due and self._saved_round == self.progress.round:
+            return
+        if due or not ours or now - self._saved_at >= interval:
+            self.checkpoints.save(self.progress, trunk)
+            self._saved_at, self._saved_round = time.monotonic(), self.progress.round
 
     def do_round(self, trunk: dict[str, FloatArray]) -> tuple[dict[str, FloatArray], Figures]:
         """Train one round; returns the next trunk and the round's line."""

@@ -24,7 +24,7 @@ from common.agreement import (
 )
 from common.errors import ConfigError, DataError
 from common.experiment import Experiment
-from common.wire import CONFIG, Instruction
+from common.wire import CONFIG, Instruction, config_of
 
 logger = logging.getLogger("fedmtl.server")
 POLL_S = 0.5
@@ -97,7 +97,7 @@ class Roster:
                 self._refuse(f"node {node_id}", reply.error.reason or "no reason given")
                 continue
             try:
-                record = reply.content.config_records[CONFIG]
+                record = config_of(reply.content)
                 met[node_id] = Description.from_json(str(record["description"]))
             except (KeyError, ValueError, TypeError) as error:
                 self._refuse(f"node {node_id}", f"unreadable description ({type(error).__name__})")

@@ -29,6 +29,8 @@ from common.wire import (
     EXAMPLES,
     FloatArray,
     SplitSums,
+    arrays_of,
+    metrics_of,
     pack_arrays,
     unpack_arrays,
     unpack_sums,
@@ -196,7 +198,8 @@ class TrunkStrategy(Strategy):
                 self.last.left_out[name] = reason
                 logger.warning("%s left out: %s", name, reason)
                 continue
-            metrics = reply.content.metric_records[METRICS_KEY]
+            metrics = metrics_of(reply.content)
+            assert metrics is not None  # _fault saw it
             self.last.examples[name] = examples = int(metrics[EXAMPLES])  # type: ignore[arg-type]
             self.last.sums[name] = unpack_sums(metrics)
             if with_arrays:
@@ -208,7 +211,7 @@ class TrunkStrategy(Strategy):
         weight = examples if self.experiment.federation.weight_by == "examples" else 1
         content = RecordDict(
             {
-                ARRAYS: reply.content.array_records[ARRAYS],
+                ARRAYS: reply.content[ARRAYS],
                 METRICS_KEY: MetricRecord({EXAMPLES: weight}),
             }
         )
@@ -222,11 +225,12 @@ class TrunkStrategy(Strategy):
             return "answered twice; the first answer counts"
         if name not in self.roster.node_ids:
             return "not on the roster"
-        fault = self._metrics_fault(reply.content.metric_records.get(METRICS_KEY))
+        fault = self._metrics_fault(metrics_of(reply.content))
         if fault or not with_arrays:
             return fault
-        arrays = reply.content.array_records.get(ARRAYS)
-        if arrays is None or len(reply.content.array_records) != 1:
+        arrays = arrays_of(reply.content)
+        records = sum(isinstance(record, ArrayRecord) for record in reply.content.values())
+        if arrays is None or records != 1:
             return "the reply does not hold exactly one trunk"
         return self._arrays_fault(arrays)
 

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.state import INFO, OWN
+from client.state import INFO, OWN, round_of
 from common.wire import pack_arrays, unpack_arrays
 from simulations.client_log import ClientLog, Own
 
@@ -159,9 +159,9 @@ class LoopbackGrid(Grid):
         """Read what clients keep at home, those that keep anything."""
         states = {}
         for node_id in sorted(node_ids):
-            state = self.context(node_id).state
-            if INFO in state:
-                number = cast(int, state.config_records[INFO]["round"])
-                arrays = unpack_arrays(state.array_records[OWN])
+            context = self.context(node_id)
+            number = round_of(context)
+            if number is not None:
+                arrays = unpack_arrays(cast(ArrayRecord, context.state[OWN]))
                 states[self.names[node_id - FIRST_NODE]] = Own(number, arrays)
         return states

@@ -188,7 +188,6 @@ class Residents:
             members,
             self.keys[members],
             [self.patterns[m] for m in members],
-            generators,
         )
         return train_cohort(
             self.stack,
@@ -198,6 +197,7 @@ class Residents:
             self.experiment.training,
             instruction.weights or {},
             instruction.round,
+            generators,
         )
 
     def _blank_sums(self, clients: int) -> Sums:

@@ -60,11 +60,18 @@ def train_together(experiment, parts):
         order,
         np.array([shuffle_key(0, f"c{k}") for k in order], np.uint64),
         [label_patterns(parts[k].labelled) for k in order],
-        [torch_generator(0, "dropout", f"c{k}", 2) for k in order],
     )
+    generators = [torch_generator(0, "dropout", f"c{k}", 2) for k in order]
     values = trainer.initial.repeat(len(parts), 1)
     sums = train_cohort(
-        trainer.stack, trainer.flat.layout, cohort, values, experiment.training, WEIGHTS, 2
+        trainer.stack,
+        trainer.flat.layout,
+        cohort,
+        values,
+        experiment.training,
+        WEIGHTS,
+        2,
+        generators,
     )
     back = np.argsort(order)
     return values[back], {task: numbers[back] for task, numbers in sums.items()}
