@@ -137,9 +137,12 @@ class TrunkStrategy(Strategy):
         """
         if replies.rows is None:
             raise ShapeError("replies to a training round hold trunks")
-        # A row's sum is finite only if all of it is.
-        usable = np.isfinite(replies.rows.sum(1, dtype=np.float64))
         self.last = RoundReplies()
+        everybody = np.ones(len(replies.clients), dtype=bool)
+        mean = self._mean(replies, everybody)
+        if type(self.inner) is FedAvg and np.isfinite(mean).all():
+            return self._cut(mean)  # what is not finite in any row is not finite in the mean
+        usable = np.asarray(np.isfinite(replies.rows).all(axis=1), dtype=bool)
         for place in np.flatnonzero(~usable).tolist():
             name, reason = replies.clients[place], f"the trunk holds {NOT_FINITE}"
             self.last.left_out[name] = reason
@@ -148,10 +151,16 @@ class TrunkStrategy(Strategy):
             return None
         if type(self.inner) is not FedAvg:
             return self._combine_messages(server_round, replies, usable)
+        return self._cut(self._mean(replies, usable))
+
+    def _mean(self, replies: BulkReplies, usable: NDArray[np.bool_]) -> FloatArray:
+        """Average the usable rows: [Q]."""
+        assert replies.rows is not None
         by_examples = self.experiment.federation.weight_by == "examples"
         weights = usable * (replies.examples if by_examples else 1)
         rows = replies.rows if usable.all() else np.where(usable[:, None], replies.rows, 0)
-        return self._cut((weights / weights.sum()).astype(np.float32) @ rows)
+        mean: FloatArray = (weights / weights.sum()).astype(np.float32) @ rows
+        return mean
 
     def _combine_messages(
         self, server_round: int, replies: BulkReplies, usable: NDArray[np.bool_]

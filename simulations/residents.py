@@ -29,7 +29,7 @@ from server.sums import Matrix, SumTable
 from simulations.client_log import Own
 
 EVALUATED = ("validation", "test")
-CHUNK_BYTES = 16 * 2**20  # parameters of clients that train together: bounds memory, fits a cache
+CHUNK_BYTES = 4 * 2**20  # parameters of clients that train together: bounds memory, fits a cache
 
 Sums = dict[str, dict[str, dict[str, Matrix]]]  # as in SumTable
 
@@ -72,6 +72,10 @@ class Residents:
         self.own = self.trainer.initial[self.own_columns].expand(len(data), width).clone()
         self.rounds = np.zeros(len(data), np.int64)
         self.chunk = max(1, CHUNK_BYTES // (4 * self.layout.size))
+        # Kept from round to round: fresh memory costs a page fault per page.
+        self._values = self.own.new_empty(min(self.chunk, len(data)), self.layout.size)
+        self._rows = np.empty((0, 0), np.float32)
+        self._known_cuts: dict[tuple[str, ...], list[tuple[str, slice, tuple[int, ...]]]] = {}
 
     def train(
         self, clients: Sequence[str], trunk: Mapping[str, FloatArray], instruction: Instruction
@@ -79,7 +83,7 @@ class Residents:
         """Train clients, chunk by chunk; their own parameters are kept."""
         members = self._members(clients)
         shared = self._columns(list(trunk))
-        rows = np.empty((len(members), sum(a.size for a in trunk.values())), np.float32)
+        rows = self._reply_rows(len(members), sum(a.size for a in trunk.values()))
         losses = {t: np.zeros((len(members), 2)) for t in self.train_store.targets}
         evaluate = instruction.evaluate
         personal = self.experiment.evaluation.model == "personal"
@@ -123,18 +127,26 @@ class Residents:
     def own_states(self, clients: Sequence[str]) -> dict[str, Own]:
         """Cut out what clients keep at home: the heads of the tasks that they hold."""
         values = self.own[self._members(clients)].cpu().numpy()
-        places, start = {}, 0
-        for name in self.own_names:
-            size = int(np.prod(self.layout.shapes[name]))
-            places[name] = slice(start, start + size)
-            start += size
         states = {}
         for row, client in zip(values, clients, strict=True):
             place = self.place[client]
-            held = self.trainer.own_names(self.tasks[place])
-            arrays = {n: row[places[n]].reshape(self.layout.shapes[n]) for n in held}
+            cuts = self._cuts(self.tasks[place])
+            arrays = {name: row[cut].reshape(shape) for name, cut, shape in cuts}
             states[client] = Own(int(self.rounds[place]), arrays)
         return states
+
+    def _cuts(self, tasks: tuple[str, ...]) -> list[tuple[str, slice, tuple[int, ...]]]:
+        """Say where in a client's own row the parameters of these tasks' heads lie."""
+        if tasks not in self._known_cuts:
+            held, cuts, start = set(self.trainer.own_names(tasks)), [], 0
+            for name in self.own_names:
+                shape = self.layout.shapes[name]
+                stop = start + int(np.prod(shape))
+                if name in held:
+                    cuts.append((name, slice(start, stop), shape))
+                start = stop
+            self._known_cuts[tasks] = cuts
+        return self._known_cuts[tasks]
 
     def trained_clients(self) -> list[str]:
         """Name the clients that have trained."""
@@ -168,10 +180,16 @@ class Residents:
         order = largest_first([self.train_store.counts[m] for m in members])
         return [order[i : i + self.chunk] for i in range(0, len(order), self.chunk)]
 
+    def _reply_rows(self, clients: int, width: int) -> FloatArray:
+        """Get the matrix that replies are handed over in; the next round writes it anew."""
+        if self._rows.shape != (clients, width):
+            self._rows = np.empty((clients, width), np.float32)
+        return self._rows
+
     def _load(
         self, members: Index, trunk: Mapping[str, FloatArray], shared: Tensor | slice
     ) -> Tensor:
-        values = self.own.new_empty(len(members), self.layout.size)
+        values = self._values[: len(members)]
         flat = np.concatenate([array.reshape(-1) for array in trunk.values()])
         values[:, shared] = torch.from_numpy(flat).to(values.device)
         values[:, self.own_columns] = self.own[members]
