@@ -1,5 +1,7 @@
 """Errors that mean "the input is wrong": one line for the person who can mend it, no traceback."""
 
+from typing import Any
+
 
 class FedMTLError(Exception):
     """Base of all errors that the command line prints as one line and exits 2 for."""
@@ -15,6 +17,19 @@ class DataError(FedMTLError):
 
 class ShapeError(FedMTLError, ValueError):
     """Arrays that belong together do not fit together."""
+
+
+class NothingLearnedError(FedMTLError):
+    """A run ended without a figure: no reply was usable. Its checkpoint and metrics.jsonl stay.
+
+    Args:
+        message: the commonest reason, and a way out.
+        best: the evaluation with the lowest validation loss on the way there, if any.
+    """
+
+    def __init__(self, message: str, best: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.best = best
 
 
 class CheckpointError(FedMTLError):

@@ -35,6 +35,7 @@ class Progress:
         best: the evaluation with the lowest validation loss so far, as in metrics.jsonl.
         lowest_loss: its validation loss.
         waited: evaluations since then.
+        usable_rounds: rounds with at least one usable reply.
         agreement: what the clients agreed on, as JSON.
         files: role -> file name; "trunk", and what an engine keeps of its clients.
     """
@@ -47,6 +48,7 @@ class Progress:
     best: dict[str, Any] | None = None
     lowest_loss: float | None = None
     waited: int = 0
+    usable_rounds: int = 0
     agreement: str = ""
     files: dict[str, str] = field(default_factory=dict)
 
@@ -128,5 +130,5 @@ def told_where(path: Path) -> Iterator[None]:
 def replace_text(path: Path, text: str) -> None:
     """Write a file so that readers, and a crash, see the old content or the new one."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)

@@ -7,11 +7,13 @@ these and leaves the rest of a round to the strategy: who is asked, and how trun
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from flwr.serverapp import Grid
 
+from common.errors import NothingLearnedError
 from common.experiment import Experiment
 from common.wire import FloatArray, Instruction
 from server.checkpoint import Checkpoints, Progress
@@ -55,6 +57,7 @@ class RoundLoop:
         self.experiment, self.grid, self.roster, self.exchange = experiment, grid, roster, exchange
         self.folder, self.checkpoints, self.progress = folder, checkpoints, progress
         self.listener = listener
+        self._reasons: Counter[str] = Counter()  # why replies of this sitting were left out
         self._saved_at, self._saved_round = -math.inf, progress.round
         self.weights = experiment.task_weights()
         self.experiment_json = experiment.model_dump_json(by_alias=True)
@@ -67,6 +70,9 @@ class RoundLoop:
 
         Returns:
             What results.json holds.
+
+        Raises:
+            NothingLearnedError: no round, or not the last evaluation, had a usable reply.
         """
         settings, stopped = self.experiment, "all rounds done"
         patience = settings.evaluation.patience
@@ -120,6 +126,7 @@ class RoundLoop:
             logger.warning("round %d: no usable reply; the trunk stays as it was", number)
         else:
             trunk = outcome.trunk
+            self.progress.usable_rounds += 1
         self.progress.round = number
         if evaluation.by == "message" and number % evaluation.every == 0:
             line["evaluation"] = self._evaluation(number, self.evaluate(trunk).sums)
@@ -141,6 +148,8 @@ class RoundLoop:
     def finish(self, trunk: Mapping[str, FloatArray], stopped: str) -> Figures:
         """Evaluate the last trunk on all clients and write results.json."""
         outcome = self.evaluate(trunk)
+        if not self.progress.usable_rounds or not outcome.sums.clients:
+            raise NothingLearnedError(self._what_failed(), self.progress.best)
         results = {
             "experiment": self.experiment.name,
             "fingerprint": self.progress.fingerprint,
@@ -165,6 +174,19 @@ class RoundLoop:
         self.folder.finish(results)
         return results
 
+    def _what_failed(self) -> str:
+        """Say in one line that no reply was usable, why, and what to do."""
+        done, usable = self.progress.round, self.progress.usable_rounds
+        what = (
+            "no client could evaluate the last trunk"
+            if usable
+            else f"nothing was learned: no reply was usable in any of {done} rounds"
+        )
+        for reason, count in self._reasons.most_common(1):
+            share = f"{count} of {self._reasons.total()} replies"
+            what += f"; the commonest reason ({share}): {' '.join(reason.split())}"
+        return f"{what}; correct the cause and start anew with another --out"
+
     def _instruct(self, number: int, evaluate: bool) -> Instruction:
         agreement = self.progress.agreement
         return Instruction(self.experiment_json, agreement, number, self.weights, evaluate)
@@ -172,6 +194,7 @@ class RoundLoop:
     def _count(self, outcome: Outcome) -> Outcome:
         self.progress.sent_bytes += outcome.sent_bytes
         self.progress.received_bytes += outcome.received_bytes
+        self._reasons.update(outcome.left_out.values())
         return outcome
 
     def _train_figures(self, sums: SumTable) -> Figures:

@@ -1,5 +1,6 @@
 """Does federating help? The same splits and seeds, trained in every way, side by side."""
 
+import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import CheckpointError
+from common.errors import CheckpointError, NothingLearnedError
 from common.experiment import Experiment
 from common.metrics import METRICS
 from server.figures import split_figures
@@ -17,6 +18,7 @@ from server.sums import SumTable
 from simulations.baselines import BASELINES, read_clients
 from simulations.simulate import simulate
 
+logger = logging.getLogger("fedmtl.compare")
 YARDSTICK = "single-task local"  # what Delta-m is relative to
 FEDERATED, WHOLE_MODEL = "federated trunk, local heads", "whole-model FedAvg"
 ORDER = (YARDSTICK, "multi-task local", FEDERATED, WHOLE_MODEL, "centralised")
@@ -89,8 +91,12 @@ def compare_once(experiment: Experiment, out: Path) -> dict[str, TaskFigures]:
 def _federate(experiment: Experiment, algorithm: str, out: Path) -> TaskFigures:
     federation = experiment.federation.model_copy(update={"algorithm": algorithm})
     run = experiment.model_copy(update={"federation": federation})
-    results = simulate(run, engine="loopback", out=out / algorithm)
-    return _metrics(experiment, (results["best"] or results["final"])["test"])
+    try:
+        results = simulate(run, engine="loopback", out=out / algorithm)
+    except NothingLearnedError as error:  # a contender that diverged does not end the comparison
+        logger.warning("%s, seed %d: %s", algorithm, experiment.seed, error)
+        return _metrics(experiment, (error.best or {}).get("test") or {})
+    return _metrics(experiment, (results["best"] or results["final"])["test"] or {})
 
 
 def _metrics(experiment: Experiment, figures: dict[str, Any]) -> TaskFigures:

@@ -10,6 +10,7 @@ from flwr.app import Message
 from client.app import app
 from client.state import OWN
 from common.clients import open_clients
+from common.errors import NothingLearnedError
 from common.experiment_file import load_experiment
 from common.sharing import SHARED
 from common.wire import REFUSED
@@ -106,12 +107,13 @@ def test_an_unexpected_error_tells_its_place_and_no_private_value(monkeypatch, t
     monkeypatch.setattr("client.app.load_own", explode)
     folder = RunFolder(tmp_path / "run")
     folder.create(experiment, "loopback")
-    federate(tap, experiment, folder, strict=True)
+    with pytest.raises(NothingLearnedError) as told:
+        federate(tap, experiment, folder, strict=True)
     errors = [reply.error for reply in tap.sent if reply.has_error()]
     assert errors
     assert {error.code for error in errors} == {REFUSED}
     assert all("ValueError in explode" in error.reason for error in errors)
-    assert secret not in caplog.text + "".join(error.reason for error in errors)
+    assert secret not in str(told.value) + caplog.text + "".join(error.reason for error in errors)
 
 
 class Saboteur(LoopbackGrid):
