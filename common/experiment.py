@@ -8,9 +8,12 @@ kebab-case in TOML (``clients-per-round``) and in snake_case in Python (``client
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from common.idle_settings import idle_settings
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -139,7 +142,7 @@ class Task(Settings):
     classes: Annotated[int, Field(ge=2)] | Names | None = Field(
         None, description="Number of classes coded 0, 1, ..., or their names. Multiclass needs it."
     )
-    weight: Finite = Field(1.0, ge=0, description="Used by loss.weighting = 'manual'.")
+    weight: Finite = Field(1.0, ge=0, description="Needs loss.weighting = 'manual'.")
     metric: Metric | None = Field(None, description="Default: the first that fits the kind.")
     transform: Literal["none", "log1p"] = Field(
         "none", description="Regression: log1p predicts, and measures, log(1 + target)."
@@ -345,6 +348,12 @@ class Experiment(Settings):
         return tables
 
     @model_validator(mode="after")
+    def _means_what_it_says(self) -> Self:
+        if problems := [*self._leaks(), *idle_settings(self)]:
+            raise ValueError(".\n".join(problems))
+        return self
+
+    @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.loss.weighting == "manual" and not any(t.weight for t in self.tasks.values()):
             raise ValueError(
@@ -371,6 +380,17 @@ class Experiment(Settings):
                 f"tasks, got {self.partition.tasks_per_client}"
             )
         return self
+
+    def _leaks(self) -> Iterator[str]:
+        """Name inputs that list a target; a pattern never matches one, a name stands for itself."""
+        predicted = {column: task for task in self.tasks for column in self.targets(task)}
+        for name, settings in self.inputs.items():
+            for column in settings.columns:
+                if column in predicted:
+                    yield (
+                        f"inputs.{name}.columns must not name a target, got '{column}', which "
+                        f"tasks.{predicted[column]} predicts; remove it from the input"
+                    )
 
     def task_weights(self) -> dict[str, float]:
         """The weight w_t of every task in the loss, before any round."""

@@ -1,0 +1,100 @@
+"""Settings that are given but change nothing: the user means something that will not happen.
+
+"Given" is "different from the default": a resolved experiment is written with all its defaults and
+must load again.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from common.experiment import Data, Experiment, Partition, Settings
+
+
+def idle_settings(experiment: "Experiment") -> list[str]:
+    """Name every setting without an effect, a line each: what it needs, what was, a way out."""
+    return [
+        *_idle_weights(experiment),
+        *_idle_data(experiment.data),
+        *_idle_evaluation(experiment),
+        *_idle_inputs(experiment),
+        *_idle_trunk(experiment),
+        *(_idle_partition(experiment.partition) if experiment.partition else ()),
+    ]
+
+
+def _is_given(table: "Settings", name: str) -> bool:
+    return bool(getattr(table, name) != type(table).model_fields[name].default)
+
+
+def _idle_weights(experiment: "Experiment") -> Iterator[str]:
+    if experiment.loss.weighting == "manual":
+        return
+    for name, task in experiment.tasks.items():
+        if _is_given(task, "weight"):
+            yield (
+                f"tasks.{name}.weight must be 1 under loss.weighting "
+                f"'{experiment.loss.weighting}', which does not use it, got {task.weight:g}; set "
+                'loss.weighting = "manual", or remove it'
+            )
+
+
+def _idle_data(data: "Data") -> Iterator[str]:
+    if data.client_column and data.source != "table":
+        yield (
+            "data.client-column is for data.source 'table', got "
+            f"'{data.client_column}' with source '{data.source}'; remove it"
+        )
+    if data.split_column and data.split == "random":
+        yield (
+            "data.split-column is for data.split 'ordered' or 'column', got "
+            f"'{data.split_column}' with split 'random'; set data.split, or remove it"
+        )
+
+
+def _idle_evaluation(experiment: "Experiment") -> Iterator[str]:
+    data, patience = experiment.data, experiment.evaluation.patience
+    # A split column may name validation rows of its own.
+    if patience is not None and not data.validation and data.split != "column":
+        yield (
+            "evaluation.patience needs validation rows, got "
+            f"{patience} with data.validation = 0; set data.validation above 0, or remove patience"
+        )
+
+
+def _idle_inputs(experiment: "Experiment") -> Iterator[str]:
+    for name, settings in experiment.inputs.items():
+        if settings.kind == "categorical" and _is_given(settings, "scale"):
+            yield (
+                f"inputs.{name}.scale is for numbers and images, got {settings.scale:g} for a "
+                "categorical input; remove it"
+            )
+
+
+def _idle_trunk(experiment: "Experiment") -> Iterator[str]:
+    trunk = experiment.trunk
+    if trunk.architecture != "cnn" and _is_given(trunk, "channels"):
+        yield (
+            f"trunk.channels is for trunk.architecture 'cnn', got {list(trunk.channels)} with "
+            f"'{trunk.architecture}'; set the architecture, or remove channels"
+        )
+
+
+def _idle_partition(partition: "Partition") -> Iterator[str]:
+    kinds = {  # setting -> the kinds that use it
+        "by": ("dirichlet", "pathological", "natural"),
+        "alpha": ("dirichlet",),
+        "classes_per_client": ("pathological",),
+    }
+    for name, users in kinds.items():
+        if partition.kind not in users and _is_given(partition, name):
+            yield (
+                f"partition.{name.replace('_', '-')} is for partition.kind "
+                f"{' or '.join(map(repr, users))}, got {getattr(partition, name)!r} with kind "
+                f"'{partition.kind}'; set the kind, or remove it"
+            )
+    if partition.task_skew == "none" and _is_given(partition, "tasks_per_client"):
+        yield (
+            "partition.tasks-per-client is for partition.task-skew 'rotate' or 'random', got "
+            f"{partition.tasks_per_client} with 'none'; set task-skew, or remove it"
+        )
