@@ -6,8 +6,10 @@ result is bit for bit that of one process, whatever the number of workers.
 """
 
 import multiprocessing
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from typing import Any
 
 from flwr.app import Error, Message, RecordDict
@@ -16,6 +18,8 @@ from flwr.clientapp import ClientApp
 from common.errors import FedMTLError
 from simulations.client_log import Own
 from simulations.loopback import FIRST_NODE, LoopbackGrid
+
+STOP_S = 1.0  # how long workers may take to end by themselves
 
 # A job names a method of `Share` and its argument; the answer is its result.
 Answer = tuple[int, RecordDict | None, Error | None]  # node, content or error
@@ -48,8 +52,23 @@ class Share:
         self.grid.restore_states(states)
 
 
-def serve(connection: Connection, client_app: ClientApp, names: Sequence[str]) -> None:
-    """Do jobs until the other side closes."""
+def serve(
+    connection: Connection,
+    client_app: ClientApp,
+    names: Sequence[str],
+    inherited: Sequence[Connection],
+) -> None:
+    """Do jobs until the other side closes.
+
+    Args:
+        connection: to the parent.
+        client_app: the app that answers.
+        names: stable names of the clients.
+        inherited: the parent's own ends, copied by the fork: while a copy is open, no worker would
+            hear that the parent closed its end.
+    """
+    for end in inherited:
+        end.close()
     share = Share(client_app, names)
     while True:
         try:
@@ -58,7 +77,7 @@ def serve(connection: Connection, client_app: ClientApp, names: Sequence[str]) -
             return
         try:
             connection.send(getattr(share, method)(argument))
-        except KeyboardInterrupt:
+        except (OSError, KeyboardInterrupt):
             return
 
 
@@ -75,13 +94,15 @@ class WorkerGrid(LoopbackGrid):
         super().__init__(client_app, names)
         # Forked before anything trains: a worker starts with all modules loaded.
         context = multiprocessing.get_context("fork")
-        self._workers, self._processes = [], []
+        self._workers: list[Connection] = []
+        self._processes: list[ForkProcess] = []
         for _ in range(workers):
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, client_app, names), daemon=True)
+            self._workers.append(ours)
+            arguments = (theirs, client_app, names, tuple(self._workers))
+            process = context.Process(target=serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
-            self._workers.append(ours)
             self._processes.append(process)
 
     def send_and_receive(
@@ -133,13 +154,16 @@ class WorkerGrid(LoopbackGrid):
         self._do([(w, ("restore", share)) for w, share in enumerate(shares)])
 
     def close(self) -> None:
-        """End the workers."""
+        """End the workers: those at work are not waited for longer than a second in all."""
         for connection in self._workers:
             connection.close()
+        end = time.monotonic() + STOP_S
         for process in self._processes:
-            process.join(timeout=5)
+            process.join(timeout=max(0.0, end - time.monotonic()))
+        for process in self._processes:
             if process.is_alive():
                 process.terminate()
+                process.join(timeout=STOP_S)
 
     def _worker_of(self, node_id: int) -> int:
         return (node_id - FIRST_NODE) % len(self._workers)
