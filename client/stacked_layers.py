@@ -190,7 +190,7 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[], Activation]] = {
 }
 
 
-def stack_layers(module: nn.Sequential, prefix: str, layout: FlatLayout) -> list[StackedLayer]:
+def stack_layers(module: nn.Module, prefix: str, layout: FlatLayout) -> list[StackedLayer]:
     """Translate a sequence of PyTorch layers.
 
     Args:

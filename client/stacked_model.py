@@ -1,9 +1,10 @@
 """The model of many clients at once, on one matrix of parameters."""
 
+import functools
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from client.flat import FlatLayout
 from client.stacked_layers import Dense, Dropout, Sink, StackedLayer, stack_layers
@@ -38,7 +39,6 @@ class StackedModel:
         heads = {n: model.heads[f"task-{n}"] for n in self.kinds}
         if layout.heads is None:
             for name, head in heads.items():
-                assert isinstance(head, nn.Sequential)
                 self.heads[name] = stack_layers(head, f"heads.task-{name}.", layout)
             return
         width, start = model.trunk.width, 0
@@ -128,11 +128,10 @@ class StackedModel:
                 dim=2,
             )
             return self.common.backward(joint, sink, deeper=deeper)
-        total: Tensor | None = None
+        below = []
         for task, slope in slopes.items():
             layers = self.heads[task]
             for depth in range(len(layers) - 1, -1, -1):
                 slope = layers[depth].backward(slope, sink, deeper=depth > 0 or deeper)
-            total = slope if total is None else total + slope
-        assert total is not None
-        return total
+            below.append(slope)
+        return functools.reduce(torch.add, below) if deeper else below[0]

@@ -139,7 +139,7 @@ class TrunkStrategy(Strategy):
             raise ShapeError("replies to a training round hold trunks")
         self.last = RoundReplies()
         everybody = np.ones(len(replies.clients), dtype=bool)
-        mean = self._mean(replies, everybody)
+        mean = self._mean(replies.rows, replies.examples, everybody)
         if type(self.inner) is FedAvg and np.isfinite(mean).all():
             return self._cut(mean)  # what is not finite in any row is not finite in the mean
         usable = np.asarray(np.isfinite(replies.rows).all(axis=1), dtype=bool)
@@ -150,31 +150,39 @@ class TrunkStrategy(Strategy):
         if not usable.any():
             return None
         if type(self.inner) is not FedAvg:
-            return self._combine_messages(server_round, replies, usable)
-        return self._cut(self._mean(replies, usable))
+            return self._combine_messages(server_round, replies, replies.rows, usable)
+        return self._cut(self._mean(replies.rows, replies.examples, usable))
 
-    def _mean(self, replies: BulkReplies, usable: NDArray[np.bool_]) -> FloatArray:
-        """Average the usable rows: [Q]."""
-        assert replies.rows is not None
+    def _mean(
+        self, rows: FloatArray, examples: NDArray[np.int64], usable: NDArray[np.bool_]
+    ) -> FloatArray:
+        """Average the usable rows, [K, Q] -> [Q]."""
         by_examples = self.experiment.federation.weight_by == "examples"
-        weights = usable * (replies.examples if by_examples else 1)
-        rows = replies.rows if usable.all() else np.where(usable[:, None], replies.rows, 0)
+        weights = usable * (examples if by_examples else 1)
+        if not usable.all():
+            rows = np.where(usable[:, None], rows, 0)  # 0 times NaN is NaN
         mean: FloatArray = (weights / weights.sum()).astype(np.float32) @ rows
         return mean
 
     def _combine_messages(
-        self, server_round: int, replies: BulkReplies, usable: NDArray[np.bool_]
+        self,
+        server_round: int,
+        replies: BulkReplies,
+        rows: FloatArray,
+        usable: NDArray[np.bool_],
     ) -> dict[str, FloatArray] | None:
-        assert replies.rows is not None
+        """Send the inner strategy what the clients of the usable rows would have sent."""
         messages = []
         for place in np.flatnonzero(usable).tolist():
             node_id = self.roster.node_ids[replies.clients[place]]
             asked = Message(RecordDict(), node_id, MessageType.TRAIN)
             metrics = MetricRecord({EXAMPLES: int(replies.examples[place])})
-            arrays = pack_arrays(self._cut(replies.rows[place]))
+            arrays = pack_arrays(self._cut(rows[place]))
             content = RecordDict({ARRAYS: arrays, METRICS_KEY: metrics})
             messages.append(Message(content, reply_to=asked))
+        left_out = self.last.left_out
         combined, _ = self.aggregate_train(server_round, messages)
+        self.last.left_out |= left_out
         return None if combined is None else unpack_arrays(combined)
 
     def _cut(self, row: FloatArray) -> dict[str, FloatArray]:
@@ -203,12 +211,11 @@ class TrunkStrategy(Strategy):
         named = [(self.roster.name_of(reply.metadata.src_node_id), reply) for reply in replies]
         for name, reply in sorted(named, key=lambda pair: pair[0]):
             reason = self._fault(name, reply, with_arrays)
-            if reason:
-                self.last.left_out[name] = reason
-                logger.warning("%s left out: %s", name, reason)
+            metrics = None if reason else metrics_of(reply.content)
+            if metrics is None:
+                self.last.left_out[name] = reason or "the reply holds no metrics"
+                logger.warning("%s left out: %s", name, self.last.left_out[name])
                 continue
-            metrics = metrics_of(reply.content)
-            assert metrics is not None  # _fault saw it
             self.last.examples[name] = examples = int(metrics[EXAMPLES])  # type: ignore[arg-type]
             self.last.sums[name] = unpack_sums(metrics)
             if with_arrays:

@@ -48,7 +48,8 @@ class BatchedGrid(LoopbackGrid, BulkGrid):
     def keep_clients(self, folder: Path, round_number: int) -> dict[str, str]:
         """Write what the clients keep at home; returns role -> file name for the checkpoint."""
         residents = self.residents
-        assert residents is not None
+        if residents is None:  # no round yet, so nobody keeps anything
+            return {}
         changed, self._trained = self._trained, set()
         return self._log.append(
             folder,

@@ -183,7 +183,6 @@ class WorkerGrid(LoopbackGrid):
     @staticmethod
     def _reply(message: Message, answer: Answer) -> Message:
         _, content, error = answer
-        if content is not None:
-            return Message(content, reply_to=message)
-        assert error is not None
-        return Message(error, reply_to=message)
+        if error is not None:
+            return Message(error, reply_to=message)
+        return Message(content or RecordDict(), reply_to=message)
