@@ -148,12 +148,22 @@ def compare(
         from simulations.summary import print_comparison
 
         logging.getLogger("flwr").setLevel(logging.WARNING)
-        with Console(stderr=True).status(f"comparing on {settings.name}, {seeds} seeds ..."):
-            comparison = compare_all(settings, range(seeds), out, jobs=jobs)
+        try:
+            with Console(stderr=True).status(f"comparing on {settings.name}, {seeds} seeds ..."):
+                comparison = compare_all(settings, range(seeds), out, jobs=jobs)
+        except KeyboardInterrupt:
+            done = len(list(out.glob("seed-*/comparison.json")))
+            typer.echo(
+                f"\nInterrupted: {done} of {seeds} seeds are done, each in "
+                f"{out}/seed-N/comparison.json.",
+                err=True,
+            )
+            raise typer.Exit(INTERRUPTED) from None
         if as_json:
             print_json(comparison)
         else:
             print_comparison(comparison, Console())
+            typer.echo(f"figures: {out / 'comparison.json'}")
 
 
 @app.command()

@@ -180,6 +180,22 @@ def test_an_interrupted_run_says_how_to_go_on(fedmtl, interrupted):
     assert "Traceback" not in result.output
 
 
+def test_an_interrupted_comparison_is_one_line_that_names_what_is_done(
+    fedmtl, tmp_path, monkeypatch
+):
+    def compare(experiment, seeds, out, jobs):
+        (out / "seed-0").mkdir(parents=True)
+        (out / "seed-0" / "comparison.json").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simulations.compare.compare", compare)
+    result = fedmtl("compare", "--out", "out")
+    assert result.exit_code == 130
+    assert result.stderr.strip() == (
+        "Interrupted: 1 of 3 seeds are done, each in out/seed-N/comparison.json."
+    )
+
+
 def test_check_counts_rows_and_labels_of_every_client(fedmtl):
     result = fedmtl("check")
     assert result.exit_code == 0, result.output
