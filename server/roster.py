@@ -49,6 +49,7 @@ class Roster:
     refused: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     agreement: Agreement | None = None
+    _told: bool = False  # whether `require` has dealt with the first refusals
     _by_id: dict[int, str] = field(default_factory=dict)
     _seen: set[int] = field(default_factory=set)
 
@@ -130,10 +131,11 @@ class Roster:
 
     def _refuse(self, who: str, reason: str) -> None:
         self.refused[who] = reason
-        logger.warning("%s takes no part: %s", who, reason)
+        if self._told:
+            _warn(who, reason)
 
     def require(self, strict: bool) -> None:
-        """Check that the federation can start.
+        """Check that the federation can start; where it can, warn of clients that were refused.
 
         Args:
             strict: refuse to start where any client was refused, as a simulation does.
@@ -144,8 +146,15 @@ class Roster:
         """
         if self.refused and (strict or not self.node_ids):
             raise DataError("\n".join(f"{who}: {why}" for who, why in sorted(self.refused.items())))
+        self._told = True
+        for who, why in self.refused.items():
+            _warn(who, why)
         if not self.node_ids:
             raise DataError("no clients: nobody answered; start nodes, or check the data folder")
         require_labels(self.descriptions.values(), self.experiment)
         if strict:  # elsewhere clients may join later, and a refused one must not end the run
             require_clients(len(self.node_ids), self.experiment)
+
+
+def _warn(who: str, reason: str) -> None:
+    logger.warning("%s takes no part: %s", who, reason)

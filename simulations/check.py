@@ -21,6 +21,7 @@ from common.dataset import SPLITS, ClientData
 from common.encoding import encode
 from common.errors import DataError, FedMTLError
 from common.experiment import Experiment
+from server.federation import initial_trunk
 from simulations.formats import format_count
 
 MOST_ROWS = 50  # of the table of clients; all count in its totals
@@ -63,7 +64,7 @@ def check_clients(experiment: Experiment) -> Check:
     """Read and encode every client's data.
 
     Raises:
-        ConfigError: source, path or partition is wrong.
+        ConfigError: source, path or partition is wrong, or there is no trunk to share.
         DataError: the data of a client cannot serve; a line for every problem of every client.
     """
     source = open_clients(experiment)
@@ -87,6 +88,7 @@ def check_clients(experiment: Experiment) -> Check:
     )
     if problems:
         raise DataError("\n".join(problems))
+    initial_trunk(experiment, agreement)  # refuses a model that shares nothing
     return Check(counts, dict(input_shapes(agreement)), left_out)
 
 

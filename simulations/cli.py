@@ -148,12 +148,22 @@ def compare(
         from simulations.summary import print_comparison
 
         logging.getLogger("flwr").setLevel(logging.WARNING)
-        with Console(stderr=True).status(f"comparing on {settings.name}, {seeds} seeds ..."):
-            comparison = compare_all(settings, range(seeds), out, jobs=jobs)
+        try:
+            with Console(stderr=True).status(f"comparing on {settings.name}, {seeds} seeds ..."):
+                comparison = compare_all(settings, range(seeds), out, jobs=jobs)
+        except KeyboardInterrupt:
+            done = len(list(out.glob("seed-*/comparison.json")))
+            typer.echo(
+                f"\nInterrupted: {done} of {seeds} seeds are done, each in "
+                f"{out}/seed-N/comparison.json.",
+                err=True,
+            )
+            raise typer.Exit(INTERRUPTED) from None
         if as_json:
             print_json(comparison)
         else:
             print_comparison(comparison, Console())
+            typer.echo(f"figures: {out / 'comparison.json'}")
 
 
 @app.command()
@@ -230,16 +240,16 @@ def run(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Simulate with progress on stderr; then the report, and the figures on stdout.
+    """Simulate with progress on stderr; then the figures on stdout, and the report.
 
     Raises:
-        FedMTLError: the settings, the data or the run folder cannot be used.
+        FedMTLError: the settings, the data or the run folder cannot be used, or the report cannot
+            be written.
         typer.Exit: interrupted; the run can be resumed.
     """
     from rich.console import Console
 
     from simulations.live import show_progress
-    from simulations.summary import print_summary
 
     try:
         with show_progress(experiment, Console(stderr=True), quiet=quiet) as listener:
@@ -253,17 +263,39 @@ def run(
                 workers=workers,
                 listener=listener.on_round,
             )
-        from simulations.report import write_report
-
-        page = write_report(out)
+        tell_results(experiment, results, out, as_json)
     except KeyboardInterrupt:
         typer.echo(f"\n{how_to_resume(out)}", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    if as_json:
-        print_json({"run": str(out), "report": str(page), **results})
-    else:
+
+
+def tell_results(
+    experiment: "Experiment", results: dict[str, Any], out: Path, as_json: bool
+) -> None:
+    """Print the figures and write the report, whose failure is told last: they do not need it.
+
+    Raises:
+        FedMTLError: the report cannot be written.
+    """
+    from rich.console import Console
+
+    from simulations.report import write_report
+    from simulations.summary import print_summary
+
+    if not as_json:
         print_summary(experiment, results, Console())
-        typer.echo(f"run folder: {out}\nreport: {page}")
+        typer.echo(f"run folder: {out}")
+    page, failure = None, None
+    try:
+        page = str(write_report(out))
+    except FedMTLError as error:
+        failure = error
+    if as_json:
+        print_json({"run": str(out), "report": page, **results})
+    if failure is not None:
+        raise failure
+    if not as_json:
+        typer.echo(f"report: {page}")
 
 
 def load(

@@ -1,24 +1,29 @@
 """Does federating help? The same splits and seeds, trained in every way, side by side."""
 
+import json
 import logging
 import math
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.errors import CheckpointError, NothingLearnedError
+from common.errors import CheckpointError, ConfigError, NothingLearnedError
 from common.experiment import Experiment
+from common.json_gaps import without_gaps
 from common.metrics import METRICS
+from server.checkpoint import replace_text, told_where
 from server.figures import split_figures
 from server.sums import SumTable
 from simulations.baselines import BASELINES, read_clients
 from simulations.simulate import simulate
 
 logger = logging.getLogger("fedmtl.compare")
+FIGURES = "comparison.json"
 YARDSTICK = "single-task local"  # what Delta-m is relative to
 FEDERATED, WHOLE_MODEL = "federated trunk, local heads", "whole-model FedAvg"
 ORDER = (YARDSTICK, "multi-task local", FEDERATED, WHOLE_MODEL, "centralised")
@@ -33,12 +38,13 @@ def compare(
 
     A seed decides splits, partition and initial parameters, for all contenders alike. Each is read
     at its round of lowest validation loss (a federation whose evaluations do not cover all clients:
-    at its last round).
+    at its last round). A seed's figures are in ``out/seed-N/comparison.json`` as soon as it is
+    done, the whole in ``out/comparison.json``.
 
     Args:
         experiment: the resolved experiment; its own seed is not used.
         seeds: one whole comparison each.
-        out: folder for the federations' run folders; must not exist.
+        out: folder for the figures and the federations' run folders; must not exist.
         jobs: seeds compared at a time, in processes of their own.
 
     Returns:
@@ -49,15 +55,19 @@ def compare(
     Raises:
         FedMTLError: the settings or the data cannot be used, or `out` exists.
     """
+    if not experiment.data.test and experiment.data.split != "column":
+        raise ConfigError(
+            "data.test must be above 0 for a comparison, which is made on test rows, got 0; set "
+            "it, as in data.test=0.2"
+        )
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise CheckpointError(f"folder {out} exists and is not empty; choose another --out")
     arguments = [(experiment.model_copy(update={"seed": s}), out / f"seed-{s}") for s in seeds]
     if jobs > 1 and len(seeds) > 1:
-        with ProcessPoolExecutor(min(jobs, len(seeds)), get_context("spawn")) as pool:
-            rows = list(pool.map(compare_once, *zip(*arguments, strict=True)))
+        rows = _compare_side_by_side(arguments, min(jobs, len(seeds)))
     else:
         rows = [compare_once(*pair) for pair in arguments]
-    return {
+    comparison = {
         "experiment": experiment.name,
         "fingerprint": experiment.fingerprint(),
         "seeds": list(seeds),
@@ -70,6 +80,39 @@ def compare(
             if all(name in row for row in rows)
         },
     }
+    write_figures(out / FIGURES, comparison)
+    return comparison
+
+
+def _compare_side_by_side(
+    arguments: Sequence[tuple[Experiment, Path]], jobs: int
+) -> list[dict[str, TaskFigures]]:
+    """Compare seeds in processes of their own; Ctrl-C is this process's to handle."""
+    others = set(active_children())
+    with ProcessPoolExecutor(
+        jobs,
+        get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    ) as pool:
+        try:
+            return list(pool.map(compare_once, *zip(*arguments, strict=True)))
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(active_children()) - others:
+                process.terminate()
+            raise
+
+
+def write_figures(path: Path, figures: dict[str, Any]) -> None:
+    """Write figures as JSON; one that does not exist is null.
+
+    Raises:
+        CheckpointError: they cannot be written.
+    """
+    with told_where(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(without_gaps(figures), indent=1, allow_nan=False))
 
 
 def compare_once(experiment: Experiment, out: Path) -> dict[str, TaskFigures]:
@@ -85,6 +128,7 @@ def compare_once(experiment: Experiment, out: Path) -> dict[str, TaskFigures]:
     figures[FEDERATED] = _federate(experiment, "joint", out)
     if all(set(data.tasks) == set(experiment.tasks) for data in clients):
         figures[WHOLE_MODEL] = _federate(experiment, "whole-model", out)
+    write_figures(out / FIGURES, figures)
     return figures
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from string import Template
 
 from common.errors import CheckpointError
+from server.checkpoint import replace_text
 from simulations import charts
 from simulations.formats import (
     LOWER_IS_BETTER,
@@ -36,7 +37,7 @@ def write_report(run: Path) -> Path:
     path = run / "report.html"
     page = make_page(read_run(run))
     try:
-        path.write_text(page, encoding="utf-8")
+        replace_text(path, page)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror}.") from error
     return path

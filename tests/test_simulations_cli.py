@@ -6,6 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from common.errors import CheckpointError
 from simulations.cli import app
 
 SHORT = ["--set", "federation.rounds=2"]
@@ -84,6 +85,13 @@ def test_the_whole_model_needs_every_task_at_every_client(fedmtl, command):
     assert "needs every task at every client, lacks 'ink'" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["simulate", "check"])
+def test_an_empty_trunk_cannot_be_shared(fedmtl, command):
+    result = fedmtl(command, "--set", "trunk.widths=[]")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: trunk.widths is empty, so there is no trunk to share")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 @pytest.mark.parametrize("command", ["simulate", "compare"])
 def test_a_device_that_is_not_there_is_refused(fedmtl, tmp_path, command):
@@ -108,6 +116,20 @@ def test_a_run_ends_with_a_table_and_the_path_of_its_report(fedmtl, tmp_path):
     assert result.stdout.splitlines()[-1] == "report: run/report.html"
     assert (tmp_path / "run" / "report.html").is_file()
     assert "round 2/2" in result.stderr
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_report_that_cannot_be_written_is_a_line_after_the_figures(fedmtl, monkeypatch, form):
+    def full(run):
+        raise CheckpointError(f"{run}/report.html cannot be written: No space left on device.")
+
+    monkeypatch.setattr("simulations.report.write_report", full)
+    result = fedmtl("simulate", *SHORT, "--out", "run", "--quiet", *form)
+    assert result.exit_code == 2
+    assert "accuracy" in result.stdout
+    assert result.stderr == ("error: run/report.html cannot be written: No space left on device.\n")
+    if form:
+        assert json.loads(result.stdout)["report"] is None
 
 
 def test_json_is_all_there_is_on_stdout(fedmtl):
@@ -178,6 +200,22 @@ def test_an_interrupted_run_says_how_to_go_on(fedmtl, interrupted):
     assert result.exit_code == 130
     assert "Go on with: fedmtl simulate --resume 'my run'" in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_an_interrupted_comparison_is_one_line_that_names_what_is_done(
+    fedmtl, tmp_path, monkeypatch
+):
+    def compare(experiment, seeds, out, jobs):
+        (out / "seed-0").mkdir(parents=True)
+        (out / "seed-0" / "comparison.json").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simulations.compare.compare", compare)
+    result = fedmtl("compare", "--out", "out")
+    assert result.exit_code == 130
+    assert result.stderr.strip() == (
+        "Interrupted: 1 of 3 seeds are done, each in out/seed-N/comparison.json."
+    )
 
 
 def test_check_counts_rows_and_labels_of_every_client(fedmtl):

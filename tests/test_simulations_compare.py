@@ -1,11 +1,14 @@
 """The comparison: its arithmetic by hand, its contenders on the same splits."""
 
+import json
+import math
+
 import pytest
 import torch
 
 from client.training import Trainer
 from common.agreement import Agreement
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ConfigError
 from common.experiment_file import load_experiment
 from simulations import baselines
 from simulations.baselines import (
@@ -15,7 +18,7 @@ from simulations.baselines import (
     train_single_task,
     validation_loss,
 )
-from simulations.compare import ORDER, WHOLE_MODEL, compare, delta_m
+from simulations.compare import FEDERATED, ORDER, WHOLE_MODEL, compare, delta_m
 from tests.conftest import make_client, make_experiment
 
 MANUAL = {"loss": {"weighting": "manual"}, "federation": {"rounds": 2}}
@@ -118,3 +121,25 @@ def test_without_validation_rows_patience_does_not_stop_training():
         for extra in ({}, {"evaluation": {"patience": 1}})
     ]
     assert ends[0] == ends[1]
+
+
+def test_each_seed_and_the_whole_are_written_as_they_are_done(tmp_path):
+    result = compare(load_experiment("digits", QUICK), range(2), tmp_path / "out")
+    for seed in range(2):
+        figures = json.loads((tmp_path / "out" / f"seed-{seed}" / "comparison.json").read_text())
+        for name, contender in result["contenders"].items():
+            for task, spread in contender["tasks"].items():
+                assert figures[name][task] == spread["seeds"][seed]
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == result
+
+
+def test_a_comparison_without_test_rows_is_refused_before_anything_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr("simulations.compare.compare_once", pytest.fail)
+    with pytest.raises(ConfigError, match=r"^data.test must be above 0 for a comparison"):
+        compare(load_experiment("digits", [*QUICK, "data.test=0"]), [0], tmp_path / "out")
+
+
+def test_a_federation_that_diverges_does_not_end_the_comparison(tmp_path):
+    diverging = [*QUICK, "training.optimiser=sgd", "training.lr=1e6"]
+    result = compare(load_experiment("digits", diverging), [0], tmp_path / "out")
+    assert math.isnan(result["contenders"][FEDERATED]["tasks"]["digit"]["mean"])

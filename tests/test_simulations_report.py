@@ -132,6 +132,18 @@ def test_the_page_lies_in_the_run_folder(run):
     assert write_report(run) == run / "report.html"
 
 
+def test_a_page_that_cannot_be_written_leaves_the_one_before(run, monkeypatch):
+    before = write_report(run).read_text()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(CheckpointError, match=r"report\.html cannot be written: No space left"):
+        write_report(run)
+    assert (run / "report.html").read_text() == before
+
+
 def test_the_page_fetches_nothing(run):
     page = re.sub(r"<script>.*?</script>", "", write_report(run).read_text(), flags=re.DOTALL)
     assert not re.search(r"(src|href)=\"(?!data:)|@import|url\(", page)
