@@ -64,7 +64,7 @@ def _open(message: Message, context: Context) -> tuple[Instruction, Session, Cli
     data_path = str(context.node_config.get("data", ""))
     device = str(context.node_config.get("device", ""))
     session = open_session(instruction.experiment, instruction.agreement, data_path, device)
-    return instruction, session, session.client(client_name(context, session.experiment))
+    return instruction, session, session.client(session.name_of(context))
 
 
 def _load(message: Message, context: Context, session: Session, client: str, before: int) -> None:

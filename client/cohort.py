@@ -112,8 +112,10 @@ def train_cohort(
             losses = model.step(inputs, targets, shares, optimiser)
             for task, rows in losses.items():
                 mask = labelled[task]
-                sums[task][: batch.clients] += (rows if mask is None else rows * mask).sum(1)
-            optimiser.step(batch.clients, _parts(layout, store, labelled))
+                total = sums[task] if bound == len(values) else sums[task][:bound]
+                total += (rows if mask is None else rows * mask).sum(1)
+            if optimiser.steps_late:
+                optimiser.step(bound, _parts(layout, store, labelled))
     for dropout in model.dropouts:
         dropout.generators = []
     members = torch.from_numpy(cohort.members).to(values.device)

@@ -33,7 +33,13 @@ class Part:
 
 
 class Optimiser(Protocol):
-    """Takes gradients, then steps; made anew for each round."""
+    """Takes gradients, then steps; made anew for each round.
+
+    Attributes:
+        steps_late: whether `step` has anything to do after the gradients were taken.
+    """
+
+    steps_late: bool
 
     def weight(self, layer: Dense, slope: Tensor) -> None:
         """Take a weight's gradient ``slope^T inputs``, with the layer's inputs."""
@@ -52,6 +58,8 @@ class PlainSGD:
     gradient of 0 moves nothing: parts that are not active need no care.
     """
 
+    steps_late = False
+
     def __init__(self, lr: float) -> None:
         self.lr = lr
 
@@ -69,6 +77,8 @@ class PlainSGD:
 
 class GradientStore:
     """Keeps the gradients for optimisers that need them whole."""
+
+    steps_late = True
 
     def __init__(self, values: Tensor, gradients: Tensor | None = None) -> None:
         self.values = values

@@ -28,6 +28,7 @@ class Session:
         torch.set_num_threads(experiment.training.threads)
         self.trainer = Trainer(experiment, input_shapes(agreement), choose_device(device))
         self._clients: dict[str, ClientData] = {}
+        self._names: dict[tuple[object, object], str] = {}
 
     def client(self, name: str) -> ClientData:
         """Read, split and encode a client's rows; the second call is free."""
@@ -37,6 +38,13 @@ class Session:
             splits = {key: rows.to(self.trainer.device) for key, rows in data.splits.items()}
             self._clients[name] = ClientData(name, splits, data.target_scales, data.notes)
         return self._clients[name]
+
+    def name_of(self, context: Context) -> str:
+        """Say which client a node is; the second call is free. See `client_name`."""
+        key = (context.node_config.get("client"), context.node_config.get("partition-id"))
+        if key not in self._names:
+            self._names[key] = client_name(context, self.experiment)
+        return self._names[key]
 
     def forget_clients(self) -> None:
         """Let go of the clients' data, where somebody else holds it now."""

@@ -109,11 +109,24 @@ class TrunkStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the inner strategy combine the well-formed trunks; None where there is none."""
+        """Let the inner strategy combine the well-formed trunks; None where there is none.
+
+        Flower's `FedAvg` is a weighted mean, done here as one product, which saves a message and
+        two rounds of serialisation per client.
+        """
         accepted = self._sift(replies, with_arrays=True)
         if not accepted:
             return None, None
-        arrays, _ = self.inner.aggregate_train(server_round, accepted)
+        if type(self.inner) is FedAvg and all(t == "float32" for t in self.dtypes.values()):
+            rows = np.stack([self._flatten(reply) for reply in accepted])
+            examples = np.array(list(self.last.examples.values()))
+            mean = self._mean(rows, examples, np.ones(len(rows), dtype=bool))
+            return pack_arrays(self._cut(mean)), None
+        alike = [
+            self._for_inner(reply, examples)
+            for reply, examples in zip(accepted, self.last.examples.values(), strict=True)
+        ]
+        arrays, _ = self.inner.aggregate_train(server_round, alike)
         if arrays is None:
             return None, None
         # Averaging turns integer arrays into float64; the next round needs the trunk's own types.
@@ -185,6 +198,11 @@ class TrunkStrategy(Strategy):
         self.last.left_out |= left_out
         return None if combined is None else unpack_arrays(combined)
 
+    def _flatten(self, reply: Message) -> FloatArray:
+        """Lay a reply's trunk out as one row, in the trunk's own order."""
+        arrays = arrays_of(reply.content) or ArrayRecord()
+        return np.concatenate([arrays[name].numpy().reshape(-1) for name in self.shapes])
+
     def _cut(self, row: FloatArray) -> dict[str, FloatArray]:
         """Cut a flat trunk into its arrays."""
         arrays, start = {}, 0
@@ -216,10 +234,9 @@ class TrunkStrategy(Strategy):
                 self.last.left_out[name] = reason or "the reply holds no metrics"
                 logger.warning("%s left out: %s", name, self.last.left_out[name])
                 continue
-            self.last.examples[name] = examples = int(metrics[EXAMPLES])  # type: ignore[arg-type]
+            self.last.examples[name] = int(metrics[EXAMPLES])  # type: ignore[arg-type]
             self.last.sums[name] = unpack_sums(metrics)
-            if with_arrays:
-                accepted.append(self._for_inner(reply, examples))
+            accepted.append(reply)
         return accepted
 
     def _for_inner(self, reply: Message, examples: int) -> Message:
