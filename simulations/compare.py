@@ -16,10 +16,11 @@ from common.errors import CheckpointError, ConfigError, NothingLearnedError
 from common.experiment import Experiment
 from common.json_gaps import without_gaps
 from common.metrics import METRICS
+from common.sharing import shared_names
 from server.checkpoint import replace_text, told_where
 from server.figures import split_figures
 from server.sums import SumTable
-from simulations.baselines import BASELINES, read_clients
+from simulations.baselines import BASELINES, make_trainer, read_clients
 from simulations.simulate import simulate
 
 logger = logging.getLogger("fedmtl.compare")
@@ -125,7 +126,8 @@ def compare_once(experiment: Experiment, out: Path) -> dict[str, TaskFigures]:
             experiment,
             split_figures(experiment, SumTable.of(sums), "test", experiment.task_weights()),
         )
-    figures[FEDERATED] = _federate(experiment, "joint", out)
+    if shared_names(make_trainer(experiment, agreement).flat.layout.slices, "joint"):
+        figures[FEDERATED] = _federate(experiment, "joint", out)
     if all(set(data.tasks) == set(experiment.tasks) for data in clients):
         figures[WHOLE_MODEL] = _federate(experiment, "whole-model", out)
     write_figures(out / FIGURES, figures)

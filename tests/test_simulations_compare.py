@@ -56,6 +56,12 @@ def test_the_whole_model_needs_every_task_everywhere(tmp_path):
     assert WHOLE_MODEL not in result["contenders"]
 
 
+def test_a_model_without_a_trunk_has_nothing_to_federate_but_the_whole(tmp_path):
+    settings = [*QUICK, "trunk.widths=[]", "federation.algorithm=whole-model"]
+    result = compare(load_experiment("digits", settings), [0], tmp_path / "out")
+    assert list(result["contenders"]) == [name for name in ORDER if name != FEDERATED]
+
+
 def test_seeds_in_processes_give_what_seeds_in_turn_give(tmp_path):
     experiment = load_experiment("digits", QUICK)
     in_turn = compare(experiment, range(2), tmp_path / "a")
