@@ -9,6 +9,7 @@ from flwr.app import Message
 
 from client.app import app
 from client.state import OWN
+from common.agreement import Description
 from common.clients import open_clients
 from common.errors import NothingLearnedError
 from common.experiment_file import load_experiment
@@ -94,6 +95,84 @@ def test_a_reply_holds_nothing_but_trunk_and_sums(tmp_path):
                 )
                 # Two numbers, or the four of R2: never a number per row.
                 assert not isinstance(value, list) or len(value) <= 4
+
+
+# What leaves a client -> the row of docs/privacy.md that tells of it.
+DESCRIBED = {
+    "client": "its name",
+    "left_out": "why it refuses a message, or takes no part",
+    "examples": "number of training, validation and test rows",
+    "labelled": "labelled training rows per task",
+    "columns": "names of its input columns",
+    "sums": "per column: count, sum, sum of squares of its training rows",
+    "categories": "the categories that occur in its training rows",
+}
+MEASURED = {
+    "num-examples": "number of training rows",
+    "train": "per task: summed loss and labelled rows, in training",
+    "validation": "per task and split: summed loss, metric sums, labelled rows",
+    "test": "per task and split: summed loss, metric sums, labelled rows",
+}
+TRUNK = "trunk parameters after local training"
+MIXED = """
+name = "mixed"
+[data]
+source = "folder"
+path = "rows"
+unusable = "leave-out"
+[inputs.x]
+columns = ["x"]
+standardise = "federation"
+[inputs.town]
+kind = "categorical"
+columns = ["town"]
+[tasks.t]
+kind = "regression"
+[trunk]
+widths = [2]
+[federation]
+rounds = 2
+"""
+
+
+def rows_of_the_page() -> dict[str, str]:
+    """Value -> message, as the table of docs/privacy.md says."""
+    page = Path(__file__).parent.parent / "docs" / "privacy.md"
+    lines = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
+    return {cell[0]: cell[1] for cell in cells}
+
+
+def test_the_page_on_privacy_names_all_that_can_leave_and_nothing_else():
+    assert set(Description.model_fields) == set(DESCRIBED)
+    assert set(rows_of_the_page()) == {*DESCRIBED.values(), *MEASURED.values(), TRUNK}
+
+
+@pytest.mark.parametrize("by", ["train-reply", "message"])
+def test_all_that_leaves_is_in_the_table_of_the_page(tmp_path, by):
+    (tmp_path / "rows").mkdir()
+    for client, count in {"a": 9, "b": 8, "small": 1}.items():
+        lines = [f"{i},{'york' if i % 2 else 'bath'},{i * 2}\n" for i in range(count)]
+        (tmp_path / "rows" / f"{client}.csv").write_text("x,town,t\n" + "".join(lines))
+    (tmp_path / "mixed.toml").write_text(MIXED)
+    experiment = load_experiment(str(tmp_path / "mixed.toml"), [f"evaluation.by={by}"])
+    folder = RunFolder(tmp_path / "run")
+    folder.create(experiment, "loopback")
+    tap = Tap(open_clients(experiment).names)
+    federate(tap, experiment, folder, strict=True)
+    page, seen = rows_of_the_page(), set()
+    for reply in tap.sent:
+        kind, content = reply.metadata.message_type, reply.content
+        values = [TRUNK for record in content.array_records.values() for _ in record]
+        for record in content.metric_records.values():
+            assert all(len(key.split("/")) == 3 for key in record if key != "num-examples")
+            values += [MEASURED[key.split("/")[0]] for key in record]
+        for record in content.config_records.values():
+            assert set(record) == {"description"}
+            values += [DESCRIBED[key] for key in json.loads(record["description"])]
+        assert all(page[value] == "any" or kind in page[value] for value in values)
+        seen.update(values)
+    assert seen == set(page)  # the run shows every row of the table
 
 
 def test_an_unexpected_error_tells_its_place_and_no_private_value(monkeypatch, tmp_path, caplog):
