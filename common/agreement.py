@@ -20,6 +20,8 @@ from common.preparation import PreparedClient, UnusableClientError, prepare
 from common.scaling import Scaling, column_sums, scaling_from_sums
 from common.tables import ClientTable
 
+MOST_CATEGORIES = 100  # of a column, that a client tells; beyond, they may name persons
+
 Columns = tuple[str, ...]
 Categories = dict[str, Columns]  # column -> its categories, sorted
 
@@ -134,7 +136,7 @@ def describe(table: ClientTable, experiment: Experiment) -> Description:
             if inputs[name].standardise == "federation"
         },
         categories={
-            name: _categories_of(prepared, features)
+            name: _categories_of(prepared, features, f"client '{table.name}'", name)
             for name, features in prepared.inputs.items()
             if collects_categories(inputs[name])
         },
@@ -277,12 +279,22 @@ def _sum_input(prepared: PreparedClient, features: Features) -> Sums:
     )
 
 
-def _categories_of(prepared: PreparedClient, features: Features) -> Categories:
+def _categories_of(
+    prepared: PreparedClient, features: Features, client: str, name: str
+) -> Categories:
     cells = prepared.train(features.values)
-    return {
+    found = {
         column: tuple(sorted(set(cells[:, i]) - {None}))
         for i, column in enumerate(features.columns)
     }
+    for column, categories in found.items():
+        if len(categories) > MOST_CATEGORIES:
+            raise DataError(
+                f"{client}, column '{column}' (inputs.{name}) must have at most {MOST_CATEGORIES} "
+                f"categories to be collected, got {len(categories)}; list them in "
+                f"inputs.{name}.categories, make the column numeric, or leave it out"
+            )
+    return found
 
 
 def _unite_categories(

@@ -107,7 +107,9 @@ class Input(Settings):
         "refuse", description="What an empty cell means."
     )
     categories: Names = Field(
-        (), description="Categorical: the known values; empty collects them once from all clients."
+        (),
+        description="Categorical: the known values; empty collects them once from all clients, at "
+        "most 100 of a column.",
     )
 
     @model_validator(mode="after")

@@ -186,3 +186,14 @@ def test_numeric_inputs_are_as_wide_as_their_columns():
     experiment = plan(inputs=NUMERIC, **ALL_TRAIN)
     told = describe(table(x1=[1.0, 2.0], x2=[1.0, 2.0]), experiment)
     assert input_shapes(agree([told], experiment)) == {"x": (2,)}
+
+
+@pytest.mark.parametrize(("count", "told"), [(100, True), (101, False)])
+def test_a_column_of_identifiers_is_not_told(count, told):
+    many = table(town=text(*(f"person {i}" for i in range(count))))
+    experiment = plan(inputs=TOWNS, **ALL_TRAIN)
+    if told:
+        assert len(describe(many, experiment).categories["t"]["town"]) == count
+    else:
+        with pytest.raises(DataError, match="at most 100 categories to be collected, got 101"):
+            describe(many, experiment)
