@@ -25,6 +25,15 @@ TRUTHS = {"true": 1.0, "false": 0.0}  # how a column of booleans with gaps is sp
 FOR_INPUTS = "correct the file, exclude the column, or make it an input of kind 'categorical'"
 
 
+def count_rows(count: int) -> str:
+    """Write a number of rows in a message.
+
+    >>> count_rows(1), count_rows(2)
+    ('1 row', '2 rows')
+    """
+    return f"{count} row" if count == 1 else f"{count} rows"
+
+
 def read_numbers(column: NDArray[Any], where: str, way_out: str = FOR_INPUTS) -> FloatArray:
     """Read a column as numbers; text that spells numbers, or true and false, will do.
 

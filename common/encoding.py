@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.agreement import Agreement, columns_misfit
+from common.cells import count_rows
 from common.dataset import ClientData, Rows, TargetScale
 from common.errors import DataError
 from common.experiment import Experiment, Input, Task
@@ -109,7 +110,7 @@ def _one_hot(
         if unknown := int((prepared.train(codes) < 0).sum()):
             raise DataError(
                 f"client '{prepared.name}', column '{features.columns[i]}' (inputs.{name}): "
-                f"{unknown} training rows have a category that is not known; add it to "
+                f"a category that is not known in {count_rows(unknown)} of training; add it to "
                 f"inputs.{name}.categories"
             )
         blocks.append(codes[:, None] == np.arange(len(places)))

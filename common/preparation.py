@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.cells import list_names
+from common.cells import count_rows, list_names
 from common.errors import DataError
 from common.experiment import Experiment
 from common.features import Features, read_features
@@ -71,7 +71,7 @@ def prepare(table: ClientTable, experiment: Experiment) -> PreparedClient:
     targets, untrained = _trainable_targets(targets, all_rows["train"], complete, table, experiment)
     notes += [f"task '{task}' left out: no label falls into training" for task in untrained]
     has_label = np.logical_or.reduce([target.labelled for target in targets.values()])
-    notes += _count_note(complete & ~has_label, "rows without any label left out")
+    notes += _count_note(complete & ~has_label, "without any label left out")
     usable = complete & has_label
     splits = {split: rows[usable[rows]] for split, rows in all_rows.items()}
     _require_rows(int(usable.sum()), table, experiment, "usable ")
@@ -87,14 +87,14 @@ def _complete_rows(
     complete: NDArray[np.bool_] = np.logical_and.reduce([f.usable for f in inputs.values()])
     divided = np.zeros(rows, dtype=bool)
     divided[np.concatenate(list(splits.values()))] = True
-    notes = _count_note(~complete, "rows with empty cells left out")
-    notes += _count_note(complete & ~divided, "rows in no split left out")
+    notes = _count_note(~complete, "with empty cells left out")
+    notes += _count_note(complete & ~divided, "in no split left out")
     return complete & divided, notes
 
 
 def _count_note(rows: NDArray[np.bool_], what: str) -> list[str]:
     count = int(rows.sum())
-    return [f"{count} {what}"] if count else []
+    return [f"{count_rows(count)} {what}"] if count else []
 
 
 def _require_rows(rows: int, table: ClientTable, experiment: Experiment, kind: str = "") -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.cells import FloatArray, list_names, read_names, read_numbers
+from common.cells import FloatArray, count_rows, list_names, read_names, read_numbers
 from common.errors import DataError
 from common.experiment import Experiment, Task
 from common.tables import ClientTable
@@ -74,13 +74,13 @@ def _read_classes(table: ClientTable, task: Task, name: str, column: str) -> Tar
     codes = np.where(labelled, numbers, 0.0)
     if odd := int((codes != np.floor(codes)).sum()):
         raise DataError(
-            f"{where} must hold whole numbers from 0, got others in {odd} rows; correct them, "
-            "name the classes in `classes`, or make it a regression"
+            f"{where} must hold whole numbers from 0, got others in {count_rows(odd)}; correct "
+            "them, name the classes in `classes`, or make it a regression"
         )
     count = task.class_count or 2
     if beyond := int(((codes < 0) | (codes >= count)).sum()):
         raise DataError(
-            f"{where} must hold classes from 0 to {count - 1}, got others in {beyond} rows; "
+            f"{where} must hold classes from 0 to {count - 1}, got others in {count_rows(beyond)}; "
             "correct the cells, or `classes`"
         )
     return Target(codes.astype(np.int64), labelled)
@@ -94,8 +94,8 @@ def _code_names(cells: NDArray[Any], codes: dict[str, int], where: str) -> Targe
     if unknown := sum(n is not None and n not in codes for n in names):
         known = "0, 1, true or false" if codes is YES_NO else f"one of {list_names(list(codes))}"
         raise DataError(
-            f"{where} must be {known}, got others in {unknown} rows; correct the cells, or name "
-            "all classes in `classes`"
+            f"{where} must be {known}, got others in {count_rows(unknown)}; correct the cells, or "
+            "name all classes in `classes`"
         )
     return Target(np.array([codes.get(n, 0) for n in names], dtype=np.int64), labelled)
 
@@ -117,13 +117,13 @@ def _read_vectors(table: ClientTable, task: Task, name: str, columns: tuple[str,
     labelled: NDArray[np.bool_] = np.asarray(present.all(axis=1))
     if partial := int((present.any(axis=1) & ~labelled).sum()):
         raise DataError(
-            f"{where} has {len(columns)} target columns, and {partial} rows with some of them "
-            "empty; fill or empty all of them, or make them tasks of their own"
+            f"{where} has {len(columns)} target columns, and {count_rows(partial)} with some of "
+            "them empty; fill or empty all of them, or make them tasks of their own"
         )
     values = np.where(labelled[:, None], values, 0.0)
     if task.kind == "multilabel" and not np.isin(values, (0.0, 1.0)).all():
         wrong = int((~np.isin(values, (0.0, 1.0))).any(axis=1).sum())
-        raise DataError(f"{where}: labels must be 0 or 1, got others in {wrong} rows")
+        raise DataError(f"{where}: labels must be 0 or 1, got others in {count_rows(wrong)}")
     return Target(_transform(values, task, where), labelled)
 
 
@@ -132,7 +132,7 @@ def _transform(values: FloatArray, task: Task, where: str) -> FloatArray:
         return values
     if low := int((values <= -1.0).any(axis=1).sum()):
         raise DataError(
-            f"{where}: transform 'log1p' takes values above -1, got others in {low} rows; correct "
-            "them, or set transform to 'none'"
+            f"{where}: transform 'log1p' takes values above -1, got others in {count_rows(low)}; "
+            "correct them, or set transform to 'none'"
         )
     return np.log1p(values)

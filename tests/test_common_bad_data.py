@@ -85,13 +85,13 @@ BAD_TABLES = {
     "class that is not whole": (
         table(y=[0, 1.5]),
         {"tasks": CLASSES},
-        r"whole numbers from 0, got others in 1 rows",
+        r"whole numbers from 0, got others in 1 row",
     ),
     "class beyond every integer": (table(y=[0, 1e30]), {"tasks": CLASSES}, r"from 0 to 2"),
     "unknown class name": (
         table(y=text("cat", SECRET)),
         {"tasks": NAMED},
-        r"one of 'cat', 'dog', got others in 1 rows",
+        r"one of 'cat', 'dog', got others in 1 row",
     ),
     "text for a class code": (
         table(y=text("0", "many")),
@@ -111,29 +111,29 @@ BAD_TABLES = {
     "third class in a binary task": (
         table(y=[0, 1, 2]),
         {"tasks": {"y": {"kind": "binary"}}},
-        r"classes from 0 to 1, got others in 1 rows",
+        r"classes from 0 to 1, got others in 1 row",
     ),
     "other word in a binary task": (
         table(y=text("true", SECRET)),
         {"tasks": {"y": {"kind": "binary"}}},
-        r"0, 1, true or false, got others in 1 rows",
+        r"0, 1, true or false, got others in 1 row",
     ),
     "multilabel beyond 0 and 1": (
         table(u=[0, 2], v=[0, 1]),
         {"tasks": {"y": {"kind": "multilabel", "target": ["u", "v"]}}},
-        r"task 'y': labels must be 0 or 1, got others in 1 rows",
+        r"task 'y': labels must be 0 or 1, got others in 1 row",
     ),
     "row with some of several labels": (
         table(u=[1.0, 2.0], v=[1.0, np.nan]),
         {"tasks": PAIR},
-        r"task 'y' has 2 target columns, and 1 rows with some of them empty",
+        r"task 'y' has 2 target columns, and 1 row with some of them empty",
     ),
     "file with some of several target columns": (
         table(u=[1.0, 2.0]),
         {"tasks": PAIR},
         r"task 'y' needs 2 target columns, lacks 'v'",
     ),
-    "log1p of -1": (table(y=[-1.0, 0.0]), {"tasks": LOG}, r"'log1p' takes values above -1.*1 rows"),
+    "log1p of -1": (table(y=[-1.0, 0.0]), {"tasks": LOG}, r"'log1p' takes values above -1.*1 row"),
     "one row": (table(rows=1), {}, r"at least 2 rows \(data\.min-rows\), got 1"),
     "no label at all": (table(y=[np.nan] * 4), {}, r"label for some task, got none in columns 'y'"),
     "no target column": (

@@ -124,7 +124,7 @@ def test_a_dropped_row_is_noted():
     )
     assert data.train.inputs["x"].tolist() == [[1.0], [3.0]]
     assert data.train.targets["y"].tolist() == [[0.0], [2.0]]
-    assert data.notes == ("1 rows with empty cells left out",)
+    assert data.notes == ("1 row with empty cells left out",)
 
 
 def test_a_mean_of_nothing_is_zero():
@@ -169,7 +169,9 @@ def test_a_category_of_test_rows_alone_is_all_zeros():
 
 
 def test_a_training_row_of_an_undeclared_category_is_refused():
-    with pytest.raises(DataError, match=r"column 'town'.*1 training rows have a category"):
+    with pytest.raises(
+        DataError, match=r"column 'town'.*a category that is not known in 1 row of training"
+    ):
         inputs_of(table(town=text("u", "v")), towns(categories=["u", "w"]))
 
 
@@ -273,7 +275,7 @@ def test_a_client_without_the_column_or_without_labels_does_not_hold_the_task():
 def test_rows_without_any_label_are_in_no_part():
     data = encode_alone(table(y=[1.0, np.nan, 3.0]), plan(**ALL_TRAIN))
     assert data.train.inputs["x"].tolist() == [[0.0], [2.0]]
-    assert data.notes == ("1 rows without any label left out",)
+    assert data.notes == ("1 row without any label left out",)
 
 
 def test_tensors_are_plain_and_typed():

@@ -10,6 +10,7 @@ from common.agreement import agree, describe
 from common.cells import read_names
 from common.clients import open_clients
 from common.encoding import encode
+from common.errors import DataError
 from common.experiment import Data
 from common.experiment_file import known_experiments, load_experiment
 from common.sources.registry import SOURCES, open_source
@@ -319,6 +320,17 @@ def test_no_digit_is_in_two_pairs():
     assert (np.bincount(both) == np.bincount(single.columns["digit"])).all()
     ink = pairs.columns["pixels"].astype(np.uint64).sum()
     assert ink == single.columns["pixels"].astype(np.uint64).sum()
+
+
+@pytest.mark.parametrize(("mark", "word"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_csv_with_another_separator_is_told_so(tmp_path, mark, word):
+    rows = [["x", "t"], ["1,5", "2"], ["2,5", "3"]]  # decimal commas, as spreadsheets save them
+    (tmp_path / "a.csv").write_text("".join(mark.join(row) + "\n" for row in rows))
+    source = open_source(Data(source="folder", path=str(tmp_path)))
+    with pytest.raises(
+        DataError, match=f"'a.csv': its cells must be separated by commas, got {word}"
+    ):
+        source.read("a")
 
 
 @needs_public_data

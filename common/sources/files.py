@@ -22,6 +22,8 @@ Columns = dict[str, NDArray[Any]]
 # "None" is a word that people use for a category, so it is not among them.
 MISSING_MARKS = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null")
 
+SEPARATORS = {";": "semicolons", "\t": "tabs"}  # of files that are called CSV too
+
 
 def read_columns(path: Path) -> Columns:
     """Read a file's columns, as `common.tables.ClientTable` holds them.
@@ -93,6 +95,8 @@ def read_csv(path: Path, required: Sequence[str] = (), names: Sequence[str] = ()
 def _parse_csv(path: Path, names: list[str] | None) -> Columns:
     # Left to itself pandas takes the first cells of rows that are longer than the header for names
     # of the rows, so that every column holds what its neighbour should.
+    if names is None:
+        _refuse_other_separators(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
@@ -111,6 +115,22 @@ def _parse_csv(path: Path, names: list[str] | None) -> Columns:
                 "name the columns that have no name, or remove them"
             ) from error
     return frame_columns(frame)
+
+
+def _refuse_other_separators(path: Path) -> None:
+    """Refuse a file that its header shows to be separated by something else than commas.
+
+    Raises:
+        DataError: it is; a single column would otherwise be found.
+    """
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline()
+    for mark, word in SEPARATORS.items():
+        if mark in header and "," not in header:
+            raise DataError(
+                f"file '{path.name}': its cells must be separated by commas, got {word} in its "
+                "header; save it again with commas, and with points in decimal numbers"
+            )
 
 
 def _read_csv(path: Path) -> Columns:
