@@ -12,7 +12,7 @@ from functools import wraps
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.session import Session, client_name, open_session, parse_experiment, read_table
+from client.session import Session, client_name, open_session, open_source, parse_experiment
 from client.state import load_own, save_own
 from common.agreement import describe
 from common.dataset import ClientData
@@ -81,9 +81,10 @@ def _evaluate(session: Session, data: ClientData) -> SplitSums:
 def query(message: Message, context: Context) -> Message:
     """Describe this client: name, columns, counts; sums only where the experiment asks."""
     instruction = Instruction.from_record(config_of(message.content))
-    experiment = parse_experiment(instruction.experiment, str(context.node_config.get("data", "")))
-    table = read_table(experiment, client_name(context, experiment))
-    text = describe(table, experiment).to_json()
+    data_path = str(context.node_config.get("data", ""))
+    experiment = parse_experiment(instruction.experiment, data_path)
+    source = open_source(instruction.experiment, data_path)
+    text = describe(source.read(client_name(context, source.names)), experiment).to_json()
     return Message(RecordDict({CONFIG: ConfigRecord({"description": text})}), reply_to=message)
 
 

@@ -4,6 +4,7 @@ An engine calls the same handlers for many clients in one process, and a deploye
 in a new process for every message; both go through `open_session`.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -16,7 +17,7 @@ from common.dataset import ClientData
 from common.encoding import encode
 from common.errors import DataError
 from common.experiment import Experiment
-from common.tables import ClientTable
+from common.tables import TableSource
 
 
 class Session:
@@ -24,6 +25,7 @@ class Session:
 
     def __init__(self, experiment: Experiment, agreement: Agreement, device: str) -> None:
         self.experiment, self.agreement = experiment, agreement
+        self.source = open_clients(experiment)
         self.fingerprint = experiment.fingerprint()
         torch.set_num_threads(experiment.training.threads)
         self.trainer = Trainer(experiment, input_shapes(agreement), choose_device(device))
@@ -33,8 +35,7 @@ class Session:
     def client(self, name: str) -> ClientData:
         """Read, split and encode a client's rows; the second call is free."""
         if name not in self._clients:
-            table = read_table(self.experiment, name)
-            data = encode(table, self.experiment, self.agreement)
+            data = encode(self.source.read(name), self.experiment, self.agreement)
             splits = {key: rows.to(self.trainer.device) for key, rows in data.splits.items()}
             self._clients[name] = ClientData(name, splits, data.target_scales, data.notes)
         return self._clients[name]
@@ -43,7 +44,7 @@ class Session:
         """Say which client a node is; the second call is free. See `client_name`."""
         key = (context.node_config.get("client"), context.node_config.get("partition-id"))
         if key not in self._names:
-            self._names[key] = client_name(context, self.experiment)
+            self._names[key] = client_name(context, self.source.names)
         return self._names[key]
 
     def forget_clients(self) -> None:
@@ -68,12 +69,13 @@ def open_session(experiment: str, agreement: str, data_path: str, device: str) -
     return Session(parsed, Agreement.from_json(agreement), device or parsed.training.device)
 
 
-def read_table(experiment: Experiment, name: str) -> ClientTable:
-    """Read one client's raw rows."""
-    return open_clients(experiment).read(name)
+@lru_cache(maxsize=8)
+def open_source(experiment: str, data_path: str) -> TableSource:
+    """Open the clients' data of the experiment that the server sent."""
+    return open_clients(parse_experiment(experiment, data_path))
 
 
-def client_name(context: Context, experiment: Experiment) -> str:
+def client_name(context: Context, names: Sequence[str]) -> str:
     """Say which client of the experiment this node is.
 
     A node names itself by ``client`` in its config; a simulated node has Flower's
@@ -82,7 +84,6 @@ def client_name(context: Context, experiment: Experiment) -> str:
     Raises:
         DataError: none of these settles it.
     """
-    names = open_clients(experiment).names
     if "client" in context.node_config:
         name = str(context.node_config["client"])
         if name not in names:

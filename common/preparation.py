@@ -142,17 +142,19 @@ def _trainable_targets(
 
 def _check_unseen_classes(prepared: PreparedClient, experiment: Experiment) -> None:
     """Refuse classes that only validation or test rows have, where the experiment says so."""
-    if experiment.data.unseen_classes == "keep":
+    evaluated = len(prepared.splits["validation"]) + len(prepared.splits["test"])
+    if experiment.data.unseen_classes == "keep" or not evaluated:
         return
     for name, target in prepared.targets.items():
         if target.values.ndim != 1:  # no classes
             continue
-        codes = {
-            split: np.unique(target.values[rows[target.labelled[rows]]])
-            for split, rows in prepared.splits.items()
+        labels = {
+            s: target.values[rows[target.labelled[rows]]] for s, rows in prepared.splits.items()
         }
+        seen = np.zeros(1 + max((int(v.max()) for v in labels.values() if len(v)), default=0), bool)
+        seen[labels["train"]] = True
         for split in ("validation", "test"):
-            unseen = np.setdiff1d(codes[split], codes["train"])
+            unseen = np.unique(labels[split][~seen[labels[split]]])
             if len(unseen):
                 named = list_names(class_names(experiment.tasks[name], unseen))
                 raise DataError(
