@@ -12,17 +12,50 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from typing import Any
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 
 from common.errors import FedMTLError
+from common.wire import FloatArray, pack_arrays, unpack_arrays
 from simulations.client_log import Own
 from simulations.loopback import FIRST_NODE, LoopbackGrid
 
 STOP_S = 1.0  # how long workers may take to end by themselves
 
 # A job names a method of `Share` and its argument; the answer is its result.
-Answer = tuple[int, RecordDict | None, Error | None]  # node, content or error
+# Arrays cross between processes as NumPy's; Flower's own form would be written out and parsed anew.
+Parts = tuple[dict[str, dict[str, FloatArray]], dict[str, ConfigRecord | MetricRecord]]
+Answer = tuple[int, Parts | None, Error | None]  # node, content or error
+
+
+def take_apart(content: RecordDict) -> Parts:
+    """Separate a message's arrays from its other records."""
+    arrays: dict[str, dict[str, FloatArray]] = {}
+    others: dict[str, ConfigRecord | MetricRecord] = {}
+    for key, record in content.items():
+        if isinstance(record, ArrayRecord):
+            arrays[key] = unpack_arrays(record)
+        else:
+            others[key] = record
+    return arrays, others
+
+
+def put_together(parts: Parts) -> RecordDict:
+    """Make the message's content again."""
+    content = RecordDict()
+    arrays, others = parts
+    for key, named in arrays.items():
+        content[key] = pack_arrays(named)
+    for key, record in others.items():
+        content[key] = record
+    return content
 
 
 class Share:
@@ -31,16 +64,17 @@ class Share:
     def __init__(self, client_app: ClientApp, names: Sequence[str]) -> None:
         self.grid = LoopbackGrid(client_app, names)
 
-    def deliver(self, job: tuple[RecordDict, str, list[int]]) -> list[Answer]:
+    def deliver(self, job: tuple[Parts, str, list[int]]) -> list[Answer]:
         """Let clients answer one content, in the order given."""
-        content, kind, node_ids = job
-        answers = []
+        parts, kind, node_ids = job
+        content = put_together(parts)
+        answers: list[Answer] = []
         for node_id in node_ids:
             reply = self.grid.deliver(Message(content, node_id, kind))
-            failed = reply.has_error()
-            answers.append(
-                (node_id, None if failed else reply.content, reply.error if failed else None)
-            )
+            if reply.has_error():
+                answers.append((node_id, None, reply.error))
+            else:
+                answers.append((node_id, take_apart(reply.content), None))
         return answers
 
     def own_states(self, node_ids: list[int] | None) -> dict[str, Own]:
@@ -117,8 +151,9 @@ class WorkerGrid(LoopbackGrid):
             contents[id(message.content)] = message.content
             share = shares[self._worker_of(node_id)]
             share.setdefault((id(message.content), kind), []).append(node_id)
+        parts = {key: take_apart(content) for key, content in contents.items()}
         jobs = [
-            (worker, ("deliver", (contents[key], kind, node_ids)))
+            (worker, ("deliver", (parts[key], kind, node_ids)))
             for worker, share in enumerate(shares)
             for (key, kind), node_ids in share.items()
         ]
@@ -182,7 +217,7 @@ class WorkerGrid(LoopbackGrid):
 
     @staticmethod
     def _reply(message: Message, answer: Answer) -> Message:
-        _, content, error = answer
+        _, parts, error = answer
         if error is not None:
             return Message(error, reply_to=message)
-        return Message(content or RecordDict(), reply_to=message)
+        return Message(put_together(parts or ({}, {})), reply_to=message)
