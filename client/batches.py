@@ -12,11 +12,11 @@ Index = NDArray[np.int64]
 LAST = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 
-def label_patterns(labelled: Mapping[str, Tensor]) -> Index:
-    """Number the rows by which tasks they carry labels for: int64 [N], equal where alike."""
+def label_patterns(labelled: Mapping[str, Tensor]) -> Index | None:
+    """Number the rows by which tasks they carry labels for: int64 [N]; None where all are alike."""
     masks = np.stack([mask.cpu().numpy() for mask in labelled.values()])  # [T, N]
-    if masks.all():
-        return np.zeros(masks.shape[1], np.int64)
+    if (masks == masks[:, :1]).all():
+        return None
     return np.unique(masks, axis=1, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
@@ -26,17 +26,18 @@ def shuffle_key(seed: int, client: str) -> int:
 
 
 def epoch_order(
-    patterns: Index, balance: str, seed: int, purpose: str, client: str, *numbers: int
+    rows: int, patterns: Index | None, balance: str, key: int, round_number: int, epoch: int
 ) -> Index:
-    """Shuffle one client's rows: `epoch_orders` for a client alone, numbers are (round, epoch)."""
-    key = np.array([derive_key(seed, purpose, client)], np.uint64)
-    order: Index = epoch_orders(key, [patterns], balance, *numbers)[0]
+    """Shuffle one client's rows: `epoch_orders` for a client alone."""
+    keys, counts = np.array([key], np.uint64), np.array([rows])
+    order: Index = epoch_orders(keys, counts, [patterns], balance, round_number, epoch)[0]
     return order
 
 
 def epoch_orders(
     client_keys: UInt64Array,
-    patterns: Sequence[Index],
+    counts: Index,
+    patterns: Sequence[Index | None],
     balance: str,
     round_number: int,
     epoch: int,
@@ -47,6 +48,7 @@ def epoch_orders(
 
     Args:
         client_keys: [K], of `shuffle_key`.
+        counts: [K], numbers of rows n_k.
         patterns: each client's [n_k] from `label_patterns`.
         balance: "tasks" or "none"; see `balanced_order`.
         round_number: names the stream.
@@ -56,16 +58,18 @@ def epoch_orders(
         int64 [K, max n_k]: row k begins with a permutation of ``range(n_k)``; the rest is padding
         by numbers of rows that do not exist at that client.
     """
-    counts = np.array([len(p) for p in patterns])
-    keys = permutation_keys(fork_keys(client_keys, round_number, epoch), int(counts.max()) + 1)
-    hashes = keys[:, :-1].copy()
-    hashes[np.arange(hashes.shape[1]) >= counts[:, None]] = LAST
-    orders = np.argsort(hashes, axis=1, kind="stable")
+    longest = int(counts.max())
+    keys = permutation_keys(fork_keys(client_keys, round_number, epoch), longest + 1)
+    hashes = keys[:, :-1]
+    if counts.min() < longest:
+        hashes = np.where(np.arange(longest) < counts[:, None], hashes, LAST)
+    orders: Index = np.argsort(hashes, axis=1, kind="stable")
     if balance == "tasks":
-        for row, (own, count) in enumerate(zip(patterns, counts, strict=True)):
-            if own[-1] or own.any():  # more than one pattern
+        for row, own in enumerate(patterns):
+            if own is not None:
+                count = len(own)
                 orders[row, :count] = balanced_order(own, keys[row, :count], keys[row, count:])
-    return orders.astype(np.int64, copy=False)
+    return orders
 
 
 def balanced_order(patterns: Index, keys: UInt64Array, offset_keys: UInt64Array) -> Index:

@@ -3,25 +3,31 @@
 Clients are ordered by size, largest first, so that those which still have a batch are always the
 first rows of every matrix: a step works on a slice, and nothing is computed for clients that are
 done. Results equal those of clients trained one after another, to the rounding of sums.
+
+A step gathers its inputs and does the model's arithmetic; what can be done for many steps at once,
+such as gathering targets and summing losses, is done for a stretch of them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client.batches import Index, epoch_orders
-from client.flat import TRUNK, FlatLayout
-from client.optimisers import Part, make_optimiser
+from client.flat import TRUNK, FlatLayout, merge_neighbours
+from client.optimisers import Optimiser, Part, make_optimiser
 from client.row_store import RowStore
-from client.stacked_losses import share_out
+from client.stacked_losses import count_taught, pad_rows, share_out
 from client.stacked_model import StackedModel
 from common.experiment import Training
 from common.seeding import UInt64Array
 
-LossSums = dict[str, Tensor]  # task -> float32 [K, 2]: summed loss, labelled rows
+LossSums = dict[str, NDArray[np.float64]]  # task -> [K, 2]: summed loss, labelled rows
+STRETCH = 2**20  # outputs of a stretch of steps, in numbers: bounds its memory
+KEPT_SCALES = 64  # sets of weights and tasks whose constants are kept
 
 
 @dataclass(frozen=True)
@@ -38,27 +44,23 @@ class Cohort:
     store: RowStore
     members: Index
     keys: UInt64Array
-    patterns: Sequence[Index]
+    patterns: Sequence[Index | None]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One step's rows: the first `clients` clients, `width` places each, some maybe padding.
+class Stretch:
+    """Consecutive steps of an epoch.
 
     Attributes:
-        clients: K', how many clients have rows left.
-        rows: int64 [K', B], numbers of rows in the store.
-        real: bool [K', B], False for padding; None where there is none.
-        counts: real rows of each client.
+        rows: int64 [K', M], numbers of rows in the store; K' clients have rows left at its start.
+        left: int64 [K'], rows that each has left at its start; beyond them `rows` is padding.
     """
 
-    clients: int
     rows: Tensor
-    real: Tensor | None
-    counts: list[int]
+    left: Index
 
 
-def largest_first(counts: Sequence[int]) -> Index:
+def largest_first(counts: Sequence[int] | Index) -> Index:
     """Order clients by size; equal ones keep their order.
 
     >>> largest_first([3, 9, 3]).tolist()
@@ -67,100 +69,217 @@ def largest_first(counts: Sequence[int]) -> Index:
     return np.argsort(-np.asarray(counts), kind="stable").astype(np.int64)
 
 
-def train_cohort(
-    model: StackedModel,
-    layout: FlatLayout,
-    cohort: Cohort,
-    values: Tensor,
-    settings: Training,
-    weights: Mapping[str, float],
-    round_number: int,
-    generators: Sequence[torch.Generator] = (),
-) -> LossSums:
-    """Train every client's row of parameters for the round's local epochs.
+class CohortTrainer:
+    """Trains cohorts on one stacked model, one cohort after another.
 
     Args:
         model: forward and backward.
         layout: columns of trunk and heads.
-        cohort: K clients, largest first.
-        values: [K, P], moved in place.
         settings: epochs, batch size, optimiser.
-        weights: task name -> w_t of the round.
-        round_number: names the random streams.
-        generators: each client's for dropout; empty where the model has none.
-
-    Returns:
-        Training loss per task and client.
     """
-    store = cohort.store
-    optimiser = make_optimiser(values, settings)
-    sums = {task: values.new_zeros(len(values)) for task in store.targets}
-    bound = 0
-    for dropout in model.dropouts:
-        dropout.generators = list(generators)
-    for epoch in range(settings.epochs):
-        for batch in batches(cohort, settings, round_number, epoch):
-            inputs = store.inputs[batch.rows]
-            targets = {task: values[batch.rows] for task, values in store.targets.items()}
-            labelled = {t: _labelled(store, t, batch) for t in targets}
-            shares = {t: share_out(labelled[t], weights[t], batch.rows) for t in targets}
-            for dropout in model.dropouts:
-                dropout.counts = batch.counts
-            if batch.clients != bound:
-                bound = batch.clients
-                model.bind(values if bound == len(values) else values[:bound])
-            losses = model.step(inputs, targets, shares, optimiser)
-            for task, rows in losses.items():
-                mask = labelled[task]
-                total = sums[task] if bound == len(values) else sums[task][:bound]
-                total += (rows if mask is None else rows * mask).sum(1)
-            if optimiser.steps_late:
-                optimiser.step(bound, _parts(layout, store, labelled))
-    for dropout in model.dropouts:
-        dropout.generators = []
-    members = torch.from_numpy(cohort.members).to(values.device)
-    return {
-        task: torch.stack([total, store.label_counts[task][members] * settings.epochs], 1)
-        for task, total in sums.items()
-    }
+
+    def __init__(self, model: StackedModel, layout: FlatLayout, settings: Training) -> None:
+        self.model, self.layout, self.settings = model, layout, settings
+        self._scales: dict[tuple[object, ...], Scales] = {}
+
+    def train(
+        self,
+        cohort: Cohort,
+        values: Tensor,
+        weights: Mapping[str, float],
+        round_number: int,
+        generators: Sequence[torch.Generator] = (),
+    ) -> LossSums:
+        """Train every client's row of parameters for the round's local epochs.
+
+        Args:
+            cohort: K clients, largest first.
+            values: [K, P], moved in place.
+            weights: task name -> w_t of the round.
+            round_number: names the random streams.
+            generators: each client's for dropout; empty where the model has none.
+
+        Returns:
+            Training loss per task and client, for the tasks that any of the store's clients holds.
+        """
+        store, epochs = cohort.store, self.settings.epochs
+        optimiser = make_optimiser(values, self.settings)
+        scales = self._get_scales(store, weights, values.device)
+        steps = Steps(self.model, self.layout, store, values, self.settings, scales, optimiser)
+        for dropout in self.model.dropouts:
+            dropout.generators = list(generators)
+        for epoch in range(epochs):
+            for stretch in stretches(
+                cohort, self.settings, round_number, epoch, self.model.tasks.width
+            ):
+                steps.take(stretch)
+        for dropout in self.model.dropouts:
+            dropout.generators = []
+        sums = np.zeros((len(values), len(store.tasks), 2))
+        sums[:, scales.places, 0] = steps.sums.cpu().numpy()
+        sums[:, :, 1] = store.label_counts[cohort.members] * epochs
+        return {task: sums[:, place] for place, task in enumerate(store.tasks)}
+
+    def _get_scales(
+        self, store: RowStore, weights: Mapping[str, float], device: torch.device
+    ) -> "Scales":
+        """Make the constant matrices of a round; for the weights of the last one, free."""
+        key = (store.tasks, store.taught, *(weights[task] for task in store.taught))
+        if key not in self._scales:
+            spread = self.model.tasks.spread(weights, store.taught).to(device)
+            gather = self.model.tasks.gather(store.taught).to(device)
+            segments = self.layout.segments
+            places = [place for name in (TRUNK, *store.taught) for place in segments[name]]
+            everything = [Part("everything", merge_neighbours(places))]
+            order = [store.tasks.index(task) for task in store.taught]
+            if len(self._scales) >= KEPT_SCALES:
+                self._scales.clear()
+            self._scales[key] = Scales(spread, gather, everything, order)
+        return self._scales[key]
 
 
-def batches(cohort: Cohort, settings: Training, round_number: int, epoch: int) -> list[Batch]:
-    """Divide one epoch into steps."""
-    store, size = cohort.store, settings.batch_size
-    counts = np.asarray([store.counts[m] for m in cohort.members])
-    starts = np.asarray([store.starts[m] for m in cohort.members])
-    orders = epoch_orders(cohort.keys, cohort.patterns, settings.balance, round_number, epoch)
-    last = starts + counts - 1
-    # Padding repeats a row of the client's own; it counts for nothing.
-    rows = torch.from_numpy(np.minimum(orders + starts[:, None], last[:, None]))
-    rows = rows.to(store.inputs.device)
-    steps = []
-    for begin in range(0, int(counts[0]), size):
-        clients = int((counts > begin).sum())
-        own = np.minimum(counts[:clients] - begin, size)
-        width = int(own[0])
-        real = None
-        if own[-1] < width:
-            real = torch.from_numpy(np.arange(width) < own[:, None]).to(rows.device)
-        steps.append(Batch(clients, rows[:clients, begin : begin + width], real, own.tolist()))
-    return steps
+@dataclass(frozen=True)
+class Scales:
+    """What depends on a round's weights and on who is taught what, but not on the rows.
+
+    Attributes:
+        spread: [T, O] of `TaskColumns.spread`.
+        gather: [O, T] of `TaskColumns.gather`.
+        everything: the parts that step where every row teaches all T tasks.
+        places: the places of the T taught tasks among the tasks held.
+        even: B -> [O], what a row of a batch of B counts where all count alike.
+    """
+
+    spread: Tensor
+    gather: Tensor
+    everything: list[Part]
+    places: list[int]
+    even: dict[int, Tensor] = field(default_factory=dict)
+
+    def share(self, rows: int) -> Tensor:
+        """Get what each of a batch's rows counts where all count alike, [O]."""
+        if rows not in self.even:
+            self.even[rows] = self.spread.sum(0) / rows
+        return self.even[rows]
 
 
-def _labelled(store: RowStore, task: str, batch: Batch) -> Tensor | None:
-    """Mark the rows that teach a task, bool [K', B]; None where all do."""
-    if task in store.complete:
-        return batch.real
-    labelled = store.labelled[task][batch.rows]
-    return labelled if batch.real is None else labelled & batch.real
+def stretches(
+    cohort: Cohort, settings: Training, round_number: int, epoch: int, width: int
+) -> Iterator[Stretch]:
+    """Divide one epoch into stretches of whole batches; `width` is the number of outputs."""
+    counts, starts = cohort.store.counts[cohort.members], cohort.store.starts[cohort.members]
+    orders = epoch_orders(
+        cohort.keys, counts, cohort.patterns, settings.balance, round_number, epoch
+    )
+    orders += starts[:, None]
+    if counts[-1] < counts[0]:  # padding repeats a row of the client's own; it counts for nothing
+        np.minimum(orders, (starts + counts - 1)[:, None], out=orders)
+    rows = torch.from_numpy(orders).to(cohort.store.inputs.device)
+    most = max(1, STRETCH // (settings.batch_size * width * len(counts))) * settings.batch_size
+    if counts[0] <= most:
+        yield Stretch(rows, counts)
+        return
+    for begin in range(0, int(counts[0]), most):
+        left = counts - begin
+        left = left[left > 0]
+        yield Stretch(rows[: len(left), begin : begin + most], left)
 
 
-def _parts(
-    layout: FlatLayout, store: RowStore, labelled: Mapping[str, Tensor | None]
-) -> list[Part]:
-    """Name what steps: the trunk, and for each task the heads of the clients that it teaches."""
-    parts = [Part(TRUNK, layout.segments[TRUNK])]
-    for task, mask in labelled.items():
-        active = None if mask is None or task in store.complete else mask.any(1)
-        parts.append(Part(task, layout.segments[task], active))
-    return parts
+class Steps:
+    """The steps of one cohort in one round.
+
+    Attributes:
+        sums: float32 [K, T], loss summed so far.
+    """
+
+    def __init__(
+        self,
+        model: StackedModel,
+        layout: FlatLayout,
+        store: RowStore,
+        values: Tensor,
+        settings: Training,
+        scales: Scales,
+        optimiser: Optimiser,
+    ) -> None:
+        self.model, self.layout, self.store, self.values = model, layout, store, values
+        self.size, self.scales, self.optimiser = settings.batch_size, scales, optimiser
+        self.sums = values.new_zeros(len(values), len(store.taught))
+        self._bound = 0
+
+    def take(self, stretch: Stretch) -> None:
+        """Take the steps of a stretch."""
+        store, left, size = self.store, stretch.left, self.size
+        targets = store.targets[stretch.rows]  # [K', M, O]
+        counted = self._counted(stretch)
+        # Where there is padding, not every place is written.
+        outputs = torch.empty_like(targets) if counted is None else torch.zeros_like(targets)
+        shares: Sequence[Tensor] = ()
+        taught: Tensor | None = None
+        if counted is not None:
+            padded = pad_rows(counted, size)
+            taught = count_taught(padded, size)
+            shares = torch.split(share_out(padded, taught, self.scales.spread), size, 1)
+        batches = zip(
+            torch.split(stretch.rows, size, 1),
+            torch.split(targets, size, 1),
+            torch.split(outputs, size, 1),
+            strict=True,
+        )
+        for number, (rows, truth, result) in enumerate(batches):
+            clients, width = rows.shape
+            if left[-1] <= number * size:  # some are done
+                clients = int((left > number * size).sum())
+                rows, truth, result = rows[:clients], truth[:clients], result[:clients]
+            share = shares[number][:clients, :width] if shares else self.scales.share(width)
+            self._bind(clients)
+            for dropout in self.model.dropouts:
+                dropout.counts = np.minimum(left[:clients] - number * size, width).tolist()
+            result.copy_(self.model.step(store.inputs[rows], truth, share, self.optimiser))
+            if self.optimiser.steps_late:
+                self.optimiser.step(clients, self._parts(taught, number, clients))
+        self._add_losses(outputs, targets, counted)
+
+    def _counted(self, stretch: Stretch) -> Tensor | None:
+        """Mark what counts, float32 [K', M, T]; None where every row counts for every task."""
+        labelled, rows = self.store.labelled, stretch.rows
+        counted = None if labelled is None else labelled[rows]
+        if stretch.left[-1] >= rows.shape[1]:
+            return counted
+        real = torch.from_numpy(np.arange(rows.shape[1]) < stretch.left[:, None])
+        real = real.to(self.values).unsqueeze(2)
+        if counted is None:
+            return real.expand(-1, -1, len(self.store.taught))
+        return counted * real
+
+    def _bind(self, clients: int) -> None:
+        if clients != self._bound:
+            self._bound = clients
+            whole = clients == len(self.values)
+            self.model.bind(self.values if whole else self.values[:clients])
+
+    def _parts(self, taught: Tensor | None, number: int, clients: int) -> list[Part]:
+        """Name what steps: the trunk, and for each task the heads of the clients that it teaches.
+
+        Args:
+            taught: [K', S, T], rows of each batch that teach each task; None where all do.
+            number: of the batch.
+            clients: those that have a batch left.
+        """
+        if self.store.labelled is None or taught is None:
+            return self.scales.everything
+        active = taught[:clients, number] > 0
+        segments = self.layout.segments
+        heads = [
+            Part(task, segments[task], active[:, place])
+            for place, task in enumerate(self.store.taught)
+        ]
+        return [Part(TRUNK, segments[TRUNK]), *heads]
+
+    def _add_losses(self, outputs: Tensor, targets: Tensor, counted: Tensor | None) -> None:
+        terms = self.model.tasks.terms(outputs, targets)
+        if counted is None:
+            losses = terms.sum(1) @ self.scales.gather
+        else:
+            losses = (terms @ self.scales.gather).mul_(counted).sum(1)
+        self.sums[: len(losses)] += losses

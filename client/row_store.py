@@ -1,12 +1,14 @@
 """The rows of one or many clients in one set of tensors, to be gathered from by index."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from client.stacked_losses import TaskColumns
 from common.dataset import Rows
 
 
@@ -17,67 +19,50 @@ class RowStore:
     Attributes:
         inputs: float32 [N, D], all named inputs flattened and side by side, as `MLPTrunk` reads
             them.
-        targets: task name -> as in `Rows.targets`; 0 where a row has no label.
-        labelled: task name -> bool [N].
-        starts: client by client, the number of its first row.
-        counts: client by client, its number of rows.
-        complete: tasks for which every row carries a label.
-        label_counts: task name -> float32 [clients], each one's labelled rows.
+        targets: float32 [N, O] in the columns of `client.stacked_losses.TaskColumns`; 0 where a
+            row has no label.
+        labelled: float32 [N, T], 1 where a row carries a label of a task of `taught`; None where
+            every row carries all of them.
+        tasks: the tasks that any of the clients holds.
+        taught: T tasks, those of them that have a label.
+        starts: int64 [clients], the number of each one's first row.
+        counts: int64 [clients], each one's number of rows.
+        label_counts: int64 [clients, tasks], each one's labelled rows.
     """
 
     inputs: Tensor
-    targets: dict[str, Tensor]
-    labelled: dict[str, Tensor]
-    starts: list[int]
-    counts: list[int]
-    complete: frozenset[str]
-    label_counts: dict[str, Tensor]
+    targets: Tensor
+    labelled: Tensor | None
+    tasks: tuple[str, ...]
+    taught: tuple[str, ...]
+    starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    label_counts: NDArray[np.int64]
 
     @classmethod
-    def of(cls, parts: Sequence[Rows], names: Sequence[str]) -> "RowStore":
+    def of(cls, parts: Sequence[Rows], names: Sequence[str], columns: TaskColumns) -> "RowStore":
         """Store the rows of clients.
 
         Args:
-            parts: each client's rows; one client's are not copied.
+            parts: each client's rows.
             names: input names, in the order in which the trunk reads them.
+            columns: where the tasks' targets go.
         """
-        inputs = _join([_join([p.inputs[n].flatten(1) for n in names], 1) for p in parts])
-        samples = {task: values for p in parts for task, values in p.targets.items()}
-        targets = {
-            task: _join([p.targets.get(task, _blank(p, like)) for p in parts])
-            for task, like in samples.items()
-        }
-        labelled = {
-            task: _join([p.labelled.get(task, _blank(p)) for p in parts]) for task in samples
-        }
-        counts = [len(p) for p in parts]
-        starts = [0, *itertools.accumulate(counts)][:-1]
-        complete = frozenset(task for task, mask in labelled.items() if bool(mask.all()))
-        for task in labelled.keys() - complete:
+        rows = Rows.join(parts)
+        inputs = torch.cat([rows.inputs[name].flatten(1) for name in names], 1)
+        counts = np.array([len(p) for p in parts], np.int64)
+        owners = np.repeat(np.arange(len(parts)), counts)
+        targets = inputs.new_zeros(len(inputs), columns.width)
+        label_counts = np.zeros((len(parts), len(rows.labelled)), np.int64)
+        for place, (task, mask) in enumerate(rows.labelled.items()):
+            encoded = columns.encode(task, rows.targets[task])
             # 0 times what stands under the mask must be 0, whatever stands there.
-            targets[task] = _where(labelled[task], targets[task])
-        label_counts = {
-            task: torch.tensor(
-                [float(p.labelled[task].sum()) if task in p.labelled else 0.0 for p in parts],
-                device=inputs.device,
-            )
-            for task in labelled
-        }
-        return cls(inputs, targets, labelled, starts, counts, complete, label_counts)
-
-
-def _join(parts: list[Tensor], dimension: int = 0) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dimension)
-
-
-def _blank(rows: Rows, like: Tensor | None = None) -> Tensor:
-    """Make the targets, or without `like` the label mask, of a task that a client lacks."""
-    device = next(iter(rows.inputs.values())).device
-    if like is None:
-        return torch.zeros(len(rows), dtype=torch.bool, device=device)
-    return torch.zeros((len(rows), *like.shape[1:]), dtype=like.dtype, device=device)
-
-
-def _where(labelled: Tensor, targets: Tensor) -> Tensor:
-    mask = labelled.reshape(-1, *[1] * (targets.dim() - 1))
-    return torch.where(mask, targets, torch.zeros_like(targets))
+            targets[:, columns.columns[task]] = torch.where(mask.unsqueeze(1), encoded, 0.0)
+            label_counts[:, place] = np.bincount(owners[mask.cpu().numpy()], minlength=len(parts))
+        masks = rows.labelled
+        taught = tuple(task for task, mask in masks.items() if bool(mask.any()))
+        labelled = None
+        if not all(bool(masks[task].all()) for task in taught):
+            labelled = torch.stack([masks[task] for task in taught], 1).to(torch.float32)
+        starts = np.cumsum(counts) - counts
+        return cls(inputs, targets, labelled, tuple(masks), taught, starts, counts, label_counts)

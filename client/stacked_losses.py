@@ -1,79 +1,204 @@
-"""Task losses of many clients at once: their values and, by hand, their gradients.
+"""Task losses of many clients at once, on outputs that lie side by side.
 
-Outputs are [K, B, outputs] and every row carries a share of the loss: ``w_t / n`` for the n rows
-of its client that are labelled for the task in this batch, 0 for the others and for padding. So the
-gradient is that of ``sum_t w_t * L_t`` with L_t the mean over labelled rows (`common.losses`).
+All tasks' outputs are columns of one tensor [K, B, O], and targets lie in the same columns in the
+form in which a gradient reads them: classes one-hot, everything else as it is. The gradient of each
+loss in its output is then ``(link(output) - target) * share``, with softmax, sigmoid or nothing as
+the link, for all tasks at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import one_hot, softplus
 
-# (output [K, B, outputs], target, share [K, B] or a number for all rows)
-#   -> (loss per row [K, B], gradient [K, B, outputs])
-StackedLoss = Callable[[Tensor, Tensor, Tensor | float], tuple[Tensor, Tensor]]
+MOST_CLASSES = 256  # one-hot targets of more would outweigh the rows that they belong to
 
 
-def _per_output(share: Tensor | float) -> Tensor | float:
-    return share if isinstance(share, float) else share.unsqueeze(2)
+@dataclass(frozen=True)
+class StackedLoss:
+    """One kind of loss; `common.losses` defines it.
+
+    Attributes:
+        terms: (output [K, B, w], target [K, B, w]) -> [K, B, w]; a row's loss is the sum of its
+            terms times `scale`.
+        link: what makes the gradient of an output; None for the output itself.
+        scale: number of outputs -> factor of a row's terms.
+        slope: factor of the gradient ``link(output) - target``, beside `scale`.
+        joins: whether terms and link treat every column by itself, so that tasks side by side can
+            share a call.
+    """
+
+    terms: Callable[[Tensor, Tensor], Tensor]
+    link: Callable[[Tensor], Tensor] | None
+    scale: Callable[[int], float]
+    slope: float = 1.0
+    joins: bool = True
 
 
-def cross_entropy(output: Tensor, target: Tensor, share: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Multiclass, target int64 [K, B]: the gradient is softmax minus one-hot."""
-    logs = output.log_softmax(2)
-    chosen = target.unsqueeze(2)
-    losses = logs.gather(2, chosen).squeeze(2).neg_()
-    slope = logs.exp_().scatter_add_(2, chosen, output.new_full((1, 1, 1), -1.0).expand_as(chosen))
-    return losses, slope.mul_(_per_output(share))
+def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    return output.log_softmax(2).mul_(target).neg_()
 
 
-def binary_cross_entropy(
-    output: Tensor, target: Tensor, share: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """Binary, target float32 [K, B]: the gradient is sigmoid minus target."""
-    truth = target.unsqueeze(2)
-    losses = binary_cross_entropy_with_logits(output, truth, reduction="none").squeeze(2)
-    return losses, output.sigmoid().sub_(truth).mul_(_per_output(share))
+def _binary_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    return softplus(output).sub_(output * target)  # log(1 + e^z) - z y
 
 
-def multilabel_cross_entropy(
-    output: Tensor, target: Tensor, share: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """Multilabel, target float32 [K, B, labels]: the mean over labels."""
-    losses = binary_cross_entropy_with_logits(output, target, reduction="none").mean(2)
-    slope = output.sigmoid().sub_(target).mul_(_per_output(share))
-    return losses, slope.div_(output.shape[2])
-
-
-def squared_error(output: Tensor, target: Tensor, share: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Regression, target float32 [K, B, outputs]: the mean over outputs."""
+def _squared_error(output: Tensor, target: Tensor) -> Tensor:
     error = output - target
-    losses = error.square().mean(2)
-    return losses, error.mul_(_per_output(share)).mul_(2 / output.shape[2])
+    return error.mul_(error)
+
+
+def _softmax(output: Tensor) -> Tensor:
+    return output.softmax(2)
+
+
+def _mean(width: int) -> float:
+    return 1.0 / width
 
 
 STACKED_LOSSES: dict[str, StackedLoss] = {
-    "multiclass": cross_entropy,
-    "binary": binary_cross_entropy,
-    "multilabel": multilabel_cross_entropy,
-    "regression": squared_error,
+    "multiclass": StackedLoss(_cross_entropy, _softmax, lambda width: 1.0, joins=False),
+    "binary": StackedLoss(_binary_cross_entropy, torch.sigmoid, _mean),
+    "multilabel": StackedLoss(_binary_cross_entropy, torch.sigmoid, _mean),
+    "regression": StackedLoss(_squared_error, None, _mean, slope=2.0),
 }
 
 
-def share_out(labelled: Tensor | None, weight: float, rows: Tensor) -> Tensor | float:
-    """Divide a task's weight among each client's labelled rows.
+class TaskColumns:
+    """Where the tasks' outputs lie side by side, and their losses there.
 
     Args:
-        labelled: bool [K, B]; None where every row is labelled.
-        weight: w_t.
-        rows: [K, B]; only its shape is read.
+        kinds: task name -> kind, in the order of the columns.
+        widths: task name -> number of outputs.
 
-    Returns:
-        float32 [K, B], or one number where all rows count alike.
+    Attributes:
+        columns: task name -> its columns.
+        width: O, their number.
+
+    Raises:
+        NotImplementedError: a task has too many classes for one-hot targets.
     """
-    if labelled is None:
-        return weight / rows.shape[1]
-    counts = labelled.sum(1, keepdim=True).clamp(min=1)
-    return labelled.to(torch.float32) * (weight / counts)
+
+    def __init__(self, kinds: Mapping[str, str], widths: Mapping[str, int]) -> None:
+        self.kinds = dict(kinds)
+        self.columns: dict[str, slice] = {}
+        start = 0
+        for task, kind in kinds.items():
+            if kind == "multiclass" and widths[task] > MOST_CLASSES:
+                raise NotImplementedError(f"more than {MOST_CLASSES} classes")
+            self.columns[task] = slice(start, start + widths[task])
+            start += widths[task]
+        self.width = start
+        self._groups: list[StackedLoss] = []  # tasks that share their calls
+        self._widths: list[int] = []
+        for task, kind in kinds.items():
+            loss = STACKED_LOSSES[kind]
+            if loss.joins and self._groups and self._groups[-1].terms is loss.terms:
+                self._widths[-1] += widths[task]
+            else:
+                self._groups.append(loss)
+                self._widths.append(widths[task])
+
+    def encode(self, task: str, targets: Tensor) -> Tensor:
+        """Lay out a task's targets, as in `Rows.targets`, in its columns: float32 [N, width]."""
+        width = self._width(task)
+        if self.kinds[task] == "multiclass":
+            return one_hot(targets, width).to(torch.float32)
+        return targets.reshape(-1, width)
+
+    def spread(self, weights: Mapping[str, float], tasks: Iterable[str]) -> Tensor:
+        """Lay task weights out over the columns, with the gradients' constant factors: [T, O].
+
+        Args:
+            weights: task name -> w_t.
+            tasks: T of them, in the order of the rows.
+        """
+        rows = []
+        for task in tasks:
+            loss, width = STACKED_LOSSES[self.kinds[task]], self._width(task)
+            row = torch.zeros(self.width)
+            row[self.columns[task]] = weights[task] * loss.scale(width) * loss.slope
+            rows.append(row)
+        return torch.stack(rows)
+
+    def gather(self, tasks: Iterable[str]) -> Tensor:
+        """Make the matrix that adds `terms` up to the losses of T tasks, [O, T]."""
+        tasks = list(tasks)
+        matrix = torch.zeros(self.width, len(tasks))
+        for place, task in enumerate(tasks):
+            scale = STACKED_LOSSES[self.kinds[task]].scale(self._width(task))
+            matrix[self.columns[task], place] = scale
+        return matrix
+
+    def slope(self, outputs: Tensor, targets: Tensor, share: Tensor) -> Tensor:
+        """Compute the gradient of the summed loss in the outputs, [K, B, O].
+
+        Args:
+            outputs: [K, B, O].
+            targets: [K, B, O] of `encode`.
+            share: [K, B, O], or [O] where all rows count alike: what one row's loss counts.
+        """
+        if len(self._groups) == 1:
+            link = self._groups[0].link
+            return torch.sub(outputs if link is None else link(outputs), targets).mul_(share)
+        parts = outputs.split_with_sizes(self._widths, 2)
+        linked = [
+            part if loss.link is None else loss.link(part)
+            for loss, part in zip(self._groups, parts, strict=True)
+        ]
+        return torch.cat(linked, 2).sub_(targets).mul_(share)
+
+    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Compute what adds up to the losses by `gather`, [K, B, O]; arguments as in `slope`."""
+        if len(self._groups) == 1:
+            return self._groups[0].terms(outputs, targets)
+        parts = zip(
+            self._groups,
+            outputs.split_with_sizes(self._widths, 2),
+            targets.split_with_sizes(self._widths, 2),
+            strict=True,
+        )
+        return torch.cat([loss.terms(output, target) for loss, output, target in parts], 2)
+
+    def cut(self, outputs: Tensor) -> dict[str, Tensor]:
+        """Cut [K, B, O] into task name -> [K, B, outputs]."""
+        return {task: outputs[:, :, place] for task, place in self.columns.items()}
+
+    def _width(self, task: str) -> int:
+        place = self.columns[task]
+        return int(place.stop - place.start)
+
+
+def count_taught(counted: Tensor, size: int) -> Tensor:
+    """Count the rows that teach each task in each batch, [K, S, T].
+
+    Args:
+        counted: float32 [K, S * B, T], 1 where a row counts for a task.
+        size: B, rows of a batch.
+    """
+    clients, rows, tasks = counted.shape
+    return counted.view(clients, rows // size, size, tasks).sum(2)
+
+
+def share_out(counted: Tensor, taught: Tensor, spread: Tensor) -> Tensor:
+    """Divide each task's weight among the rows of a batch that teach it, [K, S * B, O].
+
+    So the gradient is that of ``sum_t w_t * L_t`` with L_t the mean over the rows of the client's
+    batch that are labelled for the task (`common.losses`).
+
+    Args:
+        counted: float32 [K, S * B, T], 1 where a row counts for a task.
+        taught: [K, S, T] of `count_taught`.
+        spread: [T, O] of `TaskColumns.spread`.
+    """
+    size = counted.shape[1] // taught.shape[1]
+    each = taught.clamp(min=1).reciprocal_().repeat_interleave(size, 1)
+    return (counted * each) @ spread
+
+
+def pad_rows(counted: Tensor, size: int) -> Tensor:
+    """Append rows that count for nothing, up to a whole number of batches."""
+    missing = -counted.shape[1] % size
+    return torch.nn.functional.pad(counted, (0, 0, 0, missing)) if missing else counted

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.batches import epoch_orders, label_patterns, shuffle_key
-from client.cohort import Cohort, train_cohort
+from client.batches import epoch_order, label_patterns, shuffle_key
+from client.cohort import Cohort, CohortTrainer
 from client.flat import TRUNK, FlatParameters, FloatArray
 from client.optimisers import Part, make_optimiser
 from client.row_store import RowStore
@@ -63,7 +63,7 @@ class Trainer:
         device: where it computes.
         flat: the model's parameters.
         shared: names of those that travel.
-        stack: the model's stacked form; None where it has none.
+        cohorts: trains the model's stacked form; None where it has none.
     """
 
     experiment: Experiment
@@ -71,7 +71,7 @@ class Trainer:
     device: torch.device
     flat: FlatParameters = field(init=False)
     shared: list[str] = field(init=False)
-    stack: StackedModel | None = field(init=False, default=None)
+    cohorts: CohortTrainer | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.model = build_model(self.experiment, self.shapes).to(self.device)
@@ -83,9 +83,10 @@ class Trainer:
         self._cohorts: dict[str, tuple[ClientData, Cohort]] = {}
         self._dropouts = [m for m in self.model.modules() if isinstance(m, SeededDropout)]
         try:
-            self.stack = StackedModel(self.experiment, self.model, self.flat.layout)
+            stacked = StackedModel(self.experiment, self.model, self.flat.layout)
         except NotImplementedError:
-            self.stack = None  # convolutions: autograd is as fast there
+            return  # convolutions: autograd is as fast there
+        self.cohorts = CohortTrainer(stacked, self.flat.layout, self.experiment.training)
 
     def own_names(self, tasks: tuple[str, ...]) -> list[str]:
         """Name the parameters that stay with a client which holds these tasks."""
@@ -115,18 +116,11 @@ class Trainer:
             Per task the summed training loss and the labelled rows it was summed over.
         """
         generator = self._generator(data.name, round_number)
-        if self.stack is None:
+        if self.cohorts is None:
             return self._train_by_autograd(data, weights, round_number, generator)
-        sums = train_cohort(
-            self.stack,
-            self.flat.layout,
-            self._alone(data),
-            self._row,
-            self.experiment.training,
-            weights,
-            round_number,
-            [] if generator is None else [generator],
-        )
+        generators = [] if generator is None else [generator]
+        cohort = self._alone(self.cohorts.model, data)
+        sums = self.cohorts.train(cohort, self._row, weights, round_number, generators)
         return {task: {"loss": numbers[0].tolist()} for task, numbers in sums.items()}
 
     def evaluate(self, data: ClientData, split: str) -> TaskSums:
@@ -148,13 +142,13 @@ class Trainer:
             return None
         return torch_generator(self.experiment.seed, "dropout", client, round_number)
 
-    def _alone(self, data: ClientData) -> Cohort:
+    def _alone(self, stack: StackedModel, data: ClientData) -> Cohort:
         """Make a cohort of one client; the second call for the same data is free."""
         kept = self._cohorts.get(data.name)
         if kept is None or kept[0] is not data:
             rows = data.train.to(self.device)
             cohort = Cohort(
-                store=RowStore.of([rows], tuple(self.experiment.inputs)),
+                store=RowStore.of([rows], tuple(self.experiment.inputs), stack.tasks),
                 members=np.zeros(1, np.int64),
                 keys=np.array([shuffle_key(self.experiment.seed, data.name)], np.uint64),
                 patterns=[label_patterns(rows.labelled)],
@@ -163,14 +157,15 @@ class Trainer:
         return kept[1]
 
     def _outputs(self, rows: Rows) -> dict[str, Tensor]:
-        if self.stack is None:
+        if self.cohorts is None:
             self.model.eval()
             outputs: dict[str, Tensor] = self.model(rows.inputs, rows.targets)
             return outputs
-        inputs = RowStore.of([rows], tuple(self.experiment.inputs)).inputs.unsqueeze(0)
-        self.stack.bind(self._row)
-        stacked = self.stack.outputs(inputs)
-        return {task: output[0] for task, output in stacked.items()}
+        flat = [rows.inputs[name].flatten(1) for name in self.experiment.inputs]
+        stacked = self.cohorts.model
+        stacked.bind(self._row)
+        side_by_side = stacked.outputs(torch.cat(flat, 1).unsqueeze(0))
+        return {task: own[0] for task, own in stacked.tasks.cut(side_by_side).items()}
 
     def _train_by_autograd(
         self,
@@ -180,7 +175,7 @@ class Trainer:
         generator: torch.Generator | None,
     ) -> TaskSums:
         settings, seed = self.experiment.training, self.experiment.seed
-        key = np.array([shuffle_key(seed, data.name)], np.uint64)
+        key, count = shuffle_key(seed, data.name), len(data.train)
         patterns = label_patterns(data.train.labelled)
         optimiser = make_optimiser(
             self.flat.values.unsqueeze(0), settings, self.flat.gradients.unsqueeze(0)
@@ -190,7 +185,7 @@ class Trainer:
             dropout.generator = generator
         self.model.train()
         for epoch in range(settings.epochs):
-            order = epoch_orders(key, [patterns], settings.balance, round_number, epoch)[0]
+            order = epoch_order(count, patterns, settings.balance, key, round_number, epoch)
             rows = data.train.select(torch.from_numpy(order)).to(self.device)
             for start in range(0, len(order), settings.batch_size):
                 batch = rows.select(slice(start, start + settings.batch_size))

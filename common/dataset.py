@@ -1,6 +1,6 @@
 """What a model trains on: a client's rows as tensors, with a label mask per task."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -37,6 +37,28 @@ class Rows:
     def to(self, device: torch.device) -> "Rows":
         """Move to a device; a no-op where the rows are already there."""
         return Rows(*({name: v.to(device) for name, v in part.items()} for part in self._parts()))
+
+    @classmethod
+    def join(cls, parts: Sequence["Rows"]) -> "Rows":
+        """Join the rows of clients; tasks that one lacks have no labels at its rows."""
+        if len(parts) == 1:
+            return parts[0]
+        inputs = {name: torch.cat([p.inputs[name] for p in parts]) for name in parts[0].inputs}
+        targets, labelled = {}, {}
+        for task, like in {t: v for p in parts for t, v in p.targets.items()}.items():
+            targets[task] = torch.cat(
+                [
+                    p.targets[task]
+                    if task in p.targets
+                    else like.new_zeros(len(p), *like.shape[1:])
+                    for p in parts
+                ]
+            )
+            none = torch.zeros(1, dtype=torch.bool, device=like.device)
+            labelled[task] = torch.cat(
+                [p.labelled[task] if task in p.labelled else none.expand(len(p)) for p in parts]
+            )
+        return cls(inputs, targets, labelled)
 
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         return self.inputs, self.targets, self.labelled

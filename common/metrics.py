@@ -22,45 +22,46 @@ def predicted_classes(kind: str, output: Tensor) -> Tensor:
     return output.argmax(dim=1) if kind == "multiclass" else output > 0
 
 
-def _accuracy_sums(kind: str, output: Tensor, target: Tensor) -> Sums:
-    decided = predicted_classes(kind, output)
+def _accuracy_rows(kind: str, output: Tensor, target: Tensor) -> Tensor:
+    decided = predicted_classes(kind, output).reshape(len(output), -1)
     right = decided == target.reshape(decided.shape).to(decided.dtype)
-    return [float(right.sum()), float(right.numel())]
+    counts = torch.full((len(right),), right.shape[1], device=right.device)
+    return torch.stack([right.sum(1), counts], 1)
 
 
-def _f1_sums(kind: str, output: Tensor, target: Tensor) -> Sums:
+def _f1_rows(kind: str, output: Tensor, target: Tensor) -> Tensor:
     decided = predicted_classes(kind, output)
     if kind == "multiclass":
         classes = torch.arange(output.shape[1], device=output.device)
         decided, truth = decided[:, None] == classes, target[:, None] == classes
     else:
         truth = target.reshape(decided.shape).bool()
-    hits = (decided & truth).sum(0)  # [C]
-    return [float(v) for v in torch.cat([hits, decided.sum(0) - hits, truth.sum(0) - hits])]
+    return torch.cat([decided & truth, decided & ~truth, truth & ~decided], 1)  # [N, 3 C]
 
 
-def _auroc_sums(kind: str, output: Tensor, target: Tensor) -> Sums:
+def _squared_rows(kind: str, output: Tensor, target: Tensor) -> Tensor:
+    errors = (output.double() - target.double()).square().mean(dim=1)
+    return torch.stack([errors, torch.ones_like(errors)], 1)
+
+
+def _absolute_rows(kind: str, output: Tensor, target: Tensor) -> Tensor:
+    errors = (output.double() - target.double()).abs().mean(dim=1)
+    return torch.stack([errors, torch.ones_like(errors)], 1)
+
+
+def _r2_rows(kind: str, output: Tensor, target: Tensor) -> Tensor:
+    truth = target.double()
+    errors = (output.double() - truth).square()
+    return torch.cat([torch.ones_like(truth[:, :1]), truth, truth.square(), errors], 1)
+
+
+def _auroc(output: Tensor, target: Tensor) -> Sums:
+    """Compute one client's area under the curve, and that it counts once."""
     if target.min() == target.max():
         return [0.0, 0.0]  # one class only: no curve
     from torchmetrics.functional.classification import binary_auroc
 
     return [float(binary_auroc(output[:, 0].sigmoid(), target.long())), 1.0]
-
-
-def _squared_sums(kind: str, output: Tensor, target: Tensor) -> Sums:
-    errors = (output.double() - target.double()).square().mean(dim=1)
-    return [float(errors.sum()), float(len(errors))]
-
-
-def _absolute_sums(kind: str, output: Tensor, target: Tensor) -> Sums:
-    errors = (output.double() - target.double()).abs().mean(dim=1)
-    return [float(errors.sum()), float(len(errors))]
-
-
-def _r2_sums(kind: str, output: Tensor, target: Tensor) -> Sums:
-    truth = target.double()
-    errors = (output.double() - truth).square().sum(0)
-    return [float(len(truth)), *torch.cat([truth.sum(0), truth.square().sum(0), errors]).tolist()]
 
 
 def _ratio(sums: Sequence[float]) -> float:
@@ -100,13 +101,14 @@ class MetricRule:
     """How one metric is summed on a client and read on the server.
 
     Attributes:
-        sums: (kind, output [N, outputs], target) -> additive numbers of one client.
+        rows: (kind, output [N, outputs], target) -> [N, m], what each row adds to a client's
+            numbers; None for `auroc`, which is no sum over rows.
         figure: the added-up numbers -> the figure; NaN where nothing was counted.
-        length: number of outputs of the head -> how many numbers `sums` yields.
+        length: number of outputs of the head -> m.
         higher_is_better: direction, for comparisons.
     """
 
-    sums: Callable[[str, Tensor, Tensor], Sums]
+    rows: Callable[[str, Tensor, Tensor], Tensor] | None
     figure: Callable[[Sequence[float]], float]
     length: Callable[[int], int]
     higher_is_better: bool
@@ -117,20 +119,20 @@ def _pair(outputs: int) -> int:
 
 
 METRICS: dict[str, MetricRule] = {
-    "accuracy": MetricRule(_accuracy_sums, _ratio, _pair, True),
-    "f1": MetricRule(_f1_sums, _f1, lambda outputs: 3 * outputs, True),
-    "auroc": MetricRule(_auroc_sums, _ratio, _pair, True),
-    "mse": MetricRule(_squared_sums, _ratio, _pair, False),
-    "rmse": MetricRule(_squared_sums, _root_ratio, _pair, False),
-    "mae": MetricRule(_absolute_sums, _ratio, _pair, False),
-    "r2": MetricRule(_r2_sums, _r2, lambda outputs: 1 + 3 * outputs, True),
+    "accuracy": MetricRule(_accuracy_rows, _ratio, _pair, True),
+    "f1": MetricRule(_f1_rows, _f1, lambda outputs: 3 * outputs, True),
+    "auroc": MetricRule(None, _ratio, _pair, True),
+    "mse": MetricRule(_squared_rows, _ratio, _pair, False),
+    "rmse": MetricRule(_squared_rows, _root_ratio, _pair, False),
+    "mae": MetricRule(_absolute_rows, _ratio, _pair, False),
+    "r2": MetricRule(_r2_rows, _r2, lambda outputs: 1 + 3 * outputs, True),
 }
 
 
 def metric_sums(
     metric: str, kind: str, output: Tensor, target: Tensor, scale: TargetScale | None
 ) -> Sums:
-    """Sum one metric over labelled rows, in the target's own unit.
+    """Sum one metric over a client's labelled rows, in the target's own unit.
 
     Args:
         metric: a key of `METRICS`.
@@ -140,9 +142,37 @@ def metric_sums(
         scale: undone on both where the target is standardised.
     """
     if scale is not None:
-        output = scale.mean.to(output) + scale.deviation.to(output) * output
-        target = scale.mean.to(target) + scale.deviation.to(target) * target
-    return METRICS[metric].sums(kind, output, target)
+        mean, deviation = scale.mean.to(output), scale.deviation.to(output)
+        output, target = mean + deviation * output, mean + deviation * target
+    rows = METRICS[metric].rows
+    if rows is None:
+        return _auroc(output, target)
+    sums: Sums = rows(kind, output, target).double().sum(0).tolist()
+    return sums
+
+
+def grouped_metric_sums(
+    metric: str, kind: str, output: Tensor, target: Tensor, owners: Tensor, clients: int
+) -> Tensor:
+    """Sum one metric over the labelled rows of many clients, client by client: float64 [K, m].
+
+    Args:
+        metric: a key of `METRICS`.
+        kind: the task's kind.
+        output: [N, outputs], in the target's own unit.
+        target: as in `common.dataset.Rows.targets`, in its own unit.
+        owners: int64 [N], the client that each row belongs to.
+        clients: K; one without rows gets zeros.
+    """
+    rule = METRICS[metric]
+    if rule.rows is not None:
+        rows = rule.rows(kind, output, target).double()
+        return rows.new_zeros(clients, rows.shape[1]).index_add_(0, owners, rows)
+    sums = torch.zeros(clients, 2, dtype=torch.float64, device=output.device)
+    for owner in sorted(set(owners.tolist())):
+        own = owners == owner
+        sums[owner] = torch.tensor(_auroc(output[own], target[own]), dtype=torch.float64)
+    return sums
 
 
 def add_sums(left: Sequence[float], right: Sequence[float]) -> Sums:

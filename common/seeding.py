@@ -10,6 +10,7 @@ can draw those of many clients in one call and still visit every client's rows i
 
 import hashlib
 import random
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ UInt64Array = NDArray[np.uint64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_SHIFT_1, _SHIFT_2, _SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def derive_key(seed: int, *names: str | int) -> int:
@@ -58,14 +60,21 @@ def sample_names(names: list[str], count: int, seed: int, *stream: str | int) ->
 
 def permutation_keys(stream_keys: UInt64Array, length: int) -> UInt64Array:
     """Hash every position of every stream, [K] -> [K, length]; sort a row for a permutation."""
-    steps = np.arange(1, length + 1, dtype=np.uint64) * _GOLDEN  # wraps, as it should
-    return _mix(stream_keys[:, None] + steps[None, :])
+    return _mix(stream_keys[:, None] + _steps(length))
+
+
+@lru_cache(maxsize=8)
+def _steps(length: int) -> UInt64Array:
+    return np.arange(1, length + 1, dtype=np.uint64) * _GOLDEN  # wraps, as it should
 
 
 def _mix(bits: UInt64Array) -> UInt64Array:
-    bits = (bits ^ (bits >> np.uint64(30))) * _MIX_1
-    bits = (bits ^ (bits >> np.uint64(27))) * _MIX_2
-    return np.asarray(bits ^ (bits >> np.uint64(31)), dtype=np.uint64)
+    """Mix an array of one's own, in place."""
+    for shift, factor in ((_SHIFT_1, _MIX_1), (_SHIFT_2, _MIX_2)):
+        bits ^= bits >> shift
+        bits *= factor
+    bits ^= bits >> _SHIFT_3
+    return bits
 
 
 def fork_keys(keys: UInt64Array, *numbers: int) -> UInt64Array:

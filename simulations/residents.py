@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from client.batches import Index, label_patterns, shuffle_key
-from client.cohort import Cohort, LossSums, largest_first, train_cohort
+from client.cohort import Cohort, LossSums, largest_first
+from client.cohort_evaluation import EvaluationStore, evaluate_cohort
 from client.row_store import RowStore
 from client.session import open_session
 from common.errors import ConfigError
-from common.losses import ROW_LOSSES
-from common.metrics import METRICS, metric_sums
+from common.metrics import METRICS
 from common.model import output_width
 from common.preparation import UnusableClientError
 from common.seeding import torch_generator
@@ -44,22 +44,21 @@ class Residents:
     def __init__(self, names: Sequence[str], instruction: Instruction) -> None:
         session = open_session(instruction.experiment, instruction.agreement, "", "")
         self.experiment, self.trainer = session.experiment, session.trainer
-        stack = self.trainer.stack
-        if stack is None:
+        cohorts = self.trainer.cohorts
+        if cohorts is None:
             raise ConfigError(
                 f"engine 'batched' has no form of trunk.architecture "
                 f"'{self.experiment.trunk.architecture}'; use --engine loopback"
             )
-        self.stack, self.layout = stack, self.trainer.flat.layout
+        self.cohorts, self.layout = cohorts, self.trainer.flat.layout
         data = []
         for name in names:
             with suppress(UnusableClientError):  # left out; the roster never asks for it
                 data.append(session.client(name))
         self.place = {client.name: row for row, client in enumerate(data)}
         inputs = tuple(self.experiment.inputs)
-        self.train_store = RowStore.of([d.train for d in data], inputs)
-        self.stores = {s: RowStore.of([d.splits[s] for d in data], inputs) for s in EVALUATED}
-        self.scales = [d.target_scales for d in data]
+        self.train_store = RowStore.of([d.train for d in data], inputs, cohorts.model.tasks)
+        self.stores = {s: EvaluationStore.of(data, s, inputs) for s in EVALUATED}
         self.tasks = [d.tasks for d in data]
         self.patterns = [label_patterns(d.train.labelled) for d in data]
         seed = self.experiment.seed
@@ -84,7 +83,7 @@ class Residents:
         members = self._members(clients)
         shared = self._columns(list(trunk))
         rows = self._reply_rows(len(members), sum(a.size for a in trunk.values()))
-        losses = {t: np.zeros((len(members), 2)) for t in self.train_store.targets}
+        losses = {t: np.zeros((len(members), 2)) for t in self.train_store.tasks}
         evaluate = instruction.evaluate
         personal = self.experiment.evaluation.model == "personal"
         sums: Sums = {}
@@ -100,7 +99,7 @@ class Residents:
             rows[places] = values[:, shared].cpu().numpy()
             self.own[members[places]] = values[:, self.own_columns]
             for task, numbers in chunk_losses.items():
-                losses[task][places] = numbers.cpu().numpy()
+                losses[task][places] = numbers
         self.rounds[members] = instruction.round
         sums["train"] = {task: {"loss": numbers} for task, numbers in losses.items()}
         return BulkReplies(clients, self._examples(members), SumTable(clients, sums), rows)
@@ -164,7 +163,7 @@ class Residents:
         return np.array([self.place[name] for name in clients], np.int64)
 
     def _examples(self, members: Index) -> Index:
-        return np.array([self.train_store.counts[m] for m in members], np.int64)
+        return self.train_store.counts[members]
 
     def _columns(self, names: Sequence[str]) -> Tensor | slice:
         """Find the columns of parameters: a slice where they lie side by side in this order."""
@@ -177,7 +176,7 @@ class Residents:
 
     def _chunks(self, members: Index) -> list[Index]:
         """Divide clients into chunks of similar size, largest first; places among `members`."""
-        order = largest_first([self.train_store.counts[m] for m in members])
+        order = largest_first(self.train_store.counts[members])
         return [order[i : i + self.chunk] for i in range(0, len(order), self.chunk)]
 
     def _reply_rows(self, clients: int, width: int) -> FloatArray:
@@ -197,7 +196,7 @@ class Residents:
 
     def _train(self, members: Index, values: Tensor, instruction: Instruction) -> LossSums:
         generators = []
-        if self.stack.dropouts:
+        if self.cohorts.model.dropouts:
             names = list(self.place)
             seed, number = self.experiment.seed, instruction.round
             generators = [torch_generator(seed, "dropout", names[m], number) for m in members]
@@ -207,22 +206,14 @@ class Residents:
             self.keys[members],
             [self.patterns[m] for m in members],
         )
-        return train_cohort(
-            self.stack,
-            self.layout,
-            cohort,
-            values,
-            self.experiment.training,
-            instruction.weights or {},
-            instruction.round,
-            generators,
-        )
+        weights = instruction.weights or {}
+        return self.cohorts.train(cohort, values, weights, instruction.round, generators)
 
     def _blank_sums(self, clients: int) -> Sums:
         blank: Sums = {}
         for split, store in self.stores.items():
             blank[split] = {}
-            for task in store.targets:
+            for task in store.rows.targets:
                 settings = self.experiment.tasks[task]
                 outputs = output_width(settings, len(self.experiment.targets(task)))
                 width = METRICS[settings.metric_name].length(outputs)
@@ -234,37 +225,10 @@ class Residents:
 
     def _evaluate(self, members: Index, places: Index, values: Tensor, sums: Sums) -> None:
         """Fill in the sums of one chunk of clients, on the validation and the test rows."""
-        self.stack.bind(values)
         for split, store in self.stores.items():
-            counts = np.array([store.counts[m] for m in members[places]])
-            if not counts.any():
-                continue
-            starts = np.array([store.starts[m] for m in members[places]])
-            # Padding repeats rows; nobody reads its outputs.
-            rows = starts[:, None] + np.minimum(np.arange(counts.max()), counts[:, None] - 1)
-            rows = rows.clip(0, len(store.inputs) - 1)
-            with torch.inference_mode():
-                outputs = self.stack.outputs(store.inputs[torch.from_numpy(rows)])
-                for task in store.targets:
-                    for k, place in enumerate(places):
-                        own = slice(int(starts[k]), int(starts[k] + counts[k]))
-                        output = outputs[task][k, : counts[k]]
-                        numbers = self._client_sums(task, store, own, output, members[place])
-                        for name, additive in numbers.items():
-                            sums[split][task][name][place] = additive
-
-    def _client_sums(
-        self, task: str, store: RowStore, own: slice, output: Tensor, member: int
-    ) -> dict[str, list[float]]:
-        """Sum one client's loss and metric over its labelled rows; empty where it has none."""
-        mask = store.labelled[task][own]
-        if not bool(mask.any()):
-            return {}
-        settings = self.experiment.tasks[task]
-        output, target = output[mask], store.targets[task][own][mask]
-        losses = ROW_LOSSES[settings.kind](output, target)
-        metric, scale = settings.metric_name, self.scales[member].get(task)
-        return {
-            "loss": [float(losses.double().sum()), float(len(target))],
-            metric: metric_sums(metric, settings.kind, output, target, scale),
-        }
+            grouped = evaluate_cohort(
+                self.cohorts.model, self.experiment, store, members[places], values
+            )
+            for task, numbers in grouped.items():
+                for name, matrix in numbers.items():
+                    sums[split][task][name][places] = matrix.cpu().numpy()

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from client import batches
 from client.batches import epoch_orders, label_patterns, shuffle_key
 
 
 def epoch_order(patterns, balance, seed, client, round_number=1):
-    keys = np.array([shuffle_key(seed, client)], np.uint64)
-    return epoch_orders(keys, [patterns], balance, round_number, 0)[0]
+    return batches.epoch_order(
+        len(patterns), patterns, balance, shuffle_key(seed, client), round_number, 0
+    )
 
 
 @pytest.mark.parametrize("balance", ["tasks", "none"])
@@ -49,7 +51,8 @@ def test_patterns_tell_rows_apart_by_the_tasks_they_teach():
 def test_a_clients_order_does_not_depend_on_who_trains_beside_it():
     patterns = [np.arange(n) % kinds for n, kinds in ((7, 1), (3, 2), (12, 3))]
     keys = np.array([shuffle_key(0, name) for name in "abc"], np.uint64)
-    together = epoch_orders(keys, patterns, "tasks", 4, 1)
+    counts = np.array([len(own) for own in patterns])
+    together = epoch_orders(keys, counts, patterns, "tasks", 4, 1)
     for row, key, own in zip(together, keys, patterns, strict=True):
-        alone = epoch_orders(np.array([key]), [own], "tasks", 4, 1)[0]
+        alone = batches.epoch_order(len(own), own, "tasks", int(key), 4, 1)
         assert row[: len(own)].tolist() == alone.tolist()

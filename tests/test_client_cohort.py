@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from client.batches import label_patterns, shuffle_key
-from client.cohort import Cohort, largest_first, train_cohort
+from client.cohort import Cohort, largest_first
 from client.row_store import RowStore
 from client.training import Trainer
 from common.dataset import Rows
@@ -54,25 +54,16 @@ def train_one_by_one(experiment, parts):
 def train_together(experiment, parts):
     trainer = Trainer(experiment, SHAPES, torch.device("cpu"))
     order = largest_first([len(rows) for rows in parts])
-    assert trainer.stack is not None
+    assert trainer.cohorts is not None
     cohort = Cohort(
-        RowStore.of(parts, ("x",)),
+        RowStore.of(parts, ("x",), trainer.cohorts.model.tasks),
         order,
         np.array([shuffle_key(0, f"c{k}") for k in order], np.uint64),
         [label_patterns(parts[k].labelled) for k in order],
     )
     generators = [torch_generator(0, "dropout", f"c{k}", 2) for k in order]
     values = trainer.initial.repeat(len(parts), 1)
-    sums = train_cohort(
-        trainer.stack,
-        trainer.flat.layout,
-        cohort,
-        values,
-        experiment.training,
-        WEIGHTS,
-        2,
-        generators,
-    )
+    sums = trainer.cohorts.train(cohort, values, WEIGHTS, 2, generators)
     back = np.argsort(order)
     return values[back], {task: numbers[back] for task, numbers in sums.items()}
 
@@ -95,7 +86,9 @@ def test_together_equals_one_by_one(sizes, model, optimiser, labels):
     for place, own in enumerate(losses):
         for task, numbers in own.items():
             expected = torch.tensor(numbers["loss"])
-            torch.testing.assert_close(sums[task][place], expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                torch.tensor(sums[task][place], dtype=torch.float32), expected, rtol=1e-4, atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -119,7 +112,7 @@ def train_one_by_one_with(experiment, rows, *, stacked):
 
     trainer = Trainer(experiment, SHAPES, torch.device("cpu"))
     if not stacked:
-        trainer.stack = None
+        trainer.cohorts = None
     trainer.load({}, {})
     weights = {**WEIGHTS, "tags": 1.5}
     sums = trainer.train(ClientData("c", {"train": rows}), weights, 1)

@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from client.batches import epoch_orders, label_patterns, shuffle_key
+from client.batches import epoch_order, label_patterns, shuffle_key
 from client.training import Trainer
 from common.dataset import ClientData, Rows
 from common.model import build_model
@@ -50,9 +49,8 @@ def plain_loop(experiment, data: ClientData, round_number: int):
     )
     rows = data.train
     for epoch in range(experiment.training.epochs):
-        key = np.array([shuffle_key(0, data.name)], np.uint64)
-        patterns = [label_patterns(rows.labelled)]
-        order = epoch_orders(key, patterns, "tasks", round_number, epoch)[0]
+        key, patterns = shuffle_key(0, data.name), label_patterns(rows.labelled)
+        order = epoch_order(len(rows), patterns, "tasks", key, round_number, epoch)
         for start in range(0, len(order), experiment.training.batch_size):
             index = torch.from_numpy(order[start : start + experiment.training.batch_size])
             batch = rows.select(index)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the name everybody uses)
 from torch import Tensor, nn
 
-from client.batches import Index, epoch_order, label_patterns
+from client.batches import Index, epoch_order, label_patterns, shuffle_key
 from common.experiment import Experiment
 from common.model import build_model
 from common.seeding import sample_names
@@ -36,13 +36,13 @@ class ClientRows:
     """One client's rows.
 
     Attributes:
-        name: of the client.
+        key: of the client's shuffles.
         pixels: [N, 1, height, width], or flat for an MLP.
         targets: task that it holds -> [N] targets; 0 where there is no label.
         labelled: the same tasks -> bool [N].
     """
 
-    name: str
+    key: int
     pixels: Tensor
     targets: dict[str, Tensor]
     labelled: dict[str, Tensor]
@@ -88,7 +88,7 @@ def read_clients(experiment: Experiment) -> dict[str, ClientRows]:
     ends = [*starts[1:], len(columns["client"])]
     return {
         str(number): read_client(
-            str(number),
+            shuffle_key(experiment.seed, str(number)),
             {name: column[start:end] for name, column in columns.items()},
             experiment.training.device,
         )
@@ -96,7 +96,7 @@ def read_clients(experiment: Experiment) -> dict[str, ClientRows]:
     }
 
 
-def read_client(name: str, columns: Columns, device: str) -> ClientRows:
+def read_client(key: int, columns: Columns, device: str) -> ClientRows:
     """Make tensors of one client's rows."""
     targets, labelled = {}, {}
     for task in LOSSES:
@@ -106,7 +106,7 @@ def read_client(name: str, columns: Columns, device: str) -> ClientRows:
             kind = torch.int64 if task == "digit" else torch.float32
             targets[task] = column.nan_to_num().to(kind).to(device)
             labelled[task] = mask.to(device)
-    return ClientRows(name, torch.from_numpy(columns["pixels"]).to(device), targets, labelled)
+    return ClientRows(key, torch.from_numpy(columns["pixels"]).to(device), targets, labelled)
 
 
 def train_rounds(experiment: Experiment, clients: dict[str, ClientRows]) -> Iterator[State]:
@@ -141,8 +141,8 @@ def draw_clients(experiment: Experiment, clients: dict[str, ClientRows], number:
 
 def shuffle(rows: ClientRows, experiment: Experiment, number: int) -> Index:
     """Order a client's rows for a round, as the project's clients do."""
-    stream = ("shuffle", rows.name, number, 0)
-    return epoch_order(rows.patterns, experiment.training.balance, experiment.seed, *stream)
+    balance = experiment.training.balance
+    return epoch_order(len(rows.pixels), rows.patterns, balance, rows.key, number, 0)
 
 
 def train_client(model: nn.Module, rows: ClientRows, experiment: Experiment, number: int) -> None:
