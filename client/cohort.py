@@ -106,17 +106,16 @@ class CohortTrainer:
         optimiser = make_optimiser(values, self.settings)
         scales = self._get_scales(store, weights, values.device)
         steps = Steps(self.model, self.layout, store, values, self.settings, scales, optimiser)
+        width = self.model.tasks.width
         for dropout in self.model.dropouts:
             dropout.generators = list(generators)
         for epoch in range(epochs):
-            for stretch in stretches(
-                cohort, self.settings, round_number, epoch, self.model.tasks.width
-            ):
+            for stretch in stretches(cohort, self.settings, round_number, epoch, width):
                 steps.take(stretch)
         for dropout in self.model.dropouts:
             dropout.generators = []
         sums = np.zeros((len(values), len(store.tasks), 2))
-        sums[:, scales.places, 0] = steps.sums.cpu().numpy()
+        sums[:, :, 0] = steps.sums.cpu().numpy()
         sums[:, :, 1] = store.label_counts[cohort.members] * epochs
         return {task: sums[:, place] for place, task in enumerate(store.tasks)}
 
@@ -126,15 +125,15 @@ class CohortTrainer:
         """Make the constant matrices of a round; for the weights of the last one, free."""
         key = (store.tasks, store.taught, *(weights[task] for task in store.taught))
         if key not in self._scales:
-            spread = self.model.tasks.spread(weights, store.taught).to(device)
-            gather = self.model.tasks.gather(store.taught).to(device)
+            heard = {task: weights[task] if task in store.taught else 0.0 for task in store.tasks}
+            spread = self.model.tasks.spread(heard).to(device)
+            gather = self.model.tasks.gather(store.tasks, store.taught).to(device)
             segments = self.layout.segments
             places = [place for name in (TRUNK, *store.taught) for place in segments[name]]
             everything = [Part("everything", merge_neighbours(places))]
-            order = [store.tasks.index(task) for task in store.taught]
             if len(self._scales) >= KEPT_SCALES:
                 self._scales.clear()
-            self._scales[key] = Scales(spread, gather, everything, order)
+            self._scales[key] = Scales(spread, gather, everything)
         return self._scales[key]
 
 
@@ -145,15 +144,13 @@ class Scales:
     Attributes:
         spread: [T, O] of `TaskColumns.spread`.
         gather: [O, T] of `TaskColumns.gather`.
-        everything: the parts that step where every row teaches all T tasks.
-        places: the places of the T taught tasks among the tasks held.
+        everything: the parts that step where every row teaches all tasks that have a label.
         even: B -> [O], what a row of a batch of B counts where all count alike.
     """
 
     spread: Tensor
     gather: Tensor
     everything: list[Part]
-    places: list[int]
     even: dict[int, Tensor] = field(default_factory=dict)
 
     def share(self, rows: int) -> Tensor:
@@ -204,7 +201,7 @@ class Steps:
     ) -> None:
         self.model, self.layout, self.store, self.values = model, layout, store, values
         self.size, self.scales, self.optimiser = settings.batch_size, scales, optimiser
-        self.sums = values.new_zeros(len(values), len(store.taught))
+        self.sums = values.new_zeros(len(values), len(store.tasks))
         self._bound = 0
 
     def take(self, stretch: Stretch) -> None:
@@ -249,7 +246,7 @@ class Steps:
         real = torch.from_numpy(np.arange(rows.shape[1]) < stretch.left[:, None])
         real = real.to(self.values).unsqueeze(2)
         if counted is None:
-            return real.expand(-1, -1, len(self.store.taught))
+            return real.expand(-1, -1, len(self.store.tasks))
         return counted * real
 
     def _bind(self, clients: int) -> None:
@@ -272,7 +269,8 @@ class Steps:
         segments = self.layout.segments
         heads = [
             Part(task, segments[task], active[:, place])
-            for place, task in enumerate(self.store.taught)
+            for place, task in enumerate(self.store.tasks)
+            if task in self.store.taught
         ]
         return [Part(TRUNK, segments[TRUNK]), *heads]
 
@@ -282,4 +280,7 @@ class Steps:
             losses = terms.sum(1) @ self.scales.gather
         else:
             losses = (terms @ self.scales.gather).mul_(counted).sum(1)
-        self.sums[: len(losses)] += losses
+        if len(losses) == len(self.sums):
+            self.sums.add_(losses)
+        else:
+            self.sums[: len(losses)] += losses

@@ -21,13 +21,13 @@ class RowStore:
             them.
         targets: float32 [N, O] in the columns of `client.stacked_losses.TaskColumns`; 0 where a
             row has no label.
-        labelled: float32 [N, T], 1 where a row carries a label of a task of `taught`; None where
-            every row carries all of them.
-        tasks: the tasks that any of the clients holds.
-        taught: T tasks, those of them that have a label.
+        tasks: T tasks, those that any of the clients holds.
+        taught: those of them that have a label.
+        labelled: float32 [N, T], 1 where a row carries a label of a task; None where every row
+            carries labels of all tasks of `taught`.
         starts: int64 [clients], the number of each one's first row.
         counts: int64 [clients], each one's number of rows.
-        label_counts: int64 [clients, tasks], each one's labelled rows.
+        label_counts: int64 [clients, T], each one's labelled rows.
     """
 
     inputs: Tensor
@@ -63,6 +63,6 @@ class RowStore:
         taught = tuple(task for task, mask in masks.items() if bool(mask.any()))
         labelled = None
         if not all(bool(masks[task].all()) for task in taught):
-            labelled = torch.stack([masks[task] for task in taught], 1).to(torch.float32)
+            labelled = torch.stack(list(masks.values()), 1).to(torch.float32)
         starts = np.cumsum(counts) - counts
         return cls(inputs, targets, labelled, tuple(masks), taught, starts, counts, label_counts)

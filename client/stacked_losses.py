@@ -6,7 +6,7 @@ loss in its output is then ``(link(output) - target) * share``, with softmax, si
 the link, for all tasks at once.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,28 +108,30 @@ class TaskColumns:
             return one_hot(targets, width).to(torch.float32)
         return targets.reshape(-1, width)
 
-    def spread(self, weights: Mapping[str, float], tasks: Iterable[str]) -> Tensor:
+    def spread(self, weights: Mapping[str, float]) -> Tensor:
         """Lay task weights out over the columns, with the gradients' constant factors: [T, O].
 
         Args:
-            weights: task name -> w_t.
-            tasks: T of them, in the order of the rows.
+            weights: task name -> w_t, in the order of the rows.
         """
-        rows = []
-        for task in tasks:
-            loss, width = STACKED_LOSSES[self.kinds[task]], self._width(task)
-            row = torch.zeros(self.width)
-            row[self.columns[task]] = weights[task] * loss.scale(width) * loss.slope
-            rows.append(row)
-        return torch.stack(rows)
+        matrix = torch.zeros(len(weights), self.width)
+        for row, (task, weight) in enumerate(weights.items()):
+            loss = STACKED_LOSSES[self.kinds[task]]
+            matrix[row, self.columns[task]] = weight * loss.scale(self._width(task)) * loss.slope
+        return matrix
 
-    def gather(self, tasks: Iterable[str]) -> Tensor:
-        """Make the matrix that adds `terms` up to the losses of T tasks, [O, T]."""
-        tasks = list(tasks)
+    def gather(self, tasks: Sequence[str], taught: Collection[str]) -> Tensor:
+        """Make the matrix that adds `terms` up to the tasks' losses: [O, T].
+
+        Args:
+            tasks: T of them, in the order of the columns.
+            taught: those with labels; the loss of the others is 0.
+        """
         matrix = torch.zeros(self.width, len(tasks))
         for place, task in enumerate(tasks):
-            scale = STACKED_LOSSES[self.kinds[task]].scale(self._width(task))
-            matrix[self.columns[task], place] = scale
+            if task in taught:
+                scale = STACKED_LOSSES[self.kinds[task]].scale(self._width(task))
+                matrix[self.columns[task], place] = scale
         return matrix
 
     def slope(self, outputs: Tensor, targets: Tensor, share: Tensor) -> Tensor:
