@@ -101,7 +101,7 @@ def train(message: Message, context: Context) -> Message:
     sums["train"] = trainer.train(data, instruction.weights or {}, instruction.round)
     if instruction.evaluate and personal:
         sums |= _evaluate(session, data)
-    own = trainer.flat.read(trainer.own_names(data.tasks))
+    own = trainer.flat.peek(trainer.own_names(data.tasks))
     save_own(context, data.name, session.fingerprint, instruction.round, own)
     content = RecordDict(
         {

@@ -98,8 +98,15 @@ class FlatParameters:
             parameter.grad = self.gradients[place].view_as(parameter)
 
     def read(self, names: Iterable[str]) -> dict[str, FloatArray]:
-        """Copy parameters out: name -> float32 array in its own shape, on the CPU."""
-        return self.layout.views(self.values.detach().cpu().numpy().copy(), names)
+        """Copy parameters out: name -> read-only float32 array in its own shape, on the CPU."""
+        row = self._memory.copy() if self._memory is not None else self.values.cpu().numpy()
+        row.flags.writeable = False
+        return self.layout.views(row, names)
+
+    def peek(self, names: Iterable[str]) -> dict[str, FloatArray]:
+        """Read parameters where they are, or a copy of another device's: good until they change."""
+        row = self._memory if self._memory is not None else self.values.cpu().numpy()
+        return self.layout.views(row, names)
 
     def write(self, arrays: Mapping[str, FloatArray]) -> None:
         """Copy parameters in.

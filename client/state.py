@@ -14,7 +14,7 @@ from urllib.parse import quote
 from flwr.app import ArrayRecord, ConfigRecord, Context
 from safetensors.numpy import load_file, save
 
-from common.wire import FloatArray, pack_arrays, unpack_arrays
+from common.wire import FloatArray, overwrite_arrays, pack_arrays, unpack_arrays
 
 OWN, INFO = "own-arrays", "own-info"  # keys of the records in Context.state
 GENERATIONS = 2
@@ -45,9 +45,17 @@ def save_own(
     round_number: int,
     arrays: Mapping[str, FloatArray],
 ) -> None:
-    """Keep the client's own parameters as they are after a round."""
-    context.state[OWN] = pack_arrays(arrays)
-    context.state[INFO] = ConfigRecord({"round": round_number, "client": client})
+    """Keep a copy of the client's own parameters as they are after a round."""
+    kept, info = context.state.get(OWN), context.state.get(INFO)
+    if (
+        isinstance(kept, ArrayRecord)
+        and isinstance(info, ConfigRecord)
+        and overwrite_arrays(kept, arrays)
+    ):
+        info["round"] = round_number
+    else:
+        context.state[OWN] = pack_arrays({name: array.copy() for name, array in arrays.items()})
+        context.state[INFO] = ConfigRecord({"round": round_number, "client": client})
     folder = _mirror(context, client, fingerprint)
     if folder is None:
         return

@@ -79,6 +79,7 @@ class Trainer:
         self.initial = self.flat.values.clone()
         algorithm = self.experiment.federation.algorithm
         self.shared = shared_names(self.flat.layout.slices, algorithm)
+        self._own_names: dict[tuple[str, ...], list[str]] = {}
         self._row = self.flat.values.unsqueeze(0)
         self._cohorts: dict[str, tuple[ClientData, Cohort]] = {}
         self._dropouts = [m for m in self.model.modules() if isinstance(m, SeededDropout)]
@@ -90,8 +91,11 @@ class Trainer:
 
     def own_names(self, tasks: tuple[str, ...]) -> list[str]:
         """Name the parameters that stay with a client which holds these tasks."""
-        shared = set(self.shared)
-        return [n for n in self.flat.layout.slices if n not in shared and head_task(n) in tasks]
+        if tasks not in self._own_names:
+            shared = set(self.shared)
+            names = [n for n in self.flat.layout.slices if n not in shared]
+            self._own_names[tasks] = [n for n in names if head_task(n) in tasks]
+        return self._own_names[tasks]
 
     def load(self, shared: Mapping[str, FloatArray], own: Mapping[str, FloatArray]) -> None:
         """Start from a received trunk and a client's own heads; heads it never trained are new.

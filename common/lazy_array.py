@@ -21,12 +21,15 @@ class LazyArray(Array):
 
     def __init__(self, values: NDArray[Any]) -> None:
         # Flower's constructor is passed over on purpose: it would serialise.
-        held = values.view()
-        held.flags.writeable = False
         # Past Flower's __setattr__, which would look for serialised bytes to invalidate.
-        self.__dict__.update(
-            values=held, dtype=_dtype_name(values.dtype), shape=values.shape, stype=SERIALISATION
-        )
+        attributes = self.__dict__
+        attributes["memory"] = attributes["values"] = values
+        if values.flags.writeable:
+            held = attributes["values"] = values.view()
+            held.flags.writeable = False
+        attributes["dtype"] = _dtype_name(values.dtype)
+        attributes["shape"] = values.shape
+        attributes["stype"] = SERIALISATION
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
@@ -39,6 +42,17 @@ class LazyArray(Array):
         """The array itself, read-only."""
         values: NDArray[Any] = self.__dict__["values"]
         return values
+
+    def overwrite(self, values: NDArray[Any]) -> bool:
+        """Take new values into the same memory; False where that is read-only or does not fit.
+
+        Only for whoever made this array and still owns its memory.
+        """
+        memory: NDArray[Any] = self.__dict__["memory"]
+        if not memory.flags.writeable or memory.shape != values.shape:
+            return False
+        memory[...] = values
+        return True
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Array, (self.dtype, self.shape, self.stype, self.data)

@@ -80,6 +80,16 @@ def pack_arrays(arrays: Mapping[str, FloatArray]) -> ArrayRecord:
     return record
 
 
+def overwrite_arrays(record: ArrayRecord, arrays: Mapping[str, FloatArray]) -> bool:
+    """Write new values into arrays that this process packed and owns; False where it cannot."""
+    if list(record) != list(arrays):
+        return False
+    return all(
+        isinstance(array, LazyArray) and array.overwrite(arrays[name])
+        for name, array in record.items()
+    )
+
+
 def unpack_arrays(record: ArrayRecord) -> dict[str, FloatArray]:
     """Unpack named arrays; they may be read-only."""
     return {name: array.numpy() for name, array in record.items()}

@@ -83,8 +83,9 @@ class TrunkStrategy(Strategy):
     ) -> None:
         self.inner, self.experiment, self.roster = inner, experiment, roster
         self.shapes = {name: tuple(array.shape) for name, array in trunk.items()}
-        self.dtypes = {name: array.dtype for name, array in trunk.items()}
+        self.dtypes = {name: np.dtype(array.dtype) for name, array in trunk.items()}
         self.last = RoundReplies()
+        self._rows: list[FloatArray] = []  # the accepted trunks, flat
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -118,7 +119,7 @@ class TrunkStrategy(Strategy):
         if not accepted:
             return None, None
         if type(self.inner) is FedAvg and all(t == "float32" for t in self.dtypes.values()):
-            rows = np.stack([self._flatten(reply) for reply in accepted])
+            rows = np.stack(self._rows)
             examples = np.array(list(self.last.examples.values()))
             mean = self._mean(rows, examples, np.ones(len(rows), dtype=bool))
             return pack_arrays(self._cut(mean)), None
@@ -198,11 +199,6 @@ class TrunkStrategy(Strategy):
         self.last.left_out |= left_out
         return None if combined is None else unpack_arrays(combined)
 
-    def _flatten(self, reply: Message) -> FloatArray:
-        """Lay a reply's trunk out as one row, in the trunk's own order."""
-        arrays = arrays_of(reply.content) or ArrayRecord()
-        return np.concatenate([arrays[name].numpy().reshape(-1) for name in self.shapes])
-
     def _cut(self, row: FloatArray) -> dict[str, FloatArray]:
         """Cut a flat trunk into its arrays."""
         arrays, start = {}, 0
@@ -224,7 +220,7 @@ class TrunkStrategy(Strategy):
 
     def _sift(self, replies: Iterable[Message], *, with_arrays: bool) -> list[Message]:
         """Take in the good replies, in the order of their clients' names; note the others."""
-        self.last = RoundReplies()
+        self.last, self._rows = RoundReplies(), []
         accepted = []
         named = [(self.roster.name_of(reply.metadata.src_node_id), reply) for reply in replies]
         for name, reply in sorted(named, key=lambda pair: pair[0]):
@@ -268,20 +264,26 @@ class TrunkStrategy(Strategy):
         return self._arrays_fault(arrays)
 
     def _arrays_fault(self, arrays: ArrayRecord) -> str | None:
-        extra, missing = set(arrays) - set(self.shapes), set(self.shapes) - set(arrays)
-        if extra or missing:
+        """Say what is wrong with a trunk; note one that is well formed as a row."""
+        if arrays.keys() != self.shapes.keys():
+            extra, missing = set(arrays) - set(self.shapes), set(self.shapes) - set(arrays)
             return f"not the trunk: extra {sorted(extra)}, missing {sorted(missing)}"
-        for key, array in arrays.items():
+        parts = {}
+        for key, shape in self.shapes.items():
             try:
-                values = array.numpy()
+                values = arrays[key].numpy()
             except (ValueError, TypeError, OSError, EOFError):
                 return f"{key} cannot be read as an array"
-            if tuple(values.shape) != self.shapes[key]:
-                return f"{key} has shape {tuple(values.shape)}, the trunk has {self.shapes[key]}"
-            if str(values.dtype) != self.dtypes[key]:
+            if values.shape != shape:
+                return f"{key} has shape {tuple(values.shape)}, the trunk has {shape}"
+            if values.dtype != self.dtypes[key]:
                 return f"{key} is {values.dtype}, the trunk is {self.dtypes[key]}"
-            if not np.isfinite(values).all():
-                return f"{key} holds {NOT_FINITE}"
+            parts[key] = values.reshape(-1)
+        row = np.concatenate(list(parts.values()))
+        if not np.isfinite(row).all():
+            key = next(key for key, values in parts.items() if not np.isfinite(values).all())
+            return f"{key} holds {NOT_FINITE}"
+        self._rows.append(row)
         return None
 
     def _metrics_fault(self, metrics: MetricRecord | None) -> str | None:

@@ -85,7 +85,7 @@ def test_training_equals_a_plain_loop(optimiser, labels):
     trainer = trainer_for(experiment)
     trainer.train(data, WEIGHTS, 3)
     for name, expected in plain_loop(experiment, data, 3).items():
-        ours = torch.from_numpy(trainer.flat.read([name])[name])
+        ours = torch.tensor(trainer.flat.read([name])[name])
         torch.testing.assert_close(ours, expected.detach(), rtol=1e-5, atol=1e-6)
 
 
