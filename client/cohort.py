@@ -217,10 +217,12 @@ class Steps:
             padded = pad_rows(counted, size)
             taught = count_taught(padded, size)
             shares = torch.split(share_out(padded, taught, self.scales.spread), size, 1)
+        whole, rest = divmod(stretch.rows.shape[1], size)
+        widths = [size] * whole + [rest] * (rest > 0)
         batches = zip(
-            torch.split(stretch.rows, size, 1),
-            torch.split(targets, size, 1),
-            torch.split(outputs, size, 1),
+            stretch.rows.split_with_sizes(widths, 1),
+            targets.split_with_sizes(widths, 1),
+            outputs.split_with_sizes(widths, 1),
             strict=True,
         )
         for number, (rows, truth, result) in enumerate(batches):

@@ -16,9 +16,6 @@ from torch import Tensor, nn
 from client.flat import FlatLayout
 from common.model import SeededDropout
 
-# An overload named in full is found faster than torch.ops.aten.threshold_backward finds it.
-_threshold_backward = torch.ops.aten.threshold_backward.default
-
 
 class Sink(Protocol):
     """Takes the gradients of parameters as they are found."""
@@ -169,8 +166,9 @@ class Dropout:
 
 
 def _relu() -> Activation:
-    # In place: what comes in is a product or a norm, which nobody else reads.
-    return Activation(torch.relu_, lambda slope, out: _threshold_backward(slope, out, 0))
+    # In place, as nobody else reads a product or a norm; and after a layer's backward nobody needs
+    # its outputs any more. The sign of what passed is the derivative: 0 or 1.
+    return Activation(torch.relu_, lambda slope, out: slope.mul_(out.sign_()))
 
 
 def _tanh() -> Activation:

@@ -21,37 +21,41 @@ class StackedLoss:
     """One kind of loss; `common.losses` defines it.
 
     Attributes:
-        terms: (output [K, B, w], target [K, B, w]) -> [K, B, w]; a row's loss is the sum of its
-            terms times `scale`.
-        link: what makes the gradient of an output; None for the output itself.
+        terms: (output [K, B, w], target [K, B, w]) turns the output, in place, into terms; a row's
+            loss is their sum times `scale`.
+        link: turns an output, in place, into what the gradient subtracts the target from.
         scale: number of outputs -> factor of a row's terms.
         slope: factor of the gradient ``link(output) - target``, beside `scale`.
         joins: whether terms and link treat every column by itself, so that tasks side by side can
             share a call.
     """
 
-    terms: Callable[[Tensor, Tensor], Tensor]
-    link: Callable[[Tensor], Tensor] | None
+    terms: Callable[[Tensor, Tensor], object]
+    link: Callable[[Tensor], object]
     scale: Callable[[int], float]
     slope: float = 1.0
     joins: bool = True
 
 
-def _cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    return output.log_softmax(2).mul_(target).neg_()
+def _cross_entropy(output: Tensor, target: Tensor) -> None:
+    torch.mul(output.log_softmax(2), target, out=output).neg_()
 
 
-def _binary_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    return softplus(output).sub_(output * target)  # log(1 + e^z) - z y
+def _binary_cross_entropy(output: Tensor, target: Tensor) -> None:
+    torch.sub(softplus(output), output * target, out=output)  # log(1 + e^z) - z y
 
 
-def _squared_error(output: Tensor, target: Tensor) -> Tensor:
-    error = output - target
-    return error.mul_(error)
+def _squared_error(output: Tensor, target: Tensor) -> None:
+    output.sub_(target)
+    output.mul_(output)
 
 
-def _softmax(output: Tensor) -> Tensor:
-    return output.softmax(2)
+def _softmax(output: Tensor) -> None:
+    output.copy_(output.softmax(2))
+
+
+def _identity(output: Tensor) -> None:
+    pass
 
 
 def _mean(width: int) -> float:
@@ -60,9 +64,9 @@ def _mean(width: int) -> float:
 
 STACKED_LOSSES: dict[str, StackedLoss] = {
     "multiclass": StackedLoss(_cross_entropy, _softmax, lambda width: 1.0, joins=False),
-    "binary": StackedLoss(_binary_cross_entropy, torch.sigmoid, _mean),
-    "multilabel": StackedLoss(_binary_cross_entropy, torch.sigmoid, _mean),
-    "regression": StackedLoss(_squared_error, None, _mean, slope=2.0),
+    "binary": StackedLoss(_binary_cross_entropy, torch.sigmoid_, _mean),
+    "multilabel": StackedLoss(_binary_cross_entropy, torch.sigmoid_, _mean),
+    "regression": StackedLoss(_squared_error, _identity, _mean, slope=2.0),
 }
 
 
@@ -142,31 +146,26 @@ class TaskColumns:
             targets: [K, B, O] of `encode`.
             share: [K, B, O], or [O] where all rows count alike: what one row's loss counts.
         """
-        if len(self._groups) == 1:
-            link = self._groups[0].link
-            return torch.sub(outputs if link is None else link(outputs), targets).mul_(share)
-        parts = outputs.split_with_sizes(self._widths, 2)
-        linked = [
-            part if loss.link is None else loss.link(part)
-            for loss, part in zip(self._groups, parts, strict=True)
-        ]
-        return torch.cat(linked, 2).sub_(targets).mul_(share)
+        slope = outputs.clone()
+        for loss, part in zip(self._groups, self._split(slope), strict=True):
+            loss.link(part)
+        return slope.sub_(targets).mul_(share)
 
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute what adds up to the losses by `gather`, [K, B, O]; arguments as in `slope`."""
-        if len(self._groups) == 1:
-            return self._groups[0].terms(outputs, targets)
-        parts = zip(
-            self._groups,
-            outputs.split_with_sizes(self._widths, 2),
-            targets.split_with_sizes(self._widths, 2),
-            strict=True,
-        )
-        return torch.cat([loss.terms(output, target) for loss, output, target in parts], 2)
+        terms = outputs.clone()
+        parts = zip(self._groups, self._split(terms), self._split(targets), strict=True)
+        for loss, part, target in parts:
+            loss.terms(part, target)
+        return terms
 
     def cut(self, outputs: Tensor) -> dict[str, Tensor]:
         """Cut [K, B, O] into task name -> [K, B, outputs]."""
         return {task: outputs[:, :, place] for task, place in self.columns.items()}
+
+    def _split(self, matrix: Tensor) -> Sequence[Tensor]:
+        """Cut [K, B, O] into the columns of each group."""
+        return matrix.split_with_sizes(self._widths, 2)
 
     def _width(self, task: str) -> int:
         place = self.columns[task]
