@@ -1,13 +1,17 @@
 """The loopback engine on several processes.
 
-Every client belongs to one worker, by its place, and its state lives there. A worker trains its
-share of a round's clients one after another; replies come back in the order of the messages, so the
-result is bit for bit that of one process, whatever the number of workers.
+Every client belongs to one process, by its place, and its state lives there; the first process is
+the engine's own. Each trains its share of a round's clients one after another; replies come back in
+the order of the messages, so the result is bit for bit that of one process, whatever the number.
+Arrays cross in shared memory (`simulations.shared_arrays`), everything else in pipes.
 """
 
 import multiprocessing
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from typing import Any
@@ -23,22 +27,65 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 
 from common.errors import FedMTLError
-from common.wire import FloatArray, pack_arrays, unpack_arrays
+from common.wire import pack_arrays, unpack_arrays
 from simulations.client_log import Own
 from simulations.loopback import FIRST_NODE, LoopbackGrid
+from simulations.shared_arrays import (
+    Arrays,
+    Layout,
+    Shelf,
+    anonymous_file,
+    layout_of,
+    round_up,
+    size_of,
+)
 
 STOP_S = 1.0  # how long workers may take to end by themselves
+CONTENT = 0  # the slot of what is sent; those of the replies follow
 
-# A job names a method of `Share` and its argument; the answer is its result.
-# Arrays cross between processes as NumPy's; Flower's own form would be written out and parsed anew.
-Parts = tuple[dict[str, dict[str, FloatArray]], dict[str, ConfigRecord | MetricRecord]]
-Answer = tuple[int, Parts | None, Error | None]  # node, content or error
+Others = dict[str, ConfigRecord | MetricRecord]
 
 
-def take_apart(content: RecordDict) -> Parts:
+@dataclass(frozen=True)
+class Parts:
+    """A message's content, taken apart.
+
+    Attributes:
+        others: all records but those of arrays.
+        layout: of the arrays, where they stand on the shelf.
+        arrays: the arrays themselves, where they do not fit there.
+    """
+
+    others: Others
+    layout: Layout = ()
+    arrays: Arrays | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One content, for several clients of a worker.
+
+    Attributes:
+        parts: the content; its arrays stand in the slot `CONTENT`.
+        kind: the messages' type.
+        node_ids: who is to answer, in this order.
+        slots: where the arrays of each reply go.
+        end: when to stop asking clients, by the monotonic clock; None for never.
+    """
+
+    parts: Parts
+    kind: str
+    node_ids: Sequence[int]
+    slots: Sequence[int]
+    end: float | None
+
+
+Answer = tuple[int, Parts | Error]  # node, what it answered
+
+
+def take_apart(content: RecordDict) -> tuple[Arrays, Others]:
     """Separate a message's arrays from its other records."""
-    arrays: dict[str, dict[str, FloatArray]] = {}
-    others: dict[str, ConfigRecord | MetricRecord] = {}
+    arrays, others = {}, {}
     for key, record in content.items():
         if isinstance(record, ArrayRecord):
             arrays[key] = unpack_arrays(record)
@@ -47,52 +94,80 @@ def take_apart(content: RecordDict) -> Parts:
     return arrays, others
 
 
-def put_together(parts: Parts) -> RecordDict:
-    """Make the message's content again."""
+def put_together(parts: Parts, shelf: Shelf | None, slot: int) -> RecordDict:
+    """Make the message's content again; its arrays stay on the shelf."""
+    arrays: Arrays = parts.arrays or {}
+    if shelf is not None and parts.arrays is None:
+        arrays = shelf.get(slot, parts.layout)
     content = RecordDict()
-    arrays, others = parts
     for key, named in arrays.items():
-        content[key] = pack_arrays(named)
-    for key, record in others.items():
+        content[key] = pack_arrays(named)  # type: ignore[arg-type]
+    for key, record in parts.others.items():
         content[key] = record
     return content
+
+
+def put_down(content: RecordDict, shelf: Shelf | None, slot: int) -> Parts:
+    """Put a content's arrays on the shelf, where they fit."""
+    arrays, others = take_apart(content)
+    layout = layout_of(arrays)
+    if shelf is not None and shelf.put(slot, arrays, layout):
+        return Parts(others, layout)
+    return Parts(others, arrays=arrays)
 
 
 class Share:
     """One worker's side: a loopback grid of which it uses its own clients."""
 
-    def __init__(self, client_app: ClientApp, names: Sequence[str]) -> None:
-        self.grid = LoopbackGrid(client_app, names)
+    def __init__(self, connection: Connection, client_app: ClientApp, names: Sequence[str]) -> None:
+        self.connection, self.grid = connection, LoopbackGrid(client_app, names)
+        self.shelf: Shelf | None = None
 
-    def deliver(self, job: tuple[Parts, str, list[int]]) -> list[Answer]:
+    def serve(self) -> None:
+        """Do jobs until the other side closes. A job names a method here and its argument."""
+        while True:
+            try:
+                method, argument = self.connection.recv()
+                self.connection.send(getattr(self, method)(argument))
+            except (EOFError, OSError, KeyboardInterrupt):
+                return
+
+    def set_shelf(self, shape: tuple[int, int]) -> None:
+        """Take the shelf that the other side made; its file comes right behind."""
+        file = reduction.recv_handle(self.connection)
+        self.shelf = Shelf(file, *shape)
+        os.close(file)
+
+    def deliver(self, job: Job) -> list[Answer]:
         """Let clients answer one content, in the order given."""
-        parts, kind, node_ids = job
-        content = put_together(parts)
+        content = put_together(job.parts, self.shelf, CONTENT)
         answers: list[Answer] = []
-        for node_id in node_ids:
-            reply = self.grid.deliver(Message(content, node_id, kind))
+        for node_id, slot in zip(job.node_ids, job.slots, strict=True):
+            if job.end is not None and time.monotonic() > job.end:
+                break
+            reply = self.grid.deliver(Message(content, node_id, job.kind))
             if reply.has_error():
-                answers.append((node_id, None, reply.error))
+                answers.append((node_id, reply.error))
             else:
-                answers.append((node_id, take_apart(reply.content), None))
+                answers.append((node_id, put_down(reply.content, self.shelf, slot)))
         return answers
 
-    def own_states(self, node_ids: list[int] | None) -> dict[str, Own]:
-        """Read what clients keep at home; None for all that have any."""
-        return self.grid.own_states(self.grid.known_nodes() if node_ids is None else node_ids)
+    def own_states(self, node_ids: list[int]) -> dict[str, Own]:
+        """Read what clients keep at home."""
+        return self.grid.own_states(node_ids)
 
     def restore(self, states: Mapping[str, Own]) -> None:
         """Put back what clients kept at home."""
         self.grid.restore_states(states)
 
 
-def serve(
+def run_worker(
     connection: Connection,
     client_app: ClientApp,
     names: Sequence[str],
     inherited: Sequence[Connection],
 ) -> None:
-    """Do jobs until the other side closes.
+    """Be a worker.
 
     Args:
         connection: to the parent.
@@ -103,38 +178,30 @@ def serve(
     """
     for end in inherited:
         end.close()
-    share = Share(client_app, names)
-    while True:
-        try:
-            method, argument = connection.recv()
-        except (EOFError, KeyboardInterrupt):
-            return
-        try:
-            connection.send(getattr(share, method)(argument))
-        except (OSError, KeyboardInterrupt):
-            return
+    Share(connection, client_app, names).serve()
 
 
 class WorkerGrid(LoopbackGrid):
-    """A loopback whose clients live in worker processes.
+    """A loopback whose clients live in this process and in workers.
 
     Args:
         client_app: the app that answers.
         names: stable names of the clients.
-        workers: number of processes.
+        workers: number of processes, this one among them.
     """
 
     def __init__(self, client_app: ClientApp, names: Sequence[str], workers: int) -> None:
         super().__init__(client_app, names)
         # Forked before anything trains: a worker starts with all modules loaded.
         context = multiprocessing.get_context("fork")
+        self._shelf: Shelf | None = None
         self._workers: list[Connection] = []
         self._processes: list[ForkProcess] = []
-        for _ in range(workers):
+        for _ in range(workers - 1):
             ours, theirs = context.Pipe()
             self._workers.append(ours)
             arguments = (theirs, client_app, names, tuple(self._workers))
-            process = context.Process(target=serve, args=arguments, daemon=True)
+            process = context.Process(target=run_worker, args=arguments, daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -142,37 +209,86 @@ class WorkerGrid(LoopbackGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Deal messages out to their clients' workers and collect the replies in order."""
+        """Deal messages out to their clients' processes and collect the replies in order.
+
+        The replies' arrays stand in shared memory: they are good until the next call.
+        """
         asked = list(messages)
-        shares: list[dict[tuple[int, str], list[int]]] = [{} for _ in self._workers]
-        contents: dict[int, RecordDict] = {}
-        for message in asked:
-            node_id, kind = message.metadata.dst_node_id, message.metadata.message_type
-            contents[id(message.content)] = message.content
-            share = shares[self._worker_of(node_id)]
-            share.setdefault((id(message.content), kind), []).append(node_id)
-        parts = {key: take_apart(content) for key, content in contents.items()}
+        end = None if timeout is None else time.monotonic() + timeout
+        replies: dict[int, Message] = {}
+        for content, alike in _by_content(asked):
+            replies |= self._exchange(content, alike, end)
+        nodes = [message.metadata.dst_node_id for message in asked]
+        return [replies[node_id] for node_id in nodes if node_id in replies]
+
+    def _exchange(
+        self, content: RecordDict, messages: Sequence[Message], end: float | None
+    ) -> dict[int, Message]:
+        """Have messages with one content answered: node -> reply."""
+        kind = messages[0].metadata.message_type
+        self._fit_shelf(content, len(messages))
+        parts = put_down(content, self._shelf, CONTENT)
+        own: list[Message] = []
+        slots: dict[int, int] = {}
+        shares: list[list[int]] = [[] for _ in self._workers]
+        asked: dict[int, Message] = {}
+        for slot, message in enumerate(messages, start=CONTENT + 1):
+            node_id = message.metadata.dst_node_id
+            asked[node_id], slots[node_id] = message, slot
+            place = self._place_of(node_id)
+            if place:
+                shares[place - 1].append(node_id)
+            else:
+                own.append(message)
         jobs = [
-            (worker, ("deliver", (parts[key], kind, node_ids)))
+            (worker, ("deliver", Job(parts, kind, share, [slots[n] for n in share], end)))
             for worker, share in enumerate(shares)
-            for (key, kind), node_ids in share.items()
+            if share
         ]
-        answers: dict[int, Answer] = {}
-        for results in self._do(jobs):
-            answers |= {answer[0]: answer for answer in results}
-        self._changed |= {
-            m.metadata.dst_node_id for m in asked if m.metadata.message_type == "train"
-        }
-        return [self._reply(message, answers[message.metadata.dst_node_id]) for message in asked]
+        self._send(jobs)
+        replies = {}
+        for message in own:
+            if end is not None and time.monotonic() > end:
+                break
+            replies[message.metadata.dst_node_id] = self.deliver(message)
+        for answers in self._receive(jobs):
+            for node_id, answer in answers:
+                message = asked[node_id]
+                if isinstance(answer, Error):
+                    replies[node_id] = Message(answer, reply_to=message)
+                else:
+                    whole = put_together(answer, self._shelf, slots[node_id])
+                    replies[node_id] = Message(whole, reply_to=message)
+        if kind == "train":
+            self._changed |= set(asked)
+        return replies
+
+    def _fit_shelf(self, content: RecordDict, replies: int) -> None:
+        """Have a slot for the content and one for each reply, each as large as the content."""
+        arrays, _ = take_apart(content)
+        size = round_up(size_of(layout_of(arrays)))
+        shelf = self._shelf
+        if not arrays or (shelf and shelf.slots > replies and shelf.size >= size):
+            return
+        shape = (max(replies + 1, shelf.slots if shelf else 0), size)
+        file = anonymous_file(shape[0] * shape[1])
+        self._shelf = Shelf(file, *shape)
+        jobs = [(worker, ("set_shelf", shape)) for worker in range(len(self._workers))]
+        self._send(jobs)
+        for connection, process in zip(self._workers, self._processes, strict=True):
+            reduction.send_handle(connection, file, process.pid)
+        self._receive(jobs)
+        os.close(file)
 
     def own_states(self, node_ids: Iterable[int]) -> dict[str, Own]:
         """Read what clients keep at home."""
-        shares: list[list[int]] = [[] for _ in self._workers]
+        shares: list[list[int]] = [[] for _ in range(len(self._workers) + 1)]
         for node_id in node_ids:
-            shares[self._worker_of(node_id)].append(node_id)
-        jobs = [(w, ("own_states", share)) for w, share in enumerate(shares)]
-        states: dict[str, Own] = {}
-        for part in self._do(jobs):
+            shares[self._place_of(node_id)].append(node_id)
+        jobs = [(w, ("own_states", share)) for w, share in enumerate(shares[1:])]
+        self._send(jobs)
+        states = super().own_states(shares[0])
+        for part in self._receive(jobs):
             states |= part
         return {name: states[name] for name in self.names if name in states}
 
@@ -183,10 +299,13 @@ class WorkerGrid(LoopbackGrid):
     def restore_states(self, states: Mapping[str, Own]) -> None:
         """Put back what clients kept at home."""
         places = {name: place for place, name in enumerate(self.names)}
-        shares: list[dict[str, Own]] = [{} for _ in self._workers]
+        shares: list[dict[str, Own]] = [{} for _ in range(len(self._workers) + 1)]
         for name, own in states.items():
-            shares[self._worker_of(FIRST_NODE + places[name])][name] = own
-        self._do([(w, ("restore", share)) for w, share in enumerate(shares)])
+            shares[self._place_of(FIRST_NODE + places[name])][name] = own
+        super().restore_states(shares[0])
+        jobs = [(w, ("restore", share)) for w, share in enumerate(shares[1:])]
+        self._send(jobs)
+        self._receive(jobs)
 
     def close(self) -> None:
         """End the workers: those at work are not waited for longer than a second in all."""
@@ -200,24 +319,37 @@ class WorkerGrid(LoopbackGrid):
                 process.terminate()
                 process.join(timeout=STOP_S)
 
-    def _worker_of(self, node_id: int) -> int:
-        return (node_id - FIRST_NODE) % len(self._workers)
+    def _place_of(self, node_id: int) -> int:
+        """Say whose client a node is: 0 for this process, else a worker's number from 1."""
+        return (node_id - FIRST_NODE) % (len(self._workers) + 1)
 
-    def _do(self, jobs: Sequence[tuple[int, tuple[str, Any]]]) -> list[Any]:
-        """Send all jobs, then collect: the workers work side by side."""
+    def _send(self, jobs: Sequence[tuple[int, tuple[str, Any]]]) -> None:
+        """Hand out jobs: the workers work side by side."""
         try:
             for worker, job in jobs:
                 self._workers[worker].send(job)
+        except OSError as error:
+            raise self._died() from error
+
+    def _receive(self, jobs: Sequence[tuple[int, tuple[str, Any]]]) -> list[Any]:
+        """Collect the results of jobs."""
+        try:
             return [self._workers[worker].recv() for worker, _ in jobs]
         except (EOFError, OSError) as error:
-            raise FedMTLError(
-                "a worker process died, perhaps for lack of memory; the run can be resumed, with "
-                "fewer --workers if need be"
-            ) from error
+            raise self._died() from error
 
     @staticmethod
-    def _reply(message: Message, answer: Answer) -> Message:
-        _, parts, error = answer
-        if error is not None:
-            return Message(error, reply_to=message)
-        return Message(put_together(parts or ({}, {})), reply_to=message)
+    def _died() -> FedMTLError:
+        return FedMTLError(
+            "a worker process died, perhaps for lack of memory; the run can be resumed, with "
+            "fewer --workers if need be"
+        )
+
+
+def _by_content(messages: Iterable[Message]) -> Iterable[tuple[RecordDict, list[Message]]]:
+    """Gather messages of one type with one content; those of a round share theirs."""
+    alike: dict[tuple[int, str], list[Message]] = {}
+    for message in messages:
+        key = (id(message.content), message.metadata.message_type)
+        alike.setdefault(key, []).append(message)
+    return [(group[0].content, group) for group in alike.values()]
