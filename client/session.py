@@ -7,7 +7,6 @@ in a new process for every message; both go through `open_session`.
 from collections.abc import Sequence
 from functools import lru_cache
 
-import torch
 from flwr.app import Context
 
 from client.training import Trainer, choose_device
@@ -27,7 +26,6 @@ class Session:
         self.experiment, self.agreement = experiment, agreement
         self.source = open_clients(experiment)
         self.fingerprint = experiment.fingerprint()
-        torch.set_num_threads(experiment.training.threads)
         self.trainer = Trainer(experiment, input_shapes(agreement), choose_device(device))
         self._clients: dict[str, ClientData] = {}
         self._names: dict[tuple[object, object], str] = {}

@@ -26,6 +26,7 @@ from common.metrics import Sums, metric_sums
 from common.model import InputShapes, SeededDropout, build_model
 from common.seeding import torch_generator
 from common.sharing import head_task, shared_names
+from common.threads import set_threads
 
 TaskSums = dict[str, dict[str, Sums]]  # task -> "loss" or metric -> additive numbers
 
@@ -74,6 +75,7 @@ class Trainer:
     cohorts: CohortTrainer | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
+        set_threads(self.experiment.training.threads)
         self.model = build_model(self.experiment, self.shapes).to(self.device)
         self.flat = FlatParameters(self.model)
         self.initial = self.flat.values.clone()

@@ -7,9 +7,6 @@ clients train, and are read at the round with the lowest validation loss.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import torch
-from torch import Tensor
-
 from client.training import Trainer, choose_device
 from common.agreement import (
     Agreement,
@@ -45,7 +42,6 @@ def read_clients(experiment: Experiment) -> tuple[list[ClientData], Agreement]:
 
 def make_trainer(experiment: Experiment, agreement: Agreement) -> Trainer:
     """Make a trainer with freshly initialised parameters."""
-    torch.set_num_threads(experiment.training.threads)
     device = choose_device(experiment.training.device)
     return Trainer(experiment, input_shapes(agreement), device)
 
@@ -101,27 +97,8 @@ def only_task(data: ClientData, task: str) -> ClientData:
 
 def pool(clients: Sequence[ClientData]) -> ClientData:
     """Put the rows of all clients together; a task that a client lacks is unlabelled there."""
-    templates = {task: data.train.targets[task] for data in clients for task in data.tasks}
-    splits = {}
-    for name in SPLITS:
-        parts = [data.splits[name] for data in clients]
-        splits[name] = Rows(
-            {key: torch.cat([rows.inputs[key] for rows in parts]) for key in parts[0].inputs},
-            {
-                t: torch.cat([_targets(rows, t, like) for rows in parts])
-                for t, like in templates.items()
-            },
-            {t: torch.cat([_labelled(rows, t) for rows in parts]) for t in templates},
-        )
+    splits = {name: Rows.join([data.splits[name] for data in clients]) for name in SPLITS}
     return ClientData("centralised", splits)
-
-
-def _targets(rows: Rows, task: str, like: Tensor) -> Tensor:
-    return rows.targets.get(task, torch.zeros((len(rows), *like.shape[1:]), dtype=like.dtype))
-
-
-def _labelled(rows: Rows, task: str) -> Tensor:
-    return rows.labelled.get(task, torch.zeros(len(rows), dtype=torch.bool))
 
 
 def _best_round(
