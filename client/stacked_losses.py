@@ -152,12 +152,11 @@ class TaskColumns:
         return slope.sub_(targets).mul_(share)
 
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Compute what adds up to the losses by `gather`, [K, B, O]; arguments as in `slope`."""
-        terms = outputs.clone()
-        parts = zip(self._groups, self._split(terms), self._split(targets), strict=True)
+        """Turn outputs, in place, into what `gather` adds up to losses; arguments as in `slope`."""
+        parts = zip(self._groups, self._split(outputs), self._split(targets), strict=True)
         for loss, part, target in parts:
             loss.terms(part, target)
-        return terms
+        return outputs
 
     def cut(self, outputs: Tensor) -> dict[str, Tensor]:
         """Cut [K, B, O] into task name -> [K, B, outputs]."""

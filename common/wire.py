@@ -23,6 +23,18 @@ EXAMPLES = "num-examples"  # Flower's own key for a client's weight
 REFUSED = 100  # error code of a reply: the client explains why it cannot serve
 
 FloatArray = NDArray[np.float32]
+ConfigValue = (
+    int
+    | float
+    | str
+    | bytes
+    | bool
+    | list[int]
+    | list[float]
+    | list[str]
+    | list[bytes]
+    | list[bool]
+)  # Flower's own, which it does not name in public
 SplitSums = dict[str, dict[str, dict[str, Sums]]]  # split -> task -> "loss" or metric -> numbers
 
 
@@ -46,17 +58,22 @@ class Instruction:
 
     def to_record(self) -> ConfigRecord:
         """Pack for a message."""
+        return ConfigRecord(self._values())
+
+    def size_bytes(self) -> int:
+        """Count the payload of `to_record`, as `size_bytes` of a message does."""
+        return sum(_value_bytes(value) for value in self._values().values())
+
+    def _values(self) -> dict[str, ConfigValue]:
         weights = self.weights or {}
-        return ConfigRecord(
-            {
-                "experiment": self.experiment,
-                "agreement": self.agreement,
-                "round": self.round,
-                "weight-tasks": list(weights),
-                "weights": [float(w) for w in weights.values()],
-                "evaluate": self.evaluate,
-            }
-        )
+        return {
+            "experiment": self.experiment,
+            "agreement": self.agreement,
+            "round": self.round,
+            "weight-tasks": list(weights),
+            "weights": [float(w) for w in weights.values()],
+            "evaluate": self.evaluate,
+        }
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> "Instruction":

@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.wire import (
-    ARRAYS,
-    CONFIG,
     EXAMPLES,
     FloatArray,
     Instruction,
@@ -134,7 +132,7 @@ class BulkExchange:
         following: dict[str, FloatArray] | None,
     ) -> Outcome:
         """Count the bytes that messages would have carried."""
-        sent = size_bytes(RecordDict({ARRAYS: pack_arrays(trunk), CONFIG: instruction.to_record()}))
+        sent = sum(array.nbytes for array in trunk.values()) + instruction.size_bytes()
         received = 0 if replies.rows is None else replies.rows.nbytes
         received += replies.sums.size_bytes() + len(clients) * (len(EXAMPLES) + 8)
         left_out = dict(self.strategy.last.left_out) if replies.rows is not None else {}

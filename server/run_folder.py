@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import sys
+import weakref
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class RunFolder:
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.results = path / "results.json"
+        self._log: int | None = None  # metrics.jsonl, opened once: opening costs more than a line
 
     def checkpoints(self, keep_clients: KeepClients | None = None) -> Checkpoints:
         """Open the run's checkpoints."""
@@ -67,8 +69,13 @@ class RunFolder:
         Raises:
             CheckpointError: it cannot be written.
         """
-        with told_where(self.metrics), self.metrics.open("a") as file:
-            file.write(json.dumps(without_gaps(line), allow_nan=False) + "\n")
+        text = (json.dumps(without_gaps(line), allow_nan=False) + "\n").encode()
+        with told_where(self.metrics):
+            if self._log is None:
+                self._log = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                weakref.finalize(self, os.close, self._log)
+            while text:  # a disk that is nearly full takes a part of it
+                text = text[os.write(self._log, text) :]
 
     def rewind(self, rounds: int) -> None:
         """Drop the lines of rounds after a checkpoint, which will be done again."""

@@ -74,5 +74,6 @@ class SumTable:
             for task, sums in tasks.items():
                 reported = int((sums["loss"][:, 1] > 0).sum())
                 for metric, values in sums.items():
-                    total += reported * (len(f"{split}/{task}/{metric}") + 8 * values.shape[1])
+                    key = len(split) + len(task) + len(metric) + 2
+                    total += reported * (key + 8 * values.shape[1])
         return total

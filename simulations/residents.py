@@ -8,6 +8,7 @@ matrix. A round gathers its clients' parameters as rows of a matrix and trains t
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ from simulations.client_log import Own
 
 EVALUATED = ("validation", "test")
 CHUNK_BYTES = 4 * 2**20  # parameters of clients that train together: bounds memory, fits a cache
+
+KEPT_SLICES = 256
 
 Sums = dict[str, dict[str, dict[str, Matrix]]]  # as in SumTable
 
@@ -72,56 +75,65 @@ class Residents:
         self.rounds = np.zeros(len(data), np.int64)
         self.chunk = max(1, CHUNK_BYTES // (4 * self.layout.size))
         # Kept from round to round: fresh memory costs a page fault per page.
-        self._values = self.own.new_empty(min(self.chunk, len(data)), self.layout.size)
-        self._rows = np.empty((0, 0), np.float32)
+        self._values = self.own.new_empty(0, self.layout.size)
+        self._slices: dict[
+            tuple[int, int], Tensor
+        ] = {}  # a model stays bound to an object it knows
         self._known_cuts: dict[tuple[str, ...], list[tuple[str, slice, tuple[int, ...]]]] = {}
 
     def train(
         self, clients: Sequence[str], trunk: Mapping[str, FloatArray], instruction: Instruction
     ) -> BulkReplies:
-        """Train clients, chunk by chunk; their own parameters are kept."""
+        """Train clients, chunk by chunk; their own parameters are kept.
+
+        The replies' trunks are good until the next call.
+        """
         members = self._members(clients)
-        shared = self._columns(list(trunk))
-        rows = self._reply_rows(len(members), sum(a.size for a in trunk.values()))
+        order = largest_first(self.train_store.counts[members])
+        shared, flat = self._columns(list(trunk)), self._flatten(trunk)
+        values = self._get_values(0, len(members))
         losses = {t: np.zeros((len(members), 2)) for t in self.train_store.tasks}
-        evaluate = instruction.evaluate
         personal = self.experiment.evaluation.model == "personal"
-        sums: Sums = {}
-        if evaluate:
-            sums = self._blank_sums(len(members))
-        for places in self._chunks(members):
-            values = self._load(members[places], trunk, shared)
-            if evaluate and not personal:
-                self._evaluate(members, places, values, sums)
-            chunk_losses = self._train(members[places], values, instruction)
-            if evaluate and personal:
-                self._evaluate(members, places, values, sums)
-            rows[places] = values[:, shared].cpu().numpy()
-            self.own[members[places]] = values[:, self.own_columns]
+        sums: Sums = self._blank_sums(len(members)) if instruction.evaluate else {}
+        for begin in range(0, len(members), self.chunk):
+            places = order[begin : begin + self.chunk]
+            own_values = self._get_values(begin, begin + len(places))
+            self._load(own_values, members[places], flat, shared)
+            if instruction.evaluate and not personal:
+                self._evaluate(members, places, own_values, sums)
+            chunk_losses = self._train(members[places], own_values, instruction)
+            if instruction.evaluate and personal:
+                self._evaluate(members, places, own_values, sums)
+            here = torch.from_numpy(members[places]).to(self.own.device)
+            self.own.index_copy_(0, here, own_values[:, self.own_columns])
             for task, numbers in chunk_losses.items():
                 losses[task][places] = numbers
         self.rounds[members] = instruction.round
         sums["train"] = {task: {"loss": numbers} for task, numbers in losses.items()}
-        return BulkReplies(clients, self._examples(members), SumTable(clients, sums), rows)
+        rows = values[:, shared].cpu().numpy()
+        if (order[1:] < order[:-1]).any():
+            rows = rows[np.argsort(order)]
+        examples = self.train_store.counts[members]
+        return BulkReplies(clients, examples, SumTable(clients, sums), rows)
 
     def evaluate(
         self, clients: Sequence[str], trunk: Mapping[str, FloatArray], instruction: Instruction
     ) -> BulkReplies:
         """Evaluate clients, chunk by chunk; a personal model trains first and is thrown away."""
-        members, shared = self._members(clients), self._columns(list(trunk))
+        members = self._members(clients)
+        order = largest_first(self.train_store.counts[members])
+        shared, flat = self._columns(list(trunk)), self._flatten(trunk)
         sums = self._blank_sums(len(members))
-        following = Instruction(
-            instruction.experiment,
-            instruction.agreement,
-            instruction.round + 1,
-            instruction.weights,
-        )
-        for places in self._chunks(members):
-            values = self._load(members[places], trunk, shared)
+        following = replace(instruction, round=instruction.round + 1)
+        for begin in range(0, len(members), self.chunk):
+            places = order[begin : begin + self.chunk]
+            own_values = self._get_values(0, len(places))
+            self._load(own_values, members[places], flat, shared)
             if self.experiment.evaluation.model == "personal":
-                self._train(members[places], values, following)
-            self._evaluate(members, places, values, sums)
-        return BulkReplies(clients, self._examples(members), SumTable(clients, sums))
+                self._train(members[places], own_values, following)
+            self._evaluate(members, places, own_values, sums)
+        examples = self.train_store.counts[members]
+        return BulkReplies(clients, examples, SumTable(clients, sums))
 
     def own_states(self, clients: Sequence[str]) -> dict[str, Own]:
         """Cut out what clients keep at home: the heads of the tasks that they hold."""
@@ -162,9 +174,6 @@ class Residents:
     def _members(self, clients: Sequence[str]) -> Index:
         return np.array([self.place[name] for name in clients], np.int64)
 
-    def _examples(self, members: Index) -> Index:
-        return self.train_store.counts[members]
-
     def _columns(self, names: Sequence[str]) -> Tensor | slice:
         """Find the columns of parameters: a slice where they lie side by side in this order."""
         places = [self.layout.slices[name] for name in names]
@@ -174,25 +183,26 @@ class Residents:
             return slice(places[0].start, places[-1].stop)
         return torch.cat([torch.arange(place.start, place.stop) for place in places])
 
-    def _chunks(self, members: Index) -> list[Index]:
-        """Divide clients into chunks of similar size, largest first; places among `members`."""
-        order = largest_first(self.train_store.counts[members])
-        return [order[i : i + self.chunk] for i in range(0, len(order), self.chunk)]
+    def _get_values(self, begin: int, end: int) -> Tensor:
+        """Get rows for clients' parameters, [end - begin, P]; the next round writes them anew."""
+        if len(self._values) < end:
+            self._values = self.own.new_empty(end, self.layout.size)
+            self._slices.clear()
+        if (begin, end) not in self._slices:
+            if len(self._slices) >= KEPT_SLICES:
+                self._slices.clear()
+            self._slices[begin, end] = self._values[begin:end]
+        return self._slices[begin, end]
 
-    def _reply_rows(self, clients: int, width: int) -> FloatArray:
-        """Get the matrix that replies are handed over in; the next round writes it anew."""
-        if self._rows.shape != (clients, width):
-            self._rows = np.empty((clients, width), np.float32)
-        return self._rows
-
-    def _load(
-        self, members: Index, trunk: Mapping[str, FloatArray], shared: Tensor | slice
-    ) -> Tensor:
-        values = self._values[: len(members)]
+    def _flatten(self, trunk: Mapping[str, FloatArray]) -> Tensor:
         flat = np.concatenate([array.reshape(-1) for array in trunk.values()])
-        values[:, shared] = torch.from_numpy(flat).to(values.device)
-        values[:, self.own_columns] = self.own[members]
-        return values
+        return torch.from_numpy(flat).to(self.own.device)
+
+    def _load(self, values: Tensor, members: Index, flat: Tensor, shared: Tensor | slice) -> None:
+        """Write the trunk and each client's own parameters into the clients' rows."""
+        values[:, shared] = flat
+        here = torch.from_numpy(members).to(self.own.device)
+        values[:, self.own_columns] = self.own.index_select(0, here)
 
     def _train(self, members: Index, values: Tensor, instruction: Instruction) -> LossSums:
         generators = []

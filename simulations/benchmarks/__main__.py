@@ -34,7 +34,7 @@ def main(
         str, typer.Option(metavar="PYTHON", envvar=PEERS_VARIABLE, help="Python that has peers.")
     ] = "",
     cycles: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 30,
-    turn_ms: Annotated[float, typer.Option(min=1, help="About how long a turn is.")] = 60.0,
+    turn_ms: Annotated[float, typer.Option(min=1, help="About how long a turn is.")] = 400.0,
     soak: Annotated[
         int, typer.Option(metavar="ROUNDS", min=0, help="Read the memory after so many rounds.")
     ] = 0,

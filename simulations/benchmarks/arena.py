@@ -66,7 +66,7 @@ class Settings:
 
     cycles: int = 30
     checked_round: int = 5
-    turn_s: float = 0.06
+    turn_s: float = 0.4
     soak_rounds: int = 0
     time_import: Callable[[], float] | None = None
 
