@@ -12,9 +12,8 @@ from functools import wraps
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.session import Session, client_name, open_session, open_source, parse_experiment
+from client.session import Session, client_name, open_rows, open_session
 from client.state import load_own, save_own
-from common.agreement import describe
 from common.dataset import ClientData
 from common.errors import FedMTLError
 from common.wire import (
@@ -82,9 +81,8 @@ def query(message: Message, context: Context) -> Message:
     """Describe this client: name, columns, counts; sums only where the experiment asks."""
     instruction = Instruction.from_record(config_of(message.content))
     data_path = str(context.node_config.get("data", ""))
-    experiment = parse_experiment(instruction.experiment, data_path)
-    source = open_source(instruction.experiment, data_path)
-    text = describe(source.read(client_name(context, source.names)), experiment).to_json()
+    rows = open_rows(instruction.experiment, data_path)
+    text = rows.describe(client_name(context, rows.names)).to_json()
     return Message(RecordDict({CONFIG: ConfigRecord({"description": text})}), reply_to=message)
 
 

@@ -10,21 +10,60 @@ from functools import lru_cache
 from flwr.app import Context
 
 from client.training import Trainer, choose_device
-from common.agreement import Agreement, input_shapes
+from common.agreement import Agreement, Description, describe_prepared, input_shapes
 from common.clients import open_clients
 from common.dataset import ClientData
-from common.encoding import encode
+from common.encoding import encode_prepared
 from common.errors import DataError
 from common.experiment import Experiment
-from common.tables import TableSource
+from common.preparation import PreparedClient, prepare
+
+KEPT_BYTES = 2**28  # of prepared rows that wait to be encoded
+
+
+class LocalRows:
+    """The raw rows of the clients of this process.
+
+    What was prepared to describe a client is kept, up to a limit, until it is encoded to train it.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment, self.source = experiment, open_clients(experiment)
+        self._kept: dict[str, PreparedClient] = {}
+        self._free = KEPT_BYTES
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all clients of the experiment."""
+        return self.source.names
+
+    def describe(self, name: str) -> Description:
+        """Describe a client."""
+        return describe_prepared(name, lambda: self._prepare(name), self.experiment)
+
+    def encode(self, name: str, agreement: Agreement) -> ClientData:
+        """Encode a client's rows."""
+        prepared = self._kept.pop(name, None)
+        if prepared is None:
+            prepared = prepare(self.source.read(name), self.experiment)
+        else:
+            self._free += prepared.nbytes
+        return encode_prepared(prepared, self.experiment, agreement)
+
+    def _prepare(self, name: str) -> PreparedClient:
+        prepared = prepare(self.source.read(name), self.experiment)
+        if prepared.nbytes <= self._free and name not in self._kept:
+            self._kept[name] = prepared
+            self._free -= prepared.nbytes
+        return prepared
 
 
 class Session:
     """One experiment in one process."""
 
-    def __init__(self, experiment: Experiment, agreement: Agreement, device: str) -> None:
-        self.experiment, self.agreement = experiment, agreement
-        self.source = open_clients(experiment)
+    def __init__(self, rows: LocalRows, agreement: Agreement, device: str) -> None:
+        experiment = rows.experiment
+        self.rows, self.experiment, self.agreement = rows, experiment, agreement
         self.fingerprint = experiment.fingerprint()
         self.trainer = Trainer(experiment, input_shapes(agreement), choose_device(device))
         self._clients: dict[str, ClientData] = {}
@@ -33,7 +72,7 @@ class Session:
     def client(self, name: str) -> ClientData:
         """Read, split and encode a client's rows; the second call is free."""
         if name not in self._clients:
-            data = encode(self.source.read(name), self.experiment, self.agreement)
+            data = self.rows.encode(name, self.agreement)
             splits = {key: rows.to(self.trainer.device) for key, rows in data.splits.items()}
             self._clients[name] = ClientData(name, splits, data.target_scales, data.notes)
         return self._clients[name]
@@ -42,7 +81,7 @@ class Session:
         """Say which client a node is; the second call is free. See `client_name`."""
         key = (context.node_config.get("client"), context.node_config.get("partition-id"))
         if key not in self._names:
-            self._names[key] = client_name(context, self.source.names)
+            self._names[key] = client_name(context, self.rows.names)
         return self._names[key]
 
     def forget_clients(self) -> None:
@@ -63,14 +102,15 @@ def parse_experiment(text: str, data_path: str) -> Experiment:
 @lru_cache(maxsize=2)
 def open_session(experiment: str, agreement: str, data_path: str, device: str) -> Session:
     """Get the process's session for an experiment, made at the first message."""
-    parsed = parse_experiment(experiment, data_path)
-    return Session(parsed, Agreement.from_json(agreement), device or parsed.training.device)
+    rows = open_rows(experiment, data_path)
+    device = device or rows.experiment.training.device
+    return Session(rows, Agreement.from_json(agreement), device)
 
 
 @lru_cache(maxsize=8)
-def open_source(experiment: str, data_path: str) -> TableSource:
+def open_rows(experiment: str, data_path: str) -> LocalRows:
     """Open the clients' data of the experiment that the server sent."""
-    return open_clients(parse_experiment(experiment, data_path))
+    return LocalRows(parse_experiment(experiment, data_path))
 
 
 def client_name(context: Context, names: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ for them; it comes from training rows alone. The agreement is sent with every ro
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
 import numpy as np
@@ -110,20 +110,32 @@ class Agreement(_Sent):
 
 
 def describe(table: ClientTable, experiment: Experiment) -> Description:
+    """Read and describe a client's data; see `describe_prepared`."""
+    return describe_prepared(table.name, lambda: prepare(table, experiment), experiment)
+
+
+def describe_prepared(
+    client: str, read: Callable[[], PreparedClient], experiment: Experiment
+) -> Description:
     """Describe a client's data, from its training rows.
+
+    Args:
+        client: its name.
+        read: reads and prepares its rows.
+        experiment: what the data is to serve.
 
     Raises:
         DataError: the data cannot serve the experiment.
     """
     try:
-        prepared = prepare(table, experiment)
+        prepared = read()
     except UnusableClientError as error:
         if experiment.data.unusable == "refuse":
             raise
-        return Description(client=table.name, left_out=error.reason)
+        return Description(client=client, left_out=error.reason)
     inputs = experiment.inputs
     return Description(
-        client=table.name,
+        client=client,
         examples={split: len(rows) for split, rows in prepared.splits.items()},
         labelled={
             task: int(prepared.train(target.labelled).sum())
@@ -136,7 +148,7 @@ def describe(table: ClientTable, experiment: Experiment) -> Description:
             if inputs[name].standardise == "federation"
         },
         categories={
-            name: _categories_of(prepared, features, f"client '{table.name}'", name)
+            name: _categories_of(prepared, features, f"client '{client}'", name)
             for name, features in prepared.inputs.items()
             if collects_categories(inputs[name])
         },

@@ -24,7 +24,14 @@ from common.targets import Target
 
 
 def encode(table: ClientTable, experiment: Experiment, agreement: Agreement) -> ClientData:
-    """Split and encode a client's rows.
+    """Read, split and encode a client's rows; see `prepare` and `encode_prepared`."""
+    return encode_prepared(prepare(table, experiment), experiment, agreement)
+
+
+def encode_prepared(
+    prepared: PreparedClient, experiment: Experiment, agreement: Agreement
+) -> ClientData:
+    """Encode a client's rows.
 
     Returns:
         Contiguous float32 inputs and targets, int64 classes, and a label mask per task.
@@ -32,7 +39,6 @@ def encode(table: ClientTable, experiment: Experiment, agreement: Agreement) -> 
     Raises:
         DataError: the data cannot serve the experiment, or does not fit the agreement.
     """
-    prepared = prepare(table, experiment)
     inputs = {
         name: _encode_input(prepared, features, name, experiment.inputs[name], agreement)
         for name, features in prepared.inputs.items()
@@ -45,8 +51,15 @@ def encode(table: ClientTable, experiment: Experiment, agreement: Agreement) -> 
         targets[name] = _target_tensor(target, task)
     labelled = {n: torch.from_numpy(t.labelled) for n, t in prepared.targets.items()}
     rows = Rows(inputs, targets, labelled)
-    splits = {key: rows.select(torch.from_numpy(i)) for key, i in prepared.splits.items()}
-    return ClientData(table.name, splits, scales, prepared.notes)
+    splits = {key: _take(rows, index) for key, index in prepared.splits.items()}
+    return ClientData(prepared.name, splits, scales, prepared.notes)
+
+
+def _take(rows: Rows, index: NDArray[np.int64]) -> Rows:
+    """Take rows by their numbers in ascending order; all or none of them cost nothing."""
+    if len(index) in (0, len(rows)):
+        return rows.select(slice(len(index)))
+    return rows.select(torch.from_numpy(index))
 
 
 def _encode_input(

@@ -50,6 +50,13 @@ class PreparedClient:
     targets: Mapping[str, Target]
     notes: tuple[str, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the raw values."""
+        parts = [features.values for features in self.inputs.values()]
+        parts += [target.values for target in self.targets.values()]
+        return sum(values.nbytes for values in parts)
+
     def train(self, values: NDArray[Any]) -> NDArray[Any]:
         """Take the training rows of an array [N, ...]."""
         taken: NDArray[Any] = values[self.splits["train"]]

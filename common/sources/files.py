@@ -8,14 +8,16 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from common.cells import list_names
 from common.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Columns = dict[str, NDArray[Any]]
 
@@ -50,7 +52,7 @@ def read_columns(path: Path) -> Columns:
     return columns
 
 
-def frame_columns(frame: pd.DataFrame) -> Columns:
+def frame_columns(frame: "pd.DataFrame") -> Columns:
     """Turn a frame into columns: numbers with NaN, or objects of str with None."""
     return {
         str(name): _series_column(frame[name])
@@ -60,7 +62,9 @@ def frame_columns(frame: pd.DataFrame) -> Columns:
 
 
 def _series_column(series: "pd.Series[Any]") -> NDArray[Any]:
-    if pd.api.types.is_numeric_dtype(series.dtype):
+    from pandas.api.types import is_numeric_dtype
+
+    if is_numeric_dtype(series.dtype):
         if isinstance(series.dtype, np.dtype):
             return series.to_numpy()
         return series.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -93,6 +97,8 @@ def read_csv(path: Path, required: Sequence[str] = (), names: Sequence[str] = ()
 
 
 def _parse_csv(path: Path, names: list[str] | None) -> Columns:
+    import pandas as pd  # half a second, and NPZ files do without
+
     # Left to itself pandas takes the first cells of rows that are longer than the header for names
     # of the rows, so that every column holds what its neighbour should.
     if names is None:
@@ -138,6 +144,8 @@ def _read_csv(path: Path) -> Columns:
 
 
 def _read_parquet(path: Path) -> Columns:
+    import pandas as pd
+
     return frame_columns(pd.read_parquet(path))
 
 

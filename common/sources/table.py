@@ -6,6 +6,7 @@ from common.cells import list_names
 from common.errors import ConfigError, DataError
 from common.experiment import Data
 from common.partition import rows_by_name
+from common.splits import IndexArray
 from common.sources.files import READERS, read_columns
 from common.tables import ClientTable, TableSource
 
@@ -34,10 +35,17 @@ def open_table(data: Data) -> TableSource:
             f"file '{path.name}' has no column '{data.client_column}', which data.client-column "
             f"names; its columns are {list_names(list(columns))}"
         )
+    names = columns[data.client_column]
     where = f"file '{path.name}', column '{data.client_column}' (data.client-column)"
-    rows = rows_by_name(columns[data.client_column], where)
+    rows = {name: _neighbours(own) for name, own in rows_by_name(names, where).items()}
 
     def read(name: str) -> ClientTable:
         return ClientTable(name, {key: column[rows[name]] for key, column in columns.items()})
 
     return TableSource(tuple(rows), read)
+
+
+def _neighbours(rows: IndexArray) -> IndexArray | slice:
+    """Turn rows that stand together into a slice, which copies nothing."""
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first == len(rows) - 1 else rows
