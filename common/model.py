@@ -84,6 +84,9 @@ class MLPTrunk(nn.Module):
 class CNNTrunk(nn.Module):
     """Per image input: 3x3 convolutions with 2x2 max pooling; then all inputs through dense layers.
 
+    The activation follows the pooling, which leaves it a quarter of the values; for one that never
+    falls, such as ReLU, the order makes no difference to the result.
+
     Attributes:
         width: number of features it hands to the heads.
     """
@@ -101,7 +104,7 @@ class CNNTrunk(nn.Module):
             layers: list[nn.Module] = []
             for out in settings.channels:
                 layers += [nn.Conv2d(channels, out, 3, padding=1)]
-                layers += [ACTIVATIONS[settings.activation](), nn.MaxPool2d(2, ceil_mode=True)]
+                layers += [nn.MaxPool2d(2, ceil_mode=True), ACTIVATIONS[settings.activation]()]
                 channels, height, breadth = out, (height + 1) // 2, (breadth + 1) // 2
             self.stacks[f"input-{name}"] = nn.Sequential(*layers, nn.Flatten())
             width += channels * height * breadth
@@ -113,11 +116,24 @@ class CNNTrunk(nn.Module):
         parts = []
         for name in self.names:
             key = f"input-{name}"
-            parts.append(
-                self.stacks[key](inputs[name]) if key in self.stacks else inputs[name].flatten(1)
-            )
+            values = inputs[name]
+            if key in self.stacks:
+                parts.append(self.stacks[key](_channels_last(values)))
+            else:
+                parts.append(values.flatten(1))
         features: Tensor = self.layers(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
         return features
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """Lay images [N, C, H, W] out pixel by pixel: on a CPU, pooling takes half the time then."""
+    if images.device.type != "cpu":
+        return images
+    if images.shape[1] > 1:
+        return images.contiguous(memory_format=torch.channels_last)
+    # With one channel both layouts are one, and PyTorch goes by the strides.
+    _, _, height, width = images.shape
+    return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
 
 
 TRUNKS: dict[str, type[MLPTrunk] | type[CNNTrunk]] = {"mlp": MLPTrunk, "cnn": CNNTrunk}
