@@ -8,7 +8,7 @@ A step gathers its inputs and does the model's arithmetic; what can be done for 
 such as gathering targets and summing losses, is done for a stretch of them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.batches import Index, epoch_orders
+from client.compiling import Compiled
 from client.flat import TRUNK, FlatLayout, merge_neighbours
 from client.optimisers import Optimiser, Part, make_optimiser
 from client.row_store import RowStore
+from client.stacked_layers import Sink
 from client.stacked_losses import count_taught, pad_rows, share_out
 from client.stacked_model import StackedModel
 from common.experiment import Training
@@ -80,6 +82,7 @@ class CohortTrainer:
 
     def __init__(self, model: StackedModel, layout: FlatLayout, settings: Training) -> None:
         self.model, self.layout, self.settings = model, layout, settings
+        self._step = Compiled(model.step, "the step") if settings.compile else model.step
         self._scales: dict[tuple[object, ...], Scales] = {}
 
     def train(
@@ -105,7 +108,8 @@ class CohortTrainer:
         store, epochs = cohort.store, self.settings.epochs
         optimiser = make_optimiser(values, self.settings)
         scales = self._get_scales(store, weights, values.device)
-        steps = Steps(self.model, self.layout, store, values, self.settings, scales, optimiser)
+        size = self.settings.batch_size
+        steps = Steps(self.model, self._step, self.layout, store, values, size, scales, optimiser)
         width = self.model.tasks.width
         for dropout in self.model.dropouts:
             dropout.generators = list(generators)
@@ -192,15 +196,17 @@ class Steps:
     def __init__(
         self,
         model: StackedModel,
+        step: Callable[[Tensor, Tensor, Tensor, Sink], Tensor],
         layout: FlatLayout,
         store: RowStore,
         values: Tensor,
-        settings: Training,
+        size: int,
         scales: Scales,
         optimiser: Optimiser,
     ) -> None:
-        self.model, self.layout, self.store, self.values = model, layout, store, values
-        self.size, self.scales, self.optimiser = settings.batch_size, scales, optimiser
+        self.model, self.step = model, step
+        self.layout, self.store, self.values = layout, store, values
+        self.size, self.scales, self.optimiser = size, scales, optimiser
         self.sums = values.new_zeros(len(values), len(store.tasks))
         self._bound = 0
 
@@ -234,7 +240,7 @@ class Steps:
             self._bind(clients)
             for dropout in self.model.dropouts:
                 dropout.counts = np.minimum(left[:clients] - number * size, width).tolist()
-            result.copy_(self.model.step(store.inputs[rows], truth, share, self.optimiser))
+            result.copy_(self.step(store.inputs[rows], truth, share, self.optimiser))
             if self.optimiser.steps_late:
                 self.optimiser.step(clients, self._parts(taught, number, clients))
         self._add_losses(outputs, targets, counted)

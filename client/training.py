@@ -14,6 +14,7 @@ from torch import Tensor
 
 from client.batches import epoch_order, label_patterns, shuffle_key
 from client.cohort import Cohort, CohortTrainer
+from client.compiling import Compiled
 from client.flat import TRUNK, FlatParameters, FloatArray
 from client.optimisers import Part, make_optimiser
 from client.row_store import RowStore
@@ -85,6 +86,8 @@ class Trainer:
         self._row = self.flat.values.unsqueeze(0)
         self._cohorts: dict[str, tuple[ClientData, Cohort]] = {}
         self._dropouts = [m for m in self.model.modules() if isinstance(m, SeededDropout)]
+        compiles = self.experiment.training.compile
+        self._forward = Compiled(self.model, "the model") if compiles else self.model
         try:
             stacked = StackedModel(self.experiment, self.model, self.flat.layout)
         except NotImplementedError:
@@ -207,7 +210,7 @@ class Trainer:
         taught: Mapping[str, list[tuple[Tensor, int]]],
     ) -> tuple[str, ...]:
         """Leave the gradient of one batch's loss in the flat buffer; name the tasks it taught."""
-        outputs = self.model(rows.inputs, rows.targets)
+        outputs = self._forward(rows.inputs, rows.targets)
         losses: dict[str, Tensor] = {}
         for task, mask in rows.labelled.items():
             count = int(mask.sum())

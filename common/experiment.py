@@ -242,6 +242,11 @@ class Training(Settings):
         description="auto, cpu, mps, cuda or cuda:N; auto takes a GPU where there is one.",
     )
     threads: int = Field(1, ge=1, description="CPU threads of one worker; small models want one.")
+    compile: bool = Field(
+        False,
+        description="Compile the training step with torch.compile, which takes seconds to minutes "
+        "in every process and has cost more than it gained on CPUs; the log tells its time.",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -1,0 +1,45 @@
+"""A compiled step trains as an uncompiled one does; what cannot be compiled is told in a line."""
+
+import logging
+
+import pytest
+import torch
+
+from client.compiling import Compiled
+from client.training import Trainer
+from common.errors import ConfigError
+from tests.conftest import make_client, make_experiment
+
+# PyTorch's compiler uses what PyTorch deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+SHAPES = {"x": (8,)}
+WEIGHTS = {"kind": 1.0, "flag": 0.5, "size": 2.0}
+
+
+def trained(*, compiled: bool, stacked: bool) -> torch.Tensor:
+    training = {"optimiser": "adam", "lr": 0.01, "batch-size": 4, "compile": compiled}
+    trainer = Trainer(make_experiment(training=training), SHAPES, torch.device("cpu"))
+    if not stacked:
+        trainer.cohorts = None
+    trainer.load({}, {})
+    trainer.train(make_client(), WEIGHTS, 1)
+    return trainer.flat.values
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_compiled_step_trains_as_an_uncompiled_one(stacked, caplog):
+    caplog.set_level(logging.INFO, "fedmtl.client")
+    ours = trained(compiled=True, stacked=stacked)
+    theirs = trained(compiled=False, stacked=stacked)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert "torch.compile: the" in caplog.text
+    assert "to compile" in caplog.text
+
+
+def test_without_a_compiler_the_setting_is_named(monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/compiler"))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    compiled = Compiled(lambda values: (values * 2).relu().sum(), "a sum")
+    with pytest.raises(ConfigError, match=r"training\.compile must be false.*compiler"):
+        compiled(torch.ones(3))
