@@ -87,7 +87,7 @@ class Trainer:
         self._cohorts: dict[str, tuple[ClientData, Cohort]] = {}
         self._dropouts = [m for m in self.model.modules() if isinstance(m, SeededDropout)]
         compiles = self.experiment.training.compile
-        self._forward = Compiled(self.model, "the model") if compiles else self.model
+        self._compute = Compiled(self.model, "the model") if compiles else self.model
         try:
             stacked = StackedModel(self.experiment, self.model, self.flat.layout)
         except NotImplementedError:
@@ -198,19 +198,17 @@ class Trainer:
             rows = data.train.select(torch.from_numpy(order)).to(self.device)
             for start in range(0, len(order), settings.batch_size):
                 batch = rows.select(slice(start, start + settings.batch_size))
-                active = self._backward(batch, weights, taught)
+                losses = self._forward(batch, taught)
+                self._backward(losses, weights)
                 segments = self.flat.layout.segments
-                optimiser.step(1, [Part(name, segments[name]) for name in (TRUNK, *active)])
+                optimiser.step(1, [Part(name, segments[name]) for name in (TRUNK, *losses)])
         return {task: {"loss": _summed(batches)} for task, batches in taught.items()}
 
-    def _backward(
-        self,
-        rows: Rows,
-        weights: Mapping[str, float],
-        taught: Mapping[str, list[tuple[Tensor, int]]],
-    ) -> tuple[str, ...]:
-        """Leave the gradient of one batch's loss in the flat buffer; name the tasks it taught."""
-        outputs = self._forward(rows.inputs, rows.targets)
+    def _forward(
+        self, rows: Rows, taught: Mapping[str, list[tuple[Tensor, int]]]
+    ) -> dict[str, Tensor]:
+        """Compute the mean loss of each task that one batch teaches, and note it in `taught`."""
+        outputs = self._compute(rows.inputs, rows.targets)
         losses: dict[str, Tensor] = {}
         for task, mask in rows.labelled.items():
             count = int(mask.sum())
@@ -221,9 +219,12 @@ class Trainer:
                 output, truth = output[mask], truth[mask]
             losses[task] = ROW_LOSSES[self.experiment.tasks[task].kind](output, truth).mean()
             taught[task].append((losses[task].detach(), count))
+        return losses
+
+    def _backward(self, losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
+        """Leave the gradient of the weighted losses in the flat buffer."""
         self.flat.gradients.zero_()
         torch.autograd.backward(combine_losses(losses, weights))
-        return tuple(losses)
 
     def _task_sums(
         self, task: str, output: Tensor, target: Tensor, data: ClientData

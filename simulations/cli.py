@@ -88,6 +88,14 @@ def simulate(
     resume: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Go on with this interrupted run.")
     ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Tell where a round's time goes: a table, and profile.json in the run folder. "
+            "For one process: no --workers, no --engine flower.",
+        ),
+    ] = False,
     as_json: Json = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress, warnings only.")
@@ -120,6 +128,7 @@ def simulate(
             out,
             resume=resume is not None,
             workers=workers,
+            profile=profile,
             as_json=as_json,
             quiet=quiet,
         )
@@ -237,6 +246,7 @@ def run(
     *,
     resume: bool,
     workers: int,
+    profile: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -261,16 +271,17 @@ def run(
                 out=out,
                 resume=resume,
                 workers=workers,
+                profile=profile,
                 listener=listener.on_round,
             )
-        tell_results(experiment, results, out, as_json)
+        tell_results(experiment, results, out, profile=profile, as_json=as_json)
     except KeyboardInterrupt:
         typer.echo(f"\n{how_to_resume(out)}", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
 def tell_results(
-    experiment: "Experiment", results: dict[str, Any], out: Path, as_json: bool
+    experiment: "Experiment", results: dict[str, Any], out: Path, *, profile: bool, as_json: bool
 ) -> None:
     """Print the figures and write the report, whose failure is told last: they do not need it.
 
@@ -279,11 +290,15 @@ def tell_results(
     """
     from rich.console import Console
 
+    from simulations.profile import read_profile
     from simulations.report import write_report
-    from simulations.summary import print_summary
+    from simulations.summary import print_profile, print_summary
 
+    measured = read_profile(out) if profile else None
     if not as_json:
         print_summary(experiment, results, Console())
+        if measured is not None:
+            print_profile(measured, Console())
         typer.echo(f"run folder: {out}")
     page, failure = None, None
     try:
@@ -291,7 +306,8 @@ def tell_results(
     except FedMTLError as error:
         failure = error
     if as_json:
-        print_json({"run": str(out), "report": page, **results})
+        extra = {} if measured is None else {"profile": measured}
+        print_json({"run": str(out), "report": page, **results, **extra})
     if failure is not None:
         raise failure
     if not as_json:

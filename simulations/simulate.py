@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from simulations.loopback import LoopbackGrid
 
 BATCHED_FROM = 4  # clients a round from which the batched engine pays
+PROFILED = ("loopback", "batched")  # engines that run in this process
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def simulate(
     out: Path,
     resume: bool = False,
     workers: int = 1,
+    profile: bool = False,
     listener: Listener | None = None,
 ) -> dict[str, Any]:
     """Run a whole federation on this machine.
@@ -56,6 +58,7 @@ def simulate(
         out: the run folder; must not exist unless resumed.
         resume: go on from its checkpoint.
         workers: processes of the loopback engine.
+        profile: measure where the rounds' time goes, and write profile.json.
         listener: called with each round's line of metrics.jsonl.
 
     Returns:
@@ -68,6 +71,8 @@ def simulate(
         engine, _ = choose_engine(experiment)
     if workers > 1 and engine != "loopback":
         raise ConfigError(f"--workers is for --engine loopback, got engine '{engine}'; remove it")
+    if profile:
+        check_profiled(engine, workers)
     from client.training import choose_device  # imports PyTorch
 
     choose_device(experiment.training.device)  # else every client would refuse every round
@@ -84,7 +89,22 @@ def simulate(
         # Bad data paths, and too few clients to wait for, are told before a folder is made.
         require_clients(len(open_clients(experiment).names), experiment)
         folder.create(experiment, engine)
-    return ENGINES[engine](Run(experiment, folder, resume, workers, listener))
+    run = Run(experiment, folder, resume, workers, listener)
+    return run_profiled(engine, run) if profile else ENGINES[engine](run)
+
+
+def check_profiled(engine: str, workers: int) -> None:
+    """Refuse to profile a run whose rounds take place in more processes than this one."""
+    if engine not in PROFILED:
+        raise ConfigError(
+            f"--profile measures one process: the engine must be one of {', '.join(PROFILED)}, "
+            f"got '{engine}'; choose one of them, or remove --profile"
+        )
+    if workers > 1:
+        raise ConfigError(
+            f"--profile measures one process: --workers must be 1, got {workers}; remove one of "
+            "the two options"
+        )
 
 
 def choose_engine(experiment: Experiment) -> tuple[str, str]:
@@ -121,6 +141,16 @@ def run_batched(run: Run) -> dict[str, Any]:
     from simulations.batched import BatchedGrid
 
     return _run(run, BatchedGrid(app, open_clients(run.experiment).names))
+
+
+def run_profiled(engine: str, run: Run) -> dict[str, Any]:
+    """Run on an engine and measure where the rounds' time goes; see `simulations.profile`."""
+    from simulations.profile import take_profile, write_profile
+
+    with take_profile(run.listener) as profile:
+        results = ENGINES[engine](replace(run, listener=profile.on_round))
+    write_profile(run.folder.path, {"engine": engine, **profile.describe()})
+    return results
 
 
 def _run(run: Run, grid: "LoopbackGrid") -> dict[str, Any]:

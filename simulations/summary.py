@@ -1,4 +1,4 @@
-"""Results on the terminal: a run's figures per task and its cost; a comparison's contenders."""
+"""Results on the terminal: a run's figures, cost and profile; a comparison's contenders."""
 
 import math
 from collections.abc import Mapping
@@ -58,6 +58,37 @@ def print_summary(experiment: Experiment, results: Mapping[str, Any], console: C
         highlight=False,
     )
     _print_warnings(results.get("warnings", []), console)
+
+
+def print_profile(profile: Mapping[str, Any], console: Console) -> None:
+    """Print what profile.json holds: mean time, share and calls of each section in a round.
+
+    The first round warms up; it is what is shown only where it is all there is.
+    """
+    shown = profile["others"] or profile["first"]
+    if shown is None:
+        console.print("profile: this sitting had no round left to do", highlight=False)
+        return
+    rounds, first = shown["rounds"], profile["first"]
+    table = Table(title=f"{profile['engine']}: where a round's time went")
+    table.add_column("section")
+    for heading in ("ms a round", "share", "calls a round"):
+        table.add_column(heading, justify="right")
+    for name, section in shown["sections"].items():
+        calls = NOTHING if section["calls"] is None else f"{section['calls'] / rounds:,.1f}"
+        table.add_row(
+            name, f"{section['seconds'] / rounds * 1e3:,.2f}", f"{section['share']:.1%}", calls
+        )
+    table.add_section()
+    table.add_row("round", f"{shown['seconds'] / rounds * 1e3:,.2f}", "100.0%", "")
+    console.print(table)
+    what = (
+        "the first round of the sitting, which warms up"
+        if shown is first
+        else f"mean of {format_count(rounds, 'round')}; the first, which warms up, is not among "
+        f"them and took {format_seconds(first['seconds'])}"
+    )
+    console.print(what, highlight=False)
 
 
 def print_comparison(comparison: Mapping[str, Any], console: Console) -> None:
