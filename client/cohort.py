@@ -82,7 +82,7 @@ class CohortTrainer:
 
     def __init__(self, model: StackedModel, layout: FlatLayout, settings: Training) -> None:
         self.model, self.layout, self.settings = model, layout, settings
-        self._step = Compiled(model.step, "the step") if settings.compile else model.step
+        self._compiled = Compiled(model.step, "the step") if settings.compile else None
         self._scales: dict[tuple[object, ...], Scales] = {}
 
     def train(
@@ -108,8 +108,8 @@ class CohortTrainer:
         store, epochs = cohort.store, self.settings.epochs
         optimiser = make_optimiser(values, self.settings)
         scales = self._get_scales(store, weights, values.device)
-        size = self.settings.batch_size
-        steps = Steps(self.model, self._step, self.layout, store, values, size, scales, optimiser)
+        size, step = self.settings.batch_size, self._compiled or self.model.step
+        steps = Steps(self.model, step, self.layout, store, values, size, scales, optimiser)
         width = self.model.tasks.width
         for dropout in self.model.dropouts:
             dropout.generators = list(generators)

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client.stacked_layers import Dense
@@ -142,36 +144,77 @@ class Adam(GradientStore):
         super().__init__(values, gradients)
         self.settings, self.decoupled = settings, decoupled
         self.first, self.second = torch.zeros_like(values), torch.zeros_like(values)
-        self.steps: dict[str, Tensor] = {}  # part -> float64 [K, 1], steps taken
+        # Steps taken by client, of parts that step for all clients and of those by `Part.active`.
+        self.taken: dict[str, NDArray[np.int64]] = {}  # part -> [K]
+        self.some_taken: dict[str, Tensor] = {}  # part -> float64 [K, 1]
 
     def step(self, rows: int, parts: Sequence[Part]) -> None:
-        """Move the first `rows` clients' parameters of these parts against their gradients."""
-        for part in parts:
-            if part.name not in self.steps:
-                zeros = torch.zeros(len(self.values), 1, dtype=torch.float64)
-                self.steps[part.name] = zeros.to(self.values.device)
-            steps = self.steps[part.name][:rows]
-            steps += 1 if part.active is None else part.active.unsqueeze(1)
-            taken = steps.clamp(min=1)
-            size = (self.settings.lr / (1 - self.BETA1**taken)).to(self.values.dtype)
-            root = (1 - self.BETA2**taken).sqrt().to(self.values.dtype)
-            for place in part.places:
-                self._move(rows, place, part, size, root)
+        """Move the first `rows` clients' parameters of these parts against their gradients.
 
-    def _move(self, rows: int, place: slice, part: Part, size: Tensor, root: Tensor) -> None:
-        """Step one slice; `size` and `root` are the bias-corrected factors, [rows, 1]."""
-        lr, decay = self.settings.lr, self.settings.weight_decay
+        A part steps either always for all clients, or always by `Part.active`.
+        """
+        for part in parts:
+            if part.active is None:
+                self._step_all(rows, part)
+            else:
+                self._step_some(rows, part, part.active)
+
+    def _step_all(self, rows: int, part: Part) -> None:
+        """Step in place, in the order of torch.optim's operations."""
+        settings = self.settings
+        if part.name not in self.taken:
+            self.taken[part.name] = np.zeros(len(self.values), np.int64)
+        taken = self.taken[part.name][:rows]
+        taken += 1
+        size, root = self._corrections(taken)
+        for place in part.places:
+            weight, slope, first, second = self._cut(rows, place)
+            if settings.weight_decay and self.decoupled:
+                weight.mul_(1 - settings.lr * settings.weight_decay)
+            first.lerp_(slope, 1 - self.BETA1)
+            second.mul_(self.BETA2).addcmul_(slope, slope, value=1 - self.BETA2)
+            below = second.sqrt().div_(root).add_(self.EPSILON)
+            if isinstance(size, Tensor):
+                weight.sub_((first / below).mul_(size))
+            else:
+                weight.addcdiv_(first, below, value=-size)
+
+    def _corrections(self, taken: NDArray[np.int64]) -> tuple[float | Tensor, float | Tensor]:
+        """Correct the bias of the moments: step size and root, [K, 1] where clients differ."""
+        lr, first = self.settings.lr, int(taken[0])
+        if (taken == first).all():
+            return lr / (1 - self.BETA1**first), float((1 - self.BETA2**first) ** 0.5)
+        size = lr / (1 - self.BETA1 ** taken.astype(np.float64))
+        root = np.sqrt(1 - self.BETA2 ** taken.astype(np.float64))
+        both = torch.from_numpy(np.stack([size, root])[:, :, None]).to(self.values)
+        return both[0], both[1]
+
+    def _step_some(self, rows: int, part: Part, active: Tensor) -> None:
+        """Step for the active clients; the state of the others stays as it is."""
+        settings, values = self.settings, self.values
+        if part.name not in self.some_taken:
+            zeros = torch.zeros(len(values), 1, dtype=torch.float64)
+            self.some_taken[part.name] = zeros.to(values.device)
+        chosen = active.unsqueeze(1)
+        taken = self.some_taken[part.name][:rows].add_(chosen).clamp(min=1)
+        size = (settings.lr / (1 - self.BETA1**taken)).to(values.dtype) * chosen
+        root = (1 - self.BETA2**taken).sqrt().to(values.dtype)
+        decay = settings.lr * settings.weight_decay * self.decoupled
+        for place in part.places:
+            weight, slope, first, second = self._cut(rows, place)
+            if decay:
+                weight.sub_(weight * chosen, alpha=decay)
+            _keep(first, torch.lerp(first, slope, 1 - self.BETA1), part)
+            squares = (second * self.BETA2).addcmul_(slope, slope, value=1 - self.BETA2)
+            _keep(second, squares, part)
+            weight.sub_(first / (second.sqrt() / root).add_(self.EPSILON) * size)
+
+    def _cut(self, rows: int, place: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Cut out parameters, their gradient with an L2 term's, and both moments."""
         weight, slope = self.values[:rows, place], self.gradients[:rows, place]
-        if decay and not self.decoupled:
-            slope = slope.add(weight, alpha=decay)
-        first, second = self.first[:rows, place], self.second[:rows, place]
-        first = _keep(first, torch.lerp(first, slope, 1 - self.BETA1), part)
-        squares = (second * self.BETA2).addcmul_(slope, slope, value=1 - self.BETA2)
-        second = _keep(second, squares, part)
-        move = first / (second.sqrt() / root).add_(self.EPSILON) * size
-        if decay and self.decoupled:
-            move = move.add_(weight, alpha=lr * decay)
-        weight.sub_(move if part.active is None else move * part.active.unsqueeze(1))
+        if self.settings.weight_decay and not self.decoupled:
+            slope = slope.add(weight, alpha=self.settings.weight_decay)
+        return weight, slope, self.first[:rows, place], self.second[:rows, place]
 
 
 def _keep(state: Tensor, changed: Tensor, part: Part) -> Tensor:
