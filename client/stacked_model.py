@@ -7,29 +7,36 @@ from torch import Tensor
 
 from client.flat import FlatLayout
 from client.stacked_layers import Dense, Dropout, Sink, StackedLayer, stack_layers
-from client.stacked_losses import TaskColumns
+from client.stacked_losses import MOST_CLASSES, TaskColumns
 from common.experiment import Experiment
-from common.model import MLPTrunk, MultiTaskModel, output_width
+from common.model import MultiTaskModel, output_width
+
+
+def find_obstacle(experiment: Experiment) -> str | None:
+    """Say why an experiment's model has no stacked form; None where it has one."""
+    if experiment.trunk.architecture != "mlp":
+        return f"trunk.architecture '{experiment.trunk.architecture}' has no stacked form"
+    for name, task in experiment.tasks.items():
+        if (task.class_count or 0) > MOST_CLASSES:
+            return (
+                f"task '{name}' has more than {MOST_CLASSES} classes, too many for one-hot targets"
+            )
+    return None
 
 
 class StackedModel:
     """Trunk and heads of K clients, forward and backward by hand.
 
     Args:
-        experiment: kinds of the tasks.
+        experiment: one without an obstacle.
         model: one client's model; only its structure is read.
         layout: where its parameters lie.
 
     Attributes:
         tasks: where the tasks' outputs lie side by side.
-
-    Raises:
-        NotImplementedError: names a layer that has no stacked form.
     """
 
     def __init__(self, experiment: Experiment, model: MultiTaskModel, layout: FlatLayout) -> None:
-        if not isinstance(model.trunk, MLPTrunk):
-            raise NotImplementedError(type(model.trunk).__name__)
         kinds = {name: task.kind for name, task in experiment.tasks.items()}
         widths = {
             name: output_width(task, len(experiment.targets(name)))

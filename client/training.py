@@ -18,7 +18,7 @@ from client.compiling import Compiled
 from client.flat import TRUNK, FlatParameters, FloatArray
 from client.optimisers import Part, make_optimiser
 from client.row_store import RowStore
-from client.stacked_model import StackedModel
+from client.stacked_model import StackedModel, find_obstacle
 from common.dataset import ClientData, Rows
 from common.errors import ConfigError
 from common.experiment import Experiment
@@ -88,11 +88,9 @@ class Trainer:
         self._dropouts = [m for m in self.model.modules() if isinstance(m, SeededDropout)]
         compiles = self.experiment.training.compile
         self._compute = Compiled(self.model, "the model") if compiles else self.model
-        try:
+        if find_obstacle(self.experiment) is None:
             stacked = StackedModel(self.experiment, self.model, self.flat.layout)
-        except NotImplementedError:
-            return  # convolutions: autograd is as fast there
-        self.cohorts = CohortTrainer(stacked, self.flat.layout, self.experiment.training)
+            self.cohorts = CohortTrainer(stacked, self.flat.layout, self.experiment.training)
 
     def own_names(self, tasks: tuple[str, ...]) -> list[str]:
         """Name the parameters that stay with a client which holds these tasks."""

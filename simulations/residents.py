@@ -19,7 +19,6 @@ from client.cohort import Cohort, LossSums, largest_first
 from client.cohort_evaluation import EvaluationStore, evaluate_cohort
 from client.row_store import RowStore
 from client.session import open_session
-from common.errors import ConfigError
 from common.metrics import METRICS
 from common.model import output_width
 from common.preparation import UnusableClientError
@@ -38,21 +37,14 @@ Sums = dict[str, dict[str, dict[str, Matrix]]]  # as in SumTable
 
 
 class Residents:
-    """All clients of an experiment in memory.
-
-    Raises:
-        ConfigError: the experiment's model has no stacked form.
-    """
+    """All clients of an experiment, whose model has a stacked form, in memory."""
 
     def __init__(self, names: Sequence[str], instruction: Instruction) -> None:
         session = open_session(instruction.experiment, instruction.agreement, "", "")
         self.experiment, self.trainer = session.experiment, session.trainer
         cohorts = self.trainer.cohorts
         if cohorts is None:
-            raise ConfigError(
-                f"engine 'batched' has no form of trunk.architecture "
-                f"'{self.experiment.trunk.architecture}'; use --engine loopback"
-            )
+            raise RuntimeError("a model without a stacked form reached the batched engine")
         self.cohorts, self.layout = cohorts, self.trainer.flat.layout
         data = []
         for name in names:

@@ -73,8 +73,13 @@ def simulate(
         raise ConfigError(f"--workers is for --engine loopback, got engine '{engine}'; remove it")
     if profile:
         check_profiled(engine, workers)
-    from client.training import choose_device  # imports PyTorch
+    from client.stacked_model import find_obstacle  # imports PyTorch
+    from client.training import choose_device
 
+    if engine == "batched" and (obstacle := find_obstacle(experiment)):
+        raise ConfigError(
+            f"engine 'batched' cannot train this model: {obstacle}; use --engine loopback"
+        )
     choose_device(experiment.training.device)  # else every client would refuse every round
     folder = RunFolder(out)
     if resume:
@@ -114,8 +119,10 @@ def choose_engine(experiment: Experiment) -> tuple[str, str]:
     >>> choose_engine(load_experiment("digits"))[0]
     'batched'
     """
-    if experiment.trunk.architecture != "mlp":
-        return "loopback", f"a {experiment.trunk.architecture} trunk has no stacked form"
+    from client.stacked_model import find_obstacle  # imports PyTorch
+
+    if obstacle := find_obstacle(experiment):
+        return "loopback", obstacle
     wanted = experiment.federation.clients_per_round
     count = len(open_clients(experiment).names) if wanted == "all" else wanted
     if count < BATCHED_FROM:

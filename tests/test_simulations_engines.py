@@ -139,8 +139,9 @@ def test_batched_in_small_chunks_is_the_same(tmp_path, monkeypatch):
     assert_same_trunk(tmp_path / "whole", tmp_path / "chunks")
 
 
-def test_batched_refuses_a_trunk_that_it_has_no_form_of(tmp_path):
-    experiment = load_experiment("digits", [*SETTINGS, "trunk.architecture=cnn"])
+@pytest.mark.parametrize("setting", ["trunk.architecture=cnn", "tasks.digit.classes=300"])
+def test_batched_refuses_a_model_that_it_has_no_form_of(tmp_path, setting):
+    experiment = load_experiment("digits", [*SETTINGS, setting])
     with pytest.raises(ConfigError, match="use --engine loopback"):
         simulate(experiment, engine="batched", out=tmp_path / "run")
     assert choose_engine(experiment)[0] == "loopback"
