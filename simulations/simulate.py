@@ -17,7 +17,7 @@ from server.run_folder import RunFolder
 if TYPE_CHECKING:
     from simulations.loopback import LoopbackGrid
 
-BATCHED_FROM = 4  # clients a round from which the batched engine pays
+BATCHED_FROM = 2  # clients a round from which the batched engine pays
 PROFILED = ("loopback", "batched")  # engines that run in this process
 
 
