@@ -131,13 +131,13 @@ class CohortTrainer:
         if key not in self._scales:
             heard = {task: weights[task] if task in store.taught else 0.0 for task in store.tasks}
             spread = self.model.tasks.spread(heard).to(device)
-            gather = self.model.tasks.gather(store.tasks, store.taught).to(device)
+            owners, scales = self.model.tasks.owners(store.tasks, store.taught)
             segments = self.layout.segments
             places = [place for name in (TRUNK, *store.taught) for place in segments[name]]
             everything = [Part("everything", merge_neighbours(places))]
             if len(self._scales) >= KEPT_SCALES:
                 self._scales.clear()
-            self._scales[key] = Scales(spread, gather, everything)
+            self._scales[key] = Scales(spread, owners.to(device), scales.to(device), everything)
         return self._scales[key]
 
 
@@ -147,13 +147,15 @@ class Scales:
 
     Attributes:
         spread: [T, O] of `TaskColumns.spread`.
-        gather: [O, T] of `TaskColumns.gather`.
+        owners: [O] of `TaskColumns.owners`, whose loss each column's terms belong to.
+        scales: [O] of `TaskColumns.owners`, the terms' factors.
         everything: the parts that step where every row teaches all tasks that have a label.
         even: B -> [O], what a row of a batch of B counts where all count alike.
     """
 
     spread: Tensor
-    gather: Tensor
+    owners: Tensor
+    scales: Tensor
     everything: list[Part]
     even: dict[int, Tensor] = field(default_factory=dict)
 
@@ -283,11 +285,17 @@ class Steps:
         return [Part(TRUNK, segments[TRUNK]), *heads]
 
     def _add_losses(self, outputs: Tensor, targets: Tensor, counted: Tensor | None) -> None:
-        terms = self.model.tasks.terms(outputs, targets)
+        # Added up task by task: a product with zeros would let one task's infinity spoil them all.
+        terms = self.model.tasks.terms(outputs, targets).mul_(self.scales.scales)
+        tasks = len(self.store.tasks)
         if counted is None:
-            losses = terms.sum(1) @ self.scales.gather
+            columns = terms.sum(1)
+            losses = columns.new_zeros(len(terms), tasks + 1)
+            losses = losses.index_add_(1, self.scales.owners, columns)[:, :tasks]
         else:
-            losses = (terms @ self.scales.gather).mul_(counted).sum(1)
+            rows = terms.new_zeros(*terms.shape[:2], tasks + 1)
+            rows = rows.index_add_(2, self.scales.owners, terms)[:, :, :tasks]
+            losses = (rows * counted).sum(1)
         if len(losses) == len(self.sums):
             self.sums.add_(losses)
         else:

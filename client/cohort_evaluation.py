@@ -54,7 +54,7 @@ class EvaluationStore:
                 torch.stack([scale.deviation for scale in own]).to(rows.targets[task]),
             )
         counts = np.array([len(part) for part in parts], np.int64)
-        inputs = torch.cat([rows.inputs[name].flatten(1) for name in names], 1)
+        inputs = rows.side_by_side(names)
         return cls(inputs, rows, scales, np.cumsum(counts) - counts, counts)
 
 

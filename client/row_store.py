@@ -49,7 +49,7 @@ class RowStore:
             columns: where the tasks' targets go.
         """
         rows = Rows.join(parts)
-        inputs = torch.cat([rows.inputs[name].flatten(1) for name in names], 1)
+        inputs = rows.side_by_side(names)
         counts = np.array([len(p) for p in parts], np.int64)
         owners = np.repeat(np.arange(len(parts)), counts)
         targets = inputs.new_zeros(len(inputs), columns.width)

@@ -51,8 +51,10 @@ class LocalRows:
         return encode_prepared(prepared, self.experiment, agreement)
 
     def _prepare(self, name: str) -> PreparedClient:
+        before = self._kept.pop(name, None)
+        self._free += before.nbytes if before else 0
         prepared = prepare(self.source.read(name), self.experiment)
-        if prepared.nbytes <= self._free and name not in self._kept:
+        if prepared.nbytes <= self._free:
             self._kept[name] = prepared
             self._free -= prepared.nbytes
         return prepared
@@ -111,6 +113,12 @@ def open_session(experiment: str, agreement: str, data_path: str, device: str) -
 def open_rows(experiment: str, data_path: str) -> LocalRows:
     """Open the clients' data of the experiment that the server sent."""
     return LocalRows(parse_experiment(experiment, data_path))
+
+
+def close_sessions() -> None:
+    """Let go of everything that this process keeps; the next run reads its data anew."""
+    for cached in (parse_experiment, open_session, open_rows):
+        cached.cache_clear()
 
 
 def client_name(context: Context, names: Sequence[str]) -> str:

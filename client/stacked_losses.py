@@ -119,19 +119,25 @@ class TaskColumns:
             matrix[row, self.columns[task]] = weight * loss.scale(self._width(task)) * loss.slope
         return matrix
 
-    def gather(self, tasks: Sequence[str], taught: Collection[str]) -> Tensor:
-        """Make the matrix that adds `terms` up to the tasks' losses: [O, T].
+    def owners(self, tasks: Sequence[str], taught: Collection[str]) -> tuple[Tensor, Tensor]:
+        """Say what `terms` add up to.
 
         Args:
-            tasks: T of them, in the order of the columns.
-            taught: those with labels; the loss of the others is 0.
+            tasks: T of them.
+            taught: those with labels.
+
+        Returns:
+            int64 [O], the place of each column's task among `tasks`, T for what is not taught; and
+            float32 [O], the factor of each column's terms.
         """
-        matrix = torch.zeros(self.width, len(tasks))
+        owners = torch.full((self.width,), len(tasks))
+        scales = torch.ones(self.width)
         for place, task in enumerate(tasks):
             if task in taught:
+                owners[self.columns[task]] = place
                 scale = STACKED_LOSSES[self.kinds[task]].scale(self._width(task))
-                matrix[self.columns[task], place] = scale
-        return matrix
+                scales[self.columns[task]] = scale
+        return owners, scales
 
     def slope(self, outputs: Tensor, targets: Tensor, share: Tensor) -> Tensor:
         """Compute the gradient of the summed loss in the outputs, [K, B, O].
@@ -147,7 +153,7 @@ class TaskColumns:
         return slope.sub_(targets).mul_(share)
 
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Turn outputs, in place, into what `gather` adds up to losses; arguments as in `slope`."""
+        """Turn outputs, in place, into what adds up to losses; arguments as in `slope`."""
         parts = zip(self._groups, self._split(outputs), self._split(targets), strict=True)
         for loss, part, target in parts:
             loss.terms(part, target)

@@ -25,6 +25,8 @@ def load_own(
 ) -> dict[str, FloatArray]:
     """Read the client's own parameters as they were before a round; empty for a first time.
 
+    They are good until `save_own` is called again.
+
     State in memory from this round or a later one belongs to a round that is being repeated after
     a crash of the server: then, and where memory is empty, the mirror on disk is asked.
     """

@@ -168,10 +168,10 @@ class Trainer:
             self.model.eval()
             outputs: dict[str, Tensor] = self.model(rows.inputs, rows.targets)
             return outputs
-        flat = [rows.inputs[name].flatten(1) for name in self.experiment.inputs]
+        inputs = rows.side_by_side(tuple(self.experiment.inputs)).unsqueeze(0)
         stacked = self.cohorts.model
         stacked.bind(self._row)
-        side_by_side = stacked.outputs(torch.cat(flat, 1).unsqueeze(0))
+        side_by_side = stacked.outputs(inputs)
         return {task: own[0] for task, own in stacked.tasks.cut(side_by_side).items()}
 
     def _train_by_autograd(

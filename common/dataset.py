@@ -38,6 +38,11 @@ class Rows:
         """Move to a device; a no-op where the rows are already there."""
         return Rows(*({name: v.to(device) for name, v in part.items()} for part in self._parts()))
 
+    def side_by_side(self, names: Sequence[str]) -> Tensor:
+        """Flatten inputs and lay them side by side, [N, D]; a single one is not copied."""
+        flat = [self.inputs[name].flatten(1) for name in names]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+
     @classmethod
     def join(cls, parts: Sequence["Rows"]) -> "Rows":
         """Join the rows of clients; tasks that one lacks have no labels at its rows."""

@@ -49,7 +49,8 @@ class LazyArray(Array):
         Only for whoever made this array and still owns its memory.
         """
         memory: NDArray[Any] = self.__dict__["memory"]
-        if not memory.flags.writeable or memory.shape != values.shape:
+        fits = memory.shape == values.shape and memory.dtype == values.dtype
+        if not memory.flags.writeable or not fits:
             return False
         memory[...] = values
         return True

@@ -23,7 +23,8 @@ def predicted_classes(kind: str, output: Tensor) -> Tensor:
 
 
 def _accuracy_rows(kind: str, output: Tensor, target: Tensor) -> Tensor:
-    decided = predicted_classes(kind, output).reshape(len(output), -1)
+    decided = predicted_classes(kind, output)
+    decided = decided.unsqueeze(1) if decided.ndim == 1 else decided
     right = decided == target.reshape(decided.shape).to(decided.dtype)
     counts = torch.full((len(right),), right.shape[1], device=right.device)
     return torch.stack([right.sum(1), counts], 1)

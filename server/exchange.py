@@ -121,6 +121,7 @@ class BulkExchange:
         """Have all clients evaluate."""
         clients = self.roster.names
         replies = self.grid.evaluate_all(clients, trunk, instruction)
+        self.strategy.leave_out(replies)
         return self._outcome(clients, trunk, instruction, replies, None)
 
     def _outcome(
@@ -135,6 +136,6 @@ class BulkExchange:
         sent = sum(array.nbytes for array in trunk.values()) + instruction.size_bytes()
         received = 0 if replies.rows is None else replies.rows.nbytes
         received += replies.sums.size_bytes() + len(clients) * (len(EXAMPLES) + 8)
-        left_out = dict(self.strategy.last.left_out) if replies.rows is not None else {}
+        left_out = dict(self.strategy.last.left_out)
         sums = replies.sums.without(left_out) if left_out else replies.sums
         return Outcome(len(clients), sums, following, left_out, sent * len(clients), received)

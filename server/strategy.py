@@ -38,9 +38,10 @@ from common.wire import (
 from common.wire import METRICS as METRICS_KEY
 from server.bulk import BulkReplies
 from server.roster import Roster
+from server.sums import NOT_FINITE
 
 logger = logging.getLogger("fedmtl.server")
-NOT_FINITE = "NaN or infinity; a smaller training.lr may help"
+NO_NUMBER = "NaN or infinity; a smaller training.lr may help"
 
 STRATEGIES = {
     # McMahan et al. 2017, Algorithm 1: the mean of the trunks, weighted by examples.
@@ -136,9 +137,7 @@ class TrunkStrategy(Strategy):
         if arrays is None:
             return None, None
         # Averaging turns integer arrays into float64; the next round needs the trunk's own types.
-        restored = {
-            name: arrays[name].numpy().astype(self.dtypes[name], copy=False) for name in self.shapes
-        }
+        restored = {name: np.array(arrays[name].numpy(), self.dtypes[name]) for name in self.shapes}
         return pack_arrays(restored), None
 
     def aggregate_evaluate(
@@ -156,21 +155,33 @@ class TrunkStrategy(Strategy):
         """
         if replies.rows is None:
             raise ShapeError("replies to a training round hold trunks")
-        self.last = RoundReplies()
+        faults = self.leave_out(replies)
         everybody = np.ones(len(replies.clients), dtype=bool)
         mean = self._mean(replies.rows, replies.examples, everybody)
-        if type(self.inner) is FedAvg and np.isfinite(mean).all():
+        if not faults and type(self.inner) is FedAvg and np.isfinite(mean).all():
             return self._cut(mean)  # what is not finite in any row is not finite in the mean
         usable = np.asarray(np.isfinite(replies.rows).all(axis=1), dtype=bool)
-        for place in np.flatnonzero(~usable).tolist():
-            name, reason = replies.clients[place], f"the trunk holds {NOT_FINITE}"
-            self.last.left_out[name] = reason
-            logger.warning("%s left out: %s", name, reason)
+        for place, name in enumerate(replies.clients):
+            if name in faults:
+                usable[place] = False
+            elif not usable[place]:
+                self._leave_out(name, f"the trunk holds {NO_NUMBER}")
         if not usable.any():
             return None
         if type(self.inner) is not FedAvg:
             return self._combine_messages(server_round, replies, replies.rows, usable)
         return self._cut(self._mean(replies.rows, replies.examples, usable))
+
+    def leave_out(self, replies: BulkReplies) -> dict[str, str]:
+        """Leave out the clients whose sums are not finite; client -> reason."""
+        self.last = RoundReplies()
+        for name, reason in replies.sums.faults().items():
+            self._leave_out(name, reason)
+        return dict(self.last.left_out)
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self.last.left_out[name] = reason
+        logger.warning("%s left out: %s", name, reason)
 
     def _mean(
         self, rows: FloatArray, examples: NDArray[np.int64], usable: NDArray[np.bool_]
@@ -230,15 +241,15 @@ class TrunkStrategy(Strategy):
         named = [(self.roster.name_of(reply.metadata.src_node_id), reply) for reply in replies]
         if with_arrays and self._rows.shape[0] < len(named):
             width = sum(math.prod(shape) for shape in self.shapes.values())
-            self._rows = np.empty((len(named), width), np.float32)
+            dtype = np.result_type(*self.dtypes.values()) if self.dtypes else np.float32
+            self._rows = np.empty((len(named), width), dtype)
         for name, reply in sorted(named, key=lambda pair: pair[0]):
             try:
                 examples, sums = self._read_metrics(name, reply)
                 if with_arrays:
                     self._read_trunk(reply, self._rows[len(accepted)])
             except MalformedReplyError as fault:
-                self.last.left_out[name] = str(fault)
-                logger.warning("%s left out: %s", name, fault)
+                self._leave_out(name, str(fault))
                 continue
             self.last.examples[name], self.last.sums[name] = examples, sums
             accepted.append(reply)
@@ -315,7 +326,7 @@ class TrunkStrategy(Strategy):
             row[start : start + values.size] = values.reshape(-1)
             start += values.size
         if not np.isfinite(row).all():
-            raise MalformedReplyError(f"the trunk holds {NOT_FINITE}")
+            raise MalformedReplyError(f"the trunk holds {NO_NUMBER}")
 
     def _sums_fault(self, task: str, numbers: Mapping[str, list[float]]) -> str | None:
         settings = self.experiment.tasks.get(task)
@@ -330,7 +341,7 @@ class TrunkStrategy(Strategy):
             if len(values) != lengths.get(name):
                 return f"{name} has {len(values)} numbers, expected {lengths.get(name)}"
             if not np.isfinite(values).all():
-                return f"{name} is not finite; a smaller training.lr may help"
+                return f"{name} {NOT_FINITE}"
         return None
 
 

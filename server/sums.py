@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from common.wire import SplitSums
 
+NOT_FINITE = "is not finite; a smaller training.lr may help"
+
 Matrix = NDArray[np.float64]
 
 
@@ -54,6 +56,17 @@ class SumTable:
             for task, sums in self.numbers.get(split, {}).items()
             if sums["loss"][row, 1] > 0
         }
+
+    def faults(self) -> dict[str, str]:
+        """Name the clients whose numbers are not all finite, each with the first such place."""
+        found: dict[str, str] = {}
+        for split, tasks in self.numbers.items():
+            for task, sums in tasks.items():
+                for name, values in sums.items():
+                    for row in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
+                        reason = f"{split} sums of task {task}: {name} {NOT_FINITE}"
+                        found.setdefault(self.clients[row], reason)
+        return found
 
     def without(self, clients: Mapping[str, str]) -> "SumTable":
         """Leave clients out."""

@@ -156,7 +156,7 @@ class LoopbackGrid(Grid):
         """Let go of what the grid holds open; this one holds nothing."""
 
     def own_states(self, node_ids: Iterable[int]) -> dict[str, Own]:
-        """Read what clients keep at home, those that keep anything."""
+        """Read what clients keep at home, those that keep anything; good until they train again."""
         states = {}
         for node_id in sorted(node_ids):
             context = self.context(node_id)

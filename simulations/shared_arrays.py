@@ -57,8 +57,8 @@ class Shelf:
         self._memory = memory.reshape(slots, size)
 
     def put(self, slot: int, arrays: Arrays, layout: Layout) -> bool:
-        """Copy arrays into a slot; False where they do not fit, and then nothing is copied."""
-        if size_of(layout) > self.size:
+        """Copy arrays into a slot; False where there is no room, and then nothing is copied."""
+        if slot >= self.slots or size_of(layout) > self.size:
             return False
         held = self.get(slot, layout)
         for record, named in arrays.items():

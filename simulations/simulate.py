@@ -69,18 +69,7 @@ def simulate(
     """
     if engine == "auto":
         engine, _ = choose_engine(experiment)
-    if workers > 1 and engine != "loopback":
-        raise ConfigError(f"--workers is for --engine loopback, got engine '{engine}'; remove it")
-    if profile:
-        check_profiled(engine, workers)
-    from client.stacked_model import find_obstacle  # imports PyTorch
-    from client.training import choose_device
-
-    if engine == "batched" and (obstacle := find_obstacle(experiment)):
-        raise ConfigError(
-            f"engine 'batched' cannot train this model: {obstacle}; use --engine loopback"
-        )
-    choose_device(experiment.training.device)  # else every client would refuse every round
+    check_engine(experiment, engine, workers=workers, profile=profile)
     folder = RunFolder(out)
     if resume:
         progress, _ = folder.checkpoints().load(experiment.fingerprint())
@@ -98,8 +87,31 @@ def simulate(
     return run_profiled(engine, run) if profile else ENGINES[engine](run)
 
 
-def check_profiled(engine: str, workers: int) -> None:
-    """Refuse to profile a run whose rounds take place in more processes than this one."""
+def check_engine(experiment: Experiment, engine: str, *, workers: int, profile: bool) -> None:
+    """Refuse what an engine cannot do, before a folder is made.
+
+    Raises:
+        ConfigError: names the setting and a way out.
+    """
+    from client.stacked_model import find_obstacle  # imports PyTorch
+    from client.training import choose_device
+    from common.threads import why_not_fork
+
+    if workers > 1 and engine != "loopback":
+        raise ConfigError(f"--workers is for --engine loopback, got engine '{engine}'; remove it")
+    if workers > 1 and (reason := why_not_fork()):
+        raise ConfigError(f"--workers must be 1 in this process, got {workers}: {reason}")
+    if profile:
+        check_profiled(experiment, engine, workers)
+    if engine == "batched" and (obstacle := find_obstacle(experiment)):
+        raise ConfigError(
+            f"engine 'batched' cannot train this model: {obstacle}; use --engine loopback"
+        )
+    choose_device(experiment.training.device)  # else every client would refuse every round
+
+
+def check_profiled(experiment: Experiment, engine: str, workers: int) -> None:
+    """Refuse to profile a run that the profile would not be about."""
     if engine not in PROFILED:
         raise ConfigError(
             f"--profile measures one process: the engine must be one of {', '.join(PROFILED)}, "
@@ -109,6 +121,11 @@ def check_profiled(engine: str, workers: int) -> None:
         raise ConfigError(
             f"--profile measures one process: --workers must be 1, got {workers}; remove one of "
             "the two options"
+        )
+    if experiment.training.compile:
+        raise ConfigError(
+            "--profile measures the parts of a step, which training.compile makes one: it must be "
+            "false, got true; remove one of the two"
         )
 
 
@@ -163,6 +180,8 @@ def run_profiled(engine: str, run: Run) -> dict[str, Any]:
 def _run(run: Run, grid: "LoopbackGrid") -> dict[str, Any]:
     """Run on a grid that lives in this process."""
     logging.getLogger("flwr").setLevel(logging.WARNING)
+    from client.session import close_sessions
+
     try:
         if run.resume:
             checkpoints = run.folder.checkpoints()
@@ -179,6 +198,7 @@ def _run(run: Run, grid: "LoopbackGrid") -> dict[str, Any]:
         )
     finally:
         grid.close()
+        close_sessions()
 
 
 def run_flower(run: Run) -> dict[str, Any]:

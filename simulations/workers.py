@@ -10,110 +10,28 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from typing import Any
 
-from flwr.app import (
-    ArrayRecord,
-    ConfigRecord,
-    Error,
-    Message,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from common.errors import FedMTLError
-from common.wire import pack_arrays, unpack_arrays
 from simulations.client_log import Own
 from simulations.loopback import FIRST_NODE, LoopbackGrid
-from simulations.shared_arrays import (
-    Arrays,
-    Layout,
-    Shelf,
-    anonymous_file,
-    layout_of,
-    round_up,
-    size_of,
+from simulations.shared_arrays import Shelf, anonymous_file, layout_of, round_up, size_of
+from simulations.worker_messages import (
+    CONTENT,
+    Answer,
+    Job,
+    put_down,
+    put_together,
+    take_apart,
 )
 
 STOP_S = 1.0  # how long workers may take to end by themselves
-CONTENT = 0  # the slot of what is sent; those of the replies follow
-
-Others = dict[str, ConfigRecord | MetricRecord]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A message's content, taken apart.
-
-    Attributes:
-        others: all records but those of arrays.
-        layout: of the arrays, where they stand on the shelf.
-        arrays: the arrays themselves, where they do not fit there.
-    """
-
-    others: Others
-    layout: Layout = ()
-    arrays: Arrays | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One content, for several clients of a worker.
-
-    Attributes:
-        parts: the content; its arrays stand in the slot `CONTENT`.
-        kind: the messages' type.
-        node_ids: who is to answer, in this order.
-        slots: where the arrays of each reply go.
-        end: when to stop asking clients, by the monotonic clock; None for never.
-    """
-
-    parts: Parts
-    kind: str
-    node_ids: Sequence[int]
-    slots: Sequence[int]
-    end: float | None
-
-
-Answer = tuple[int, Parts | Error]  # node, what it answered
-
-
-def take_apart(content: RecordDict) -> tuple[Arrays, Others]:
-    """Separate a message's arrays from its other records."""
-    arrays, others = {}, {}
-    for key, record in content.items():
-        if isinstance(record, ArrayRecord):
-            arrays[key] = unpack_arrays(record)
-        else:
-            others[key] = record
-    return arrays, others
-
-
-def put_together(parts: Parts, shelf: Shelf | None, slot: int) -> RecordDict:
-    """Make the message's content again; its arrays stay on the shelf."""
-    arrays: Arrays = parts.arrays or {}
-    if shelf is not None and parts.arrays is None:
-        arrays = shelf.get(slot, parts.layout)
-    content = RecordDict()
-    for key, named in arrays.items():
-        content[key] = pack_arrays(named)  # type: ignore[arg-type]
-    for key, record in parts.others.items():
-        content[key] = record
-    return content
-
-
-def put_down(content: RecordDict, shelf: Shelf | None, slot: int) -> Parts:
-    """Put a content's arrays on the shelf, where they fit."""
-    arrays, others = take_apart(content)
-    layout = layout_of(arrays)
-    if shelf is not None and shelf.put(slot, arrays, layout):
-        return Parts(others, layout)
-    return Parts(others, arrays=arrays)
 
 
 class Share:
@@ -192,7 +110,7 @@ class WorkerGrid(LoopbackGrid):
 
     def __init__(self, client_app: ClientApp, names: Sequence[str], workers: int) -> None:
         super().__init__(client_app, names)
-        # Forked before anything trains: a worker starts with all modules loaded.
+        # Forked before this process trains: a worker starts with all modules loaded.
         context = multiprocessing.get_context("fork")
         self._shelf: Shelf | None = None
         self._workers: list[Connection] = []

@@ -130,3 +130,15 @@ def test_heads_with_hidden_layers_have_a_stacked_form_too():
     by_hand, _ = train_one_by_one_with(experiment, rows, stacked=True)
     by_autograd, _ = train_one_by_one_with(experiment, rows, stacked=False)
     torch.testing.assert_close(by_hand, by_autograd, rtol=1e-5, atol=1e-6)
+
+
+def test_one_tasks_overflow_is_no_other_tasks_loss():
+    rows = make_rows(10, 0)
+    rows.targets["size"][:] = 1e20  # its square is infinite
+    _, sums = train_one_by_one_with(make_experiment(training={"lr": 1e-30}), rows, stacked=True)
+    _, expected = train_one_by_one_with(
+        make_experiment(training={"lr": 1e-30}), rows, stacked=False
+    )
+    assert sums["size"]["loss"] == [float("inf"), 10.0]
+    for task in ("kind", "flag"):
+        assert sums[task]["loss"] == pytest.approx(expected[task]["loss"], rel=1e-5)

@@ -8,7 +8,7 @@ import torchmetrics.functional as tm
 
 from common.dataset import TargetScale
 from common.experiment import METRICS_OF_KIND
-from common.metrics import METRICS, add_sums, metric_sums
+from common.metrics import METRICS, add_sums, grouped_metric_sums, metric_sums
 
 TABLE = [(kind, metric) for kind, metrics in METRICS_OF_KIND.items() for metric in metrics]
 
@@ -80,3 +80,20 @@ def test_a_standardised_target_is_measured_in_its_own_unit():
     scale = TargetScale(mean=torch.tensor([100.0]), deviation=torch.tensor([10.0]))
     sums = metric_sums("mae", "regression", torch.tensor([[1.0]]), torch.tensor([[0.5]]), scale)
     assert METRICS["mae"].figure(sums) == 5.0  # 110 against 105
+
+
+@pytest.mark.parametrize(("kind", "metric"), TABLE)
+@pytest.mark.parametrize("counts", [[7, 0, 30, 1], [0, 0]])
+def test_many_clients_at_once_have_the_sums_that_each_has_alone(kind, metric, counts):
+    parts = [rows_of(kind, count, seed) for seed, count in enumerate(counts)]
+    output, target = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    owners = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    order = torch.randperm(len(owners), generator=torch.Generator().manual_seed(0))
+    grouped = grouped_metric_sums(
+        metric, kind, output[order], target[order], owners[order], len(counts)
+    )
+    for own, (client_output, client_target) in zip(grouped, parts, strict=True):
+        alone = [0.0] * METRICS[metric].length(output.shape[1])
+        if len(client_output):
+            alone = metric_sums(metric, kind, client_output, client_target, None)
+        assert own.tolist() == pytest.approx(alone, rel=1e-12)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
@@ -13,7 +14,7 @@ import pytest
 from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 
-from common.errors import ConfigError
+from common.errors import ConfigError, NothingLearnedError
 from common.experiment_file import load_experiment
 from simulations.flower_engine import StoppedError, stop_at_pull
 from simulations.loopback import LoopbackGrid
@@ -105,6 +106,11 @@ def test_the_number_of_workers_changes_no_bit(tmp_path, workers):
 CASES = {
     "plain": [],
     "ragged": ["partition.kind=dirichlet", "partition.by=digit", "partition.alpha=0.5"],
+    "one task a client": [
+        "partition.task-skew=rotate",
+        "partition.tasks-per-client=1",
+        "federation.clients-per-round=1",
+    ],
     "uneven tasks": ["partition.task-skew=rotate", "partition.tasks-per-client=2"],
     "evaluated by message": ["evaluation.by=message", "evaluation.every=2"],
     "personal": ["evaluation.model=personal"],
@@ -135,8 +141,24 @@ def test_batched_in_small_chunks_is_the_same(tmp_path, monkeypatch):
     experiment = load_experiment("digits", SETTINGS)
     simulate(experiment, engine="batched", out=tmp_path / "whole")
     monkeypatch.setattr("simulations.residents.CHUNK_BYTES", 1)  # one client at a time
+    monkeypatch.setattr("client.cohort.STRETCH", 1)  # one batch at a time
+    monkeypatch.setattr("client.cohort_evaluation.AT_ONCE", 1)  # one row
     simulate(experiment, engine="batched", out=tmp_path / "chunks")
     assert_same_trunk(tmp_path / "whole", tmp_path / "chunks")
+    assert_same_figures(figures(tmp_path / "whole"), figures(tmp_path / "chunks"))
+
+
+def test_clients_that_diverge_are_left_out_alike(tmp_path):
+    settings = ["training.optimiser=sgd", "training.lr=30", "trunk.activation=none"]
+    experiment = load_experiment("digits", [*SETTINGS, *settings])
+    left_out = {}
+    for engine in ("loopback", "batched"):
+        lines: list[dict] = []
+        with suppress(NothingLearnedError):
+            simulate(experiment, engine=engine, out=tmp_path / engine, listener=lines.append)
+        left_out[engine] = [sorted(line["clients"]["left-out"]) for line in lines]
+    assert left_out["batched"] == left_out["loopback"]
+    assert any(left_out["batched"])
 
 
 @pytest.mark.parametrize("setting", ["trunk.architecture=cnn", "tasks.digit.classes=300"])
