@@ -137,7 +137,8 @@ class CohortTrainer:
             everything = [Part("everything", merge_neighbours(places))]
             if len(self._scales) >= KEPT_SCALES:
                 self._scales.clear()
-            self._scales[key] = Scales(spread, owners.to(device), scales.to(device), everything)
+            factors = scales.to(device) if (scales != 1).any() else None
+            self._scales[key] = Scales(spread, owners.to(device), factors, everything)
         return self._scales[key]
 
 
@@ -148,14 +149,14 @@ class Scales:
     Attributes:
         spread: [T, O] of `TaskColumns.spread`.
         owners: [O] of `TaskColumns.owners`, whose loss each column's terms belong to.
-        scales: [O] of `TaskColumns.owners`, the terms' factors.
+        scales: [O] of `TaskColumns.owners`, the terms' factors; None where all are 1.
         everything: the parts that step where every row teaches all tasks that have a label.
         even: B -> [O], what a row of a batch of B counts where all count alike.
     """
 
     spread: Tensor
     owners: Tensor
-    scales: Tensor
+    scales: Tensor | None
     everything: list[Part]
     even: dict[int, Tensor] = field(default_factory=dict)
 
@@ -198,7 +199,7 @@ class Steps:
     def __init__(
         self,
         model: StackedModel,
-        step: Callable[[Tensor, Tensor, Tensor, Sink], Tensor],
+        step: Callable[[Tensor, Tensor, Tensor, Tensor, Sink], None],
         layout: FlatLayout,
         store: RowStore,
         values: Tensor,
@@ -242,7 +243,7 @@ class Steps:
             self._bind(clients)
             for dropout in self.model.dropouts:
                 dropout.counts = np.minimum(left[:clients] - number * size, width).tolist()
-            result.copy_(self.step(store.inputs[rows], truth, share, self.optimiser))
+            self.step(store.inputs[rows], truth, share, result, self.optimiser)
             if self.optimiser.steps_late:
                 self.optimiser.step(clients, self._parts(taught, number, clients))
         self._add_losses(outputs, targets, counted)
@@ -286,7 +287,9 @@ class Steps:
 
     def _add_losses(self, outputs: Tensor, targets: Tensor, counted: Tensor | None) -> None:
         # Added up task by task: a product with zeros would let one task's infinity spoil them all.
-        terms = self.model.tasks.terms(outputs, targets).mul_(self.scales.scales)
+        terms = self.model.tasks.terms(outputs, targets)
+        if self.scales.scales is not None:
+            terms.mul_(self.scales.scales)
         tasks = len(self.store.tasks)
         if counted is None:
             columns = terms.sum(1)

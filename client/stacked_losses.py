@@ -140,17 +140,16 @@ class TaskColumns:
         return owners, scales
 
     def slope(self, outputs: Tensor, targets: Tensor, share: Tensor) -> Tensor:
-        """Compute the gradient of the summed loss in the outputs, [K, B, O].
+        """Turn outputs, in place, into the gradient of the summed loss in them, [K, B, O].
 
         Args:
             outputs: [K, B, O].
             targets: [K, B, O] of `encode`.
             share: [K, B, O], or [O] where all rows count alike: what one row's loss counts.
         """
-        slope = outputs.clone()
-        for loss, part in zip(self._groups, self._split(slope), strict=True):
+        for loss, part in zip(self._groups, self._split(outputs), strict=True):
             loss.link(part)
-        return slope.sub_(targets).mul_(share)
+        return outputs.sub_(targets).mul_(share)
 
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Turn outputs, in place, into what adds up to losses; arguments as in `slope`."""

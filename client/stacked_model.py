@@ -76,23 +76,23 @@ class StackedModel:
             results.append(result)
         return results[0] if len(results) == 1 else torch.cat(results, 2)
 
-    def step(self, inputs: Tensor, targets: Tensor, share: Tensor, sink: Sink) -> Tensor:
+    def step(
+        self, inputs: Tensor, targets: Tensor, share: Tensor, kept: Tensor, sink: Sink
+    ) -> None:
         """Hand the gradient of every client's loss on its batch to the sink.
 
         Args:
             inputs: [K, B, D].
             targets: [K, B, O] of `TaskColumns.encode`.
             share: what each row counts, as in `TaskColumns.slope`.
+            kept: takes the outputs before the step, [K, B, O].
             sink: takes the gradients.
-
-        Returns:
-            The outputs before the step, [K, B, O].
         """
         outputs = self.outputs(inputs)
+        kept.copy_(outputs)
         slope = self._heads_backward(self.tasks.slope(outputs, targets, share), sink)
         for depth in range(len(self.trunk) - 1, -1, -1):
             slope = self.trunk[depth].backward(slope, sink, deeper=depth > 0)
-        return outputs
 
     def _heads_backward(self, slope: Tensor, sink: Sink) -> Tensor:
         """Return the gradient of the features."""

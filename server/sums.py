@@ -46,6 +46,8 @@ class SumTable:
         if not sums:
             return {}
         reported = sums["loss"][:, 1] > 0
+        if len(reported) and reported.all():
+            return sums
         return {name: values[reported] for name, values in sums.items()} if reported.any() else {}
 
     def client(self, name: str, split: str) -> dict[str, dict[str, list[float]]]:
@@ -63,6 +65,8 @@ class SumTable:
         for split, tasks in self.numbers.items():
             for task, sums in tasks.items():
                 for name, values in sums.items():
+                    if np.isfinite(values).all():
+                        continue
                     for row in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
                         reason = f"{split} sums of task {task}: {name} {NOT_FINITE}"
                         found.setdefault(self.clients[row], reason)
