@@ -29,7 +29,7 @@ from server.sums import Matrix, SumTable
 from simulations.client_log import Own
 
 EVALUATED = ("validation", "test")
-CHUNK_BYTES = 4 * 2**20  # parameters of clients that train together: bounds memory, fits a cache
+CHUNK_BYTES = 8 * 2**20  # parameters of clients that train together: bounds memory, fits a cache
 
 KEPT_SLICES = 256
 
