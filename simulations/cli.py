@@ -120,7 +120,7 @@ def simulate(
             engine = engine or DEFAULT_ENGINE
             check_engine(engine)
             if engine == "auto":
-                engine = explain_choice(settings)
+                engine = explain_choice(settings, workers)
             out = out or new_folder(settings.name)
         run(
             settings,
@@ -356,11 +356,11 @@ def check_engine(engine: str) -> None:
         raise ConfigError(f"--engine must be one of {', '.join(ENGINES)}, got '{engine}'.")
 
 
-def explain_choice(experiment: "Experiment") -> str:
+def explain_choice(experiment: "Experiment", workers: int) -> str:
     """Choose the engine for an experiment, and say which and why on stderr."""
     from simulations.simulate import choose_engine
 
-    engine, reason = choose_engine(experiment)
+    engine, reason = choose_engine(experiment, workers)
     typer.echo(f"engine {engine}: {reason}", err=True)
     return engine
 

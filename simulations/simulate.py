@@ -68,7 +68,7 @@ def simulate(
         FedMTLError: the settings, the data or the run folder cannot be used.
     """
     if engine == "auto":
-        engine, _ = choose_engine(experiment)
+        engine, _ = choose_engine(experiment, workers)
     check_engine(experiment, engine, workers=workers, profile=profile)
     folder = RunFolder(out)
     if resume:
@@ -129,8 +129,10 @@ def check_profiled(experiment: Experiment, engine: str, workers: int) -> None:
         )
 
 
-def choose_engine(experiment: Experiment) -> tuple[str, str]:
+def choose_engine(experiment: Experiment, workers: int = 1) -> tuple[str, str]:
     """Pick the engine that is fastest for an experiment on this machine, and say why.
+
+    Whoever asks for worker processes gets the engine that has them.
 
     >>> from common.experiment_file import load_experiment
     >>> choose_engine(load_experiment("digits"))[0]
@@ -138,6 +140,8 @@ def choose_engine(experiment: Experiment) -> tuple[str, str]:
     """
     from client.stacked_model import find_obstacle  # imports PyTorch
 
+    if workers > 1:
+        return "loopback", f"--workers {workers} are for it"
     if obstacle := find_obstacle(experiment):
         return "loopback", obstacle
     wanted = experiment.federation.clients_per_round

@@ -169,6 +169,11 @@ def test_batched_refuses_a_model_that_it_has_no_form_of(tmp_path, setting):
     assert choose_engine(experiment)[0] == "loopback"
 
 
+def test_whoever_asks_for_workers_gets_the_engine_that_has_them():
+    assert choose_engine(load_experiment("digits"), workers=1)[0] == "batched"
+    assert choose_engine(load_experiment("digits"), workers=2)[0] == "loopback"
+
+
 @pytest.mark.slow
 def test_flowers_simulation_runtime_gives_the_trunk_of_loopback_and_resumes(tmp_path):
     """In a process of its own: Ray and the runtime leave threads behind."""
