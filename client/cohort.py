@@ -149,14 +149,14 @@ class Scales:
     Attributes:
         spread: [T, O] of `TaskColumns.spread`.
         owners: [O] of `TaskColumns.owners`, whose loss each column's terms belong to.
-        scales: [O] of `TaskColumns.owners`, the terms' factors; None where all are 1.
+        factors: [O] of `TaskColumns.owners`, the terms' factors; None where all are 1.
         everything: the parts that step where every row teaches all tasks that have a label.
         even: B -> [O], what a row of a batch of B counts where all count alike.
     """
 
     spread: Tensor
     owners: Tensor
-    scales: Tensor | None
+    factors: Tensor | None
     everything: list[Part]
     even: dict[int, Tensor] = field(default_factory=dict)
 
@@ -263,8 +263,7 @@ class Steps:
     def _bind(self, clients: int) -> None:
         if clients != self._bound:
             self._bound = clients
-            whole = clients == len(self.values)
-            self.model.bind(self.values if whole else self.values[:clients])
+            self.model.bind(self.values[:clients])
 
     def _parts(self, taught: Tensor | None, number: int, clients: int) -> list[Part]:
         """Name what steps: the trunk, and for each task the heads of the clients that it teaches.
@@ -288,8 +287,8 @@ class Steps:
     def _add_losses(self, outputs: Tensor, targets: Tensor, counted: Tensor | None) -> None:
         # Added up task by task: a product with zeros would let one task's infinity spoil them all.
         terms = self.model.tasks.terms(outputs, targets)
-        if self.scales.scales is not None:
-            terms.mul_(self.scales.scales)
+        if self.scales.factors is not None:
+            terms.mul_(self.scales.factors)
         tasks = len(self.store.tasks)
         if counted is None:
             columns = terms.sum(1)

@@ -132,8 +132,8 @@ def _sum_task(
     scale = store.scales.get(task)
     if scale is not None:
         own = torch.from_numpy(members).to(owners.device)[owners]
-        output = scale.mean[own] + scale.deviation[own] * output
-        target = scale.mean[own] + scale.deviation[own] * target
+        scale = TargetScale(scale.mean[own], scale.deviation[own])
+        output, target = scale.undo(output), scale.undo(target)
     metric = settings.metric_name
     numbers = grouped_metric_sums(metric, settings.kind, output, target, owners, len(members))
     return {"loss": loss, metric: numbers}

@@ -59,10 +59,11 @@ class RowStore:
             # 0 times what stands under the mask must be 0, whatever stands there.
             targets[:, columns.columns[task]] = torch.where(mask.unsqueeze(1), encoded, 0.0)
             label_counts[:, place] = np.bincount(owners[mask.cpu().numpy()], minlength=len(parts))
-        masks = rows.labelled
-        taught = tuple(task for task, mask in masks.items() if bool(mask.any()))
+        totals = dict(zip(rows.labelled, label_counts.sum(0).tolist(), strict=True))
+        taught = tuple(task for task, total in totals.items() if total)
         labelled = None
-        if not all(bool(masks[task].all()) for task in taught):
-            labelled = torch.stack(list(masks.values()), 1).to(torch.float32)
+        if any(totals[task] < len(inputs) for task in taught):
+            labelled = torch.stack(list(rows.labelled.values()), 1).to(torch.float32)
         starts = np.cumsum(counts) - counts
-        return cls(inputs, targets, labelled, tuple(masks), taught, starts, counts, label_counts)
+        tasks = tuple(rows.labelled)
+        return cls(inputs, targets, labelled, tasks, taught, starts, counts, label_counts)

@@ -53,13 +53,15 @@ class StackedModel:
                 self.heads.append(stack_layers(head, f"heads.task-{name}.", layout))
         self.layers = [*self.trunk, *(layer for head in self.heads for layer in head)]
         self.dropouts = [layer for layer in self.layers if isinstance(layer, Dropout)]
-        self._bound: Tensor | None = None
+        self._bound: tuple[int, torch.Size] | None = None
 
     def bind(self, values: Tensor) -> None:
-        """Work on the parameters of these clients, [K, P], from now on."""
-        if values is self._bound:
+        """Work on the parameters of these clients, [K, P], from now on; again the same is free."""
+        # The layers' views keep the memory: no other parameters can come to lie at its address.
+        place = (values.data_ptr(), values.shape)
+        if place == self._bound:
             return
-        self._bound = values
+        self._bound = place
         for layer in self.layers:
             layer.bind(values)
 

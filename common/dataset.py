@@ -79,6 +79,10 @@ class TargetScale:
     mean: Tensor
     deviation: Tensor
 
+    def undo(self, values: Tensor) -> Tensor:
+        """Return standardised values [N, outputs] to their unit."""
+        return self.mean.to(values) + self.deviation.to(values) * values
+
 
 @dataclass(frozen=True)
 class ClientData:

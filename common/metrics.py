@@ -143,8 +143,7 @@ def metric_sums(
         scale: undone on both where the target is standardised.
     """
     if scale is not None:
-        mean, deviation = scale.mean.to(output), scale.deviation.to(output)
-        output, target = mean + deviation * output, mean + deviation * target
+        output, target = scale.undo(output), scale.undo(target)
     rows = METRICS[metric].rows
     if rows is None:
         return _auroc(output, target)

@@ -31,8 +31,6 @@ from simulations.client_log import Own
 EVALUATED = ("validation", "test")
 CHUNK_BYTES = 8 * 2**20  # parameters of clients that train together: bounds memory, fits a cache
 
-KEPT_SLICES = 256
-
 Sums = dict[str, dict[str, dict[str, Matrix]]]  # as in SumTable
 
 
@@ -68,9 +66,6 @@ class Residents:
         self.chunk = max(1, CHUNK_BYTES // (4 * self.layout.size))
         # Kept from round to round: fresh memory costs a page fault per page.
         self._values = self.own.new_empty(0, self.layout.size)
-        self._slices: dict[
-            tuple[int, int], Tensor
-        ] = {}  # a model stays bound to an object it knows
         self._known_cuts: dict[tuple[str, ...], list[tuple[str, slice, tuple[int, ...]]]] = {}
 
     def train(
@@ -83,13 +78,13 @@ class Residents:
         members = self._members(clients)
         order = largest_first(self.train_store.counts[members])
         shared, flat = self._columns(list(trunk)), self._flatten(trunk)
-        values = self._get_values(0, len(members))
+        values = self._get_values(len(members))
         losses = {t: np.zeros((len(members), 2)) for t in self.train_store.tasks}
         personal = self.experiment.evaluation.model == "personal"
         sums: Sums = self._blank_sums(len(members)) if instruction.evaluate else {}
         for begin in range(0, len(members), self.chunk):
             places = order[begin : begin + self.chunk]
-            own_values = self._get_values(begin, begin + len(places))
+            own_values = values[begin : begin + len(places)]
             self._load(own_values, members[places], flat, shared)
             if instruction.evaluate and not personal:
                 self._evaluate(members, places, own_values, sums)
@@ -119,7 +114,7 @@ class Residents:
         following = replace(instruction, round=instruction.round + 1)
         for begin in range(0, len(members), self.chunk):
             places = order[begin : begin + self.chunk]
-            own_values = self._get_values(0, len(places))
+            own_values = self._get_values(len(places))
             self._load(own_values, members[places], flat, shared)
             if self.experiment.evaluation.model == "personal":
                 self._train(members[places], own_values, following)
@@ -175,16 +170,11 @@ class Residents:
             return slice(places[0].start, places[-1].stop)
         return torch.cat([torch.arange(place.start, place.stop) for place in places])
 
-    def _get_values(self, begin: int, end: int) -> Tensor:
-        """Get rows for clients' parameters, [end - begin, P]; the next round writes them anew."""
-        if len(self._values) < end:
-            self._values = self.own.new_empty(end, self.layout.size)
-            self._slices.clear()
-        if (begin, end) not in self._slices:
-            if len(self._slices) >= KEPT_SLICES:
-                self._slices.clear()
-            self._slices[begin, end] = self._values[begin:end]
-        return self._slices[begin, end]
+    def _get_values(self, clients: int) -> Tensor:
+        """Get rows for so many clients' parameters, [K, P]; the next round writes them anew."""
+        if len(self._values) < clients:
+            self._values = self.own.new_empty(clients, self.layout.size)
+        return self._values[:clients]
 
     def _flatten(self, trunk: Mapping[str, FloatArray]) -> Tensor:
         flat = np.concatenate([array.reshape(-1) for array in trunk.values()])

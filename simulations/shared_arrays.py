@@ -29,8 +29,7 @@ def layout_of(arrays: Arrays) -> Layout:
 
 def size_of(layout: Layout) -> int:
     """Count the bytes that a slot needs."""
-    *_, (_, end) = [(None, 0), *_places(layout)]
-    return end
+    return max((end for _, end in _places(layout)), default=0)
 
 
 def _places(layout: Layout) -> Iterator[tuple[int, int]]:
@@ -39,7 +38,7 @@ def _places(layout: Layout) -> Iterator[tuple[int, int]]:
     for _, _, dtype, shape in layout:
         end = start + np.dtype(dtype).itemsize * math.prod(shape)
         yield start, end
-        start = -(-end // ALIGNMENT) * ALIGNMENT
+        start = round_up(end)
 
 
 class Shelf:

@@ -69,7 +69,7 @@ def simulate(
     """
     if engine == "auto":
         engine, _ = choose_engine(experiment, workers)
-    check_engine(experiment, engine, workers=workers, profile=profile)
+    check_options(experiment, engine, workers=workers, profile=profile)
     folder = RunFolder(out)
     if resume:
         progress, _ = folder.checkpoints().load(experiment.fingerprint())
@@ -87,8 +87,8 @@ def simulate(
     return run_profiled(engine, run) if profile else ENGINES[engine](run)
 
 
-def check_engine(experiment: Experiment, engine: str, *, workers: int, profile: bool) -> None:
-    """Refuse what an engine cannot do, before a folder is made.
+def check_options(experiment: Experiment, engine: str, *, workers: int, profile: bool) -> None:
+    """Refuse what an engine cannot do, or not with these options, before a folder is made.
 
     Raises:
         ConfigError: names the setting and a way out.

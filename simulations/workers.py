@@ -164,11 +164,9 @@ class WorkerGrid(LoopbackGrid):
             if share
         ]
         self._send(jobs)
-        replies = {}
-        for message in own:
-            if end is not None and time.monotonic() > end:
-                break
-            replies[message.metadata.dst_node_id] = self.deliver(message)
+        left = None if end is None else end - time.monotonic()
+        ours = super().send_and_receive(own, timeout=left)
+        replies = {reply.metadata.src_node_id: reply for reply in ours}
         for answers in self._receive(jobs):
             for node_id, answer in answers:
                 message = asked[node_id]
