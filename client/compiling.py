@@ -45,7 +45,8 @@ class Compiled:
             ) from error
         if _graphs() > graphs:
             seconds = time.perf_counter() - started
-            logger.info("torch.compile: %s took %.1f s to compile", self._what, seconds)
+            # A warning, because whoever asked for it is to see what it cost.
+            logger.warning("torch.compile: %s took %.1f s to compile", self._what, seconds)
         return result
 
 
