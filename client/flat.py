@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.errors import ShapeError
-from common.sharing import head_task
+from common.sharing import task_of
 
 FloatArray = NDArray[np.float32]
 TRUNK = "trunk"
+HEADS = "heads."
 
 
 class FlatLayout:
@@ -26,16 +27,17 @@ class FlatLayout:
         size: P, number of parameters.
         slices: parameter name -> its columns.
         shapes: parameter name -> its own shape.
-        segments: "trunk" and every task name -> the columns of that part, as few slices as can be.
+        segments: "trunk" and every task name -> the columns of what belongs to all tasks or to that
+            one (`common.sharing.task_of`), as few slices as can be.
         heads: columns of all weights, and of all biases, of linear heads; None where a head has
             hidden layers.
     """
 
     def __init__(self, model: nn.Module) -> None:
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        trunk = [name for name in shapes if head_task(name) is None]
-        heads = [name for name in shapes if head_task(name) is not None]
-        tasks = {head_task(name) for name in heads}
+        trunk = [name for name in shapes if not name.startswith(HEADS)]
+        heads = [name for name in shapes if name.startswith(HEADS)]
+        tasks = {task_of(name) for name in heads}
         linear = len(heads) == 2 * len(tasks)
         if linear:
             heads.sort(key=lambda name: name.endswith("bias"))  # stable: the order of tasks stays
@@ -45,7 +47,7 @@ class FlatLayout:
         start = 0
         for name, shape in self.shapes.items():
             self.slices[name] = slice(start, start + int(np.prod(shape)))
-            parts.setdefault(head_task(name) or TRUNK, []).append(self.slices[name])
+            parts.setdefault(task_of(name) or TRUNK, []).append(self.slices[name])
             start = self.slices[name].stop
         self.size = start
         self.segments = {part: merge_neighbours(places) for part, places in parts.items()}

@@ -17,7 +17,7 @@ class RowStore:
     """Rows of all clients, one after another.
 
     Attributes:
-        inputs: float32 [N, D], all named inputs flattened and side by side, as `MLPTrunk` reads
+        inputs: float32 [N, D], all named inputs flattened and side by side, as `MLP` reads
             them.
         targets: float32 [N, O] in the columns of `client.stacked_losses.TaskColumns`; 0 where a
             row has no label.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from client.flat import FlatLayout
-from common.model import SeededDropout
+from common.encoder import SeededDropout
 
 
 class Sink(Protocol):
@@ -195,7 +195,7 @@ def stack_layers(module: nn.Module, prefix: str, layout: FlatLayout) -> list[Sta
 
     Args:
         module: the layers.
-        prefix: their parameters' names begin with it, such as "trunk.layers.".
+        prefix: their parameters' names begin with it, such as "trunk.encoder.layers.".
         layout: where the parameters lie.
 
     Raises:

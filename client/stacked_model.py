@@ -14,6 +14,8 @@ from common.model import MultiTaskModel, output_width
 
 def find_obstacle(experiment: Experiment) -> str | None:
     """Say why an experiment's model has no stacked form; None where it has one."""
+    if experiment.trunk.sharing != "hard":
+        return f"trunk.sharing '{experiment.trunk.sharing}' has no stacked form"
     if experiment.trunk.architecture != "mlp":
         return f"trunk.architecture '{experiment.trunk.architecture}' has no stacked form"
     for name, task in experiment.tasks.items():
@@ -43,10 +45,13 @@ class StackedModel:
             for name, task in experiment.tasks.items()
         }
         self.tasks = TaskColumns(kinds, widths)
-        self.trunk = stack_layers(model.trunk.layers, "trunk.layers.", layout)
+        features = model.trunk.width
+        self.trunk = stack_layers(
+            model.trunk.get_submodule("encoder.layers"), "trunk.encoder.layers.", layout
+        )
         self.heads: list[list[StackedLayer]] = []  # task by task, or one that serves them all
         if layout.heads is not None:
-            self.heads = [[Dense(*layout.heads, (self.tasks.width, model.trunk.width))]]
+            self.heads = [[Dense(*layout.heads, (self.tasks.width, features))]]
         else:
             for name in kinds:
                 head = model.heads[f"task-{name}"]

@@ -20,13 +20,14 @@ from client.optimisers import Part, make_optimiser
 from client.row_store import RowStore
 from client.stacked_model import StackedModel, find_obstacle
 from common.dataset import ClientData, Rows
+from common.encoder import InputShapes, SeededDropout
 from common.errors import ConfigError
 from common.experiment import Experiment
 from common.losses import ROW_LOSSES, combine_losses
 from common.metrics import Sums, metric_sums
-from common.model import InputShapes, SeededDropout, build_model
+from common.model import build_model
 from common.seeding import torch_generator
-from common.sharing import head_task, shared_names
+from common.sharing import shared_names, task_of
 from common.threads import set_threads
 
 TaskSums = dict[str, dict[str, Sums]]  # task -> "loss" or metric -> additive numbers
@@ -80,8 +81,7 @@ class Trainer:
         self.model = build_model(self.experiment, self.shapes).to(self.device)
         self.flat = FlatParameters(self.model)
         self.initial = self.flat.values.clone()
-        algorithm = self.experiment.federation.algorithm
-        self.shared = shared_names(self.flat.layout.slices, algorithm)
+        self.shared = shared_names(self.flat.layout.slices, self.experiment)
         self._own_names: dict[tuple[str, ...], list[str]] = {}
         self._row = self.flat.values.unsqueeze(0)
         self._cohorts: dict[str, tuple[ClientData, Cohort]] = {}
@@ -97,7 +97,7 @@ class Trainer:
         if tasks not in self._own_names:
             shared = set(self.shared)
             names = [n for n in self.flat.layout.slices if n not in shared]
-            self._own_names[tasks] = [n for n in names if head_task(n) in tasks]
+            self._own_names[tasks] = [n for n in names if task_of(n) in tasks]
         return self._own_names[tasks]
 
     def load(self, shared: Mapping[str, FloatArray], own: Mapping[str, FloatArray]) -> None:
@@ -166,7 +166,7 @@ class Trainer:
     def _outputs(self, rows: Rows) -> dict[str, Tensor]:
         if self.cohorts is None:
             self.model.eval()
-            outputs: dict[str, Tensor] = self.model(rows.inputs, rows.targets)
+            outputs: dict[str, Tensor] = self.model(rows.inputs, tuple(rows.targets))[0]
             return outputs
         inputs = rows.side_by_side(tuple(self.experiment.inputs)).unsqueeze(0)
         stacked = self.cohorts.model
@@ -206,7 +206,7 @@ class Trainer:
         self, rows: Rows, taught: Mapping[str, list[tuple[Tensor, int]]]
     ) -> dict[str, Tensor]:
         """Compute the mean loss of each task that one batch teaches, and note it in `taught`."""
-        outputs = self._compute(rows.inputs, rows.targets)
+        outputs, _ = self._compute(rows.inputs, tuple(rows.targets), rows.labelled)
         losses: dict[str, Tensor] = {}
         for task, mask in rows.labelled.items():
             count = int(mask.sum())

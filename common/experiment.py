@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from common.architectures.table import SHARINGS
 from common.idle_settings import idle_settings
+from common.methods import method_problems, one_of
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -208,6 +210,14 @@ class Trunk(Settings):
     activation: Literal["relu", "gelu", "tanh", "none"] = Field(
         "relu", description="After every layer; none makes the trunk linear."
     )
+    sharing: Annotated[str, one_of(SHARINGS)[0]] = Field(
+        "hard",
+        description="How tasks share the trunk; `fedmtl list sharings` explains each.",
+        json_schema_extra=one_of(SHARINGS)[1],
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="What the sharing architecture can be told; see below."
+    )
     norm: Literal["none", "layer"] = Field(
         "none", description="layer: layer normalisation after every fully connected layer."
     )
@@ -356,7 +366,13 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _means_what_it_says(self) -> Self:
-        if problems := [*self._leaks(), *idle_settings(self)]:
+        trunk = self.trunk
+        problems = [
+            *self._leaks(),
+            *idle_settings(self),
+            *method_problems(SHARINGS, "trunk.sharing", trunk.sharing, trunk.options, self),
+        ]
+        if problems:
             raise ValueError(".\n".join(problems))
         return self
 

@@ -58,7 +58,7 @@ def load_experiment(
     try:
         experiment = Experiment.model_validate(content, by_alias=True, by_name=False)
     except ValidationError as error:
-        problems += describe_problems(error, content)
+        problems += describe_problems(error, content, Experiment.model_json_schema())
     if problems or experiment is None:
         raise ConfigError("\n".join(problems))
     return experiment

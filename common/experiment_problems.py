@@ -10,25 +10,26 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from common.experiment import Experiment
-
 Node = Mapping[str, Any]  # a JSON Schema, or a part of one
 Path = tuple[str, ...]  # keys from the top of the file down
 
 LONGEST_VALUE = 60  # characters of a wrong value that a line shows
 
 
-def describe_problems(error: ValidationError, content: Mapping[str, Any]) -> list[str]:
+def describe_problems(
+    error: ValidationError, content: Mapping[str, Any], schema: Node, above: Path = ()
+) -> list[str]:
     """Put pydantic's errors into one line per key, in the order of the schema.
 
     Args:
-        error: what `Experiment.model_validate` raised.
+        error: what `model_validate` raised.
         content: the tables that it was given.
+        schema: the model's JSON Schema.
+        above: keys above the model's own.
     """
-    schema = Experiment.model_json_schema()
     lines: dict[str, None] = {}  # an ordered set: the branches of a union share their line
     for problem in error.errors():
-        lines[_describe(problem, schema, content)] = None
+        lines[_describe(problem, schema, content, above)] = None
     return list(lines)
 
 
@@ -56,16 +57,17 @@ def show(value: object) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 4]}...{text[-1]}"
 
 
-def _describe(problem: Any, schema: Node, content: Mapping[str, Any]) -> str:
+def _describe(problem: Any, schema: Node, content: Mapping[str, Any], above: Path) -> str:
     path, node = _locate(problem["loc"], schema)
-    key = ".".join(path)
+    key = ".".join((*above, *path))
     if problem["type"] == "value_error":  # raised by a validator of ours, in our words
         message = str(problem["ctx"]["error"])
         return f"{key}: {message}." if key else f"{message}."
     if problem["type"] == "extra_forbidden":
         unknown = str(problem["loc"][-1])
         return (
-            f"{'.'.join((*path, unknown))} is no setting.{_known_keys(path, node, unknown, schema)}"
+            f"{'.'.join((*above, *path, unknown))} is no setting."
+            f"{_known_keys(path, node, unknown, schema, above)}"
         )
     if problem["type"] == "missing":
         about = f" {node['description']}" if "description" in node else ""
@@ -106,16 +108,19 @@ def _resolve(node: Node, schema: Node) -> Node:
     return node
 
 
-def _known_keys(path: Path, node: Node, unknown: str, schema: Node) -> str:
+def _known_keys(path: Path, node: Node, unknown: str, schema: Node, above: Path) -> str:
     """Name the nearest key, wherever it is, and all keys of the table."""
-    known = list(_resolve(node, schema)["properties"])
+    known = list(_resolve(node, schema).get("properties", {}))
+    if not known:
+        return " It has none."
     elsewhere = [
         f"{table}.{unknown}"
-        for table, child in schema["properties"].items()
+        for table, child in schema.get("properties", {}).items()
         if unknown in _resolve(child, schema).get("properties", {})
     ]
     hint = f" Did you mean '{elsewhere[0]}'?" if elsewhere else suggest(unknown, known)
-    where = f"Keys of [{'.'.join(path)}]" if path else "Keys and tables of an experiment"
+    table = ".".join((*above, *path))
+    where = f"Keys of [{table}]" if table else "Keys and tables of an experiment"
     return f"{hint} {where}: {', '.join(known)}."
 
 

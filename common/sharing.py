@@ -1,9 +1,14 @@
 """Which parameters travel and which stay home: the one place that decides it.
 
-Client, server and the wire ask here, by parameter name; nothing else filters arrays.
+It goes by names. A parameter with ``task-NAME`` in its path belongs to that task, any other to all
+tasks; what is under ``trunk.`` is shared, what is under ``heads.`` is the client's own. Client,
+server and the wire ask here; nothing else filters arrays.
 """
 
+import re
 from collections.abc import Callable, Iterable
+
+from common.experiment import Experiment
 
 SHARED: dict[str, Callable[[str], bool]] = {
     # Arivazhagan et al., "Federated learning with personalization layers", 2019 (FedPer).
@@ -12,22 +17,25 @@ SHARED: dict[str, Callable[[str], bool]] = {
     "whole-model": lambda name: True,
 }
 
+_TASK = re.compile(r"(?:^|\.)task-([^.]+)\.")
 
-def shared_names(names: Iterable[str], algorithm: str) -> list[str]:
+
+def shared_names(names: Iterable[str], experiment: Experiment) -> list[str]:
     """Select the parameters that travel, in the given order.
 
-    >>> shared_names(["trunk.w", "heads.task-a.w"], "joint")
+    >>> from common.experiment_file import load_experiment
+    >>> shared_names(["trunk.w", "heads.task-a.w"], load_experiment("digits"))
     ['trunk.w']
     """
-    return [name for name in names if SHARED[algorithm](name)]
+    travels = SHARED[experiment.federation.algorithm]
+    return [name for name in names if travels(name)]
 
 
-def head_task(name: str) -> str | None:
-    """Name the task whose head a parameter belongs to; None for the trunk.
+def task_of(name: str) -> str | None:
+    """Name the task that a parameter belongs to; None where it belongs to all.
 
-    >>> head_task("heads.task-digit.0.weight")
-    'digit'
+    >>> task_of("heads.task-digit.0.weight"), task_of("trunk.encoder.layers.0.weight")
+    ('digit', None)
     """
-    if not name.startswith("heads.task-"):
-        return None
-    return name.removeprefix("heads.task-").split(".", 1)[0]
+    found = _TASK.search(name)
+    return found.group(1) if found else None

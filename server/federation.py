@@ -30,7 +30,7 @@ def initial_trunk(experiment: Experiment, agreement: Agreement) -> dict[str, Flo
     """
     model = build_model(experiment, input_shapes(agreement))
     arrays = {name: p.detach().numpy() for name, p in model.named_parameters()}
-    shared = shared_names(arrays, experiment.federation.algorithm)
+    shared = shared_names(arrays, experiment)
     if not shared:
         raise ConfigError(
             "trunk.widths is empty, so there is no trunk to share under algorithm 'joint'; "

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from common.architectures.table import SHARINGS
 from common.errors import ConfigError
 from common.experiment_file import known_experiments
 from common.experiment_problems import suggest
@@ -112,6 +113,9 @@ def catalogue() -> dict[str, Heading]:
         "partitions": Heading("partition.kind", PARTITIONS),
         "task-skews": Heading("partition.task-skew", TASK_SKEWS),
         "architectures": Heading("trunk.architecture", ARCHITECTURES),
+        "sharings": Heading(
+            "trunk.sharing", {n: Choice(m.line, m.paper) for n, m in SHARINGS.items()}
+        ),
         "weightings": Heading("loss.weighting", WEIGHTINGS),
         "optimisers": Heading("training.optimiser", OPTIMISERS),
         "algorithms": Heading("federation.algorithm", ALGORITHMS),

@@ -16,7 +16,6 @@ from common.errors import CheckpointError, ConfigError, NothingLearnedError
 from common.experiment import Experiment
 from common.json_gaps import without_gaps
 from common.metrics import METRICS
-from common.sharing import shared_names
 from server.checkpoint import replace_text, told_where
 from server.figures import split_figures
 from server.sums import SumTable
@@ -126,7 +125,8 @@ def compare_once(experiment: Experiment, out: Path) -> dict[str, TaskFigures]:
             experiment,
             split_figures(experiment, SumTable.of(sums), "test", experiment.task_weights()),
         )
-    if shared_names(make_trainer(experiment, agreement).flat.layout.slices, "joint"):
+    joint = _with_algorithm(experiment, "joint")
+    if make_trainer(joint, agreement).shared:
         figures[FEDERATED] = _federate(experiment, "joint", out)
     if all(set(data.tasks) == set(experiment.tasks) for data in clients):
         figures[WHOLE_MODEL] = _federate(experiment, "whole-model", out)
@@ -134,9 +134,13 @@ def compare_once(experiment: Experiment, out: Path) -> dict[str, TaskFigures]:
     return figures
 
 
-def _federate(experiment: Experiment, algorithm: str, out: Path) -> TaskFigures:
+def _with_algorithm(experiment: Experiment, algorithm: str) -> Experiment:
     federation = experiment.federation.model_copy(update={"algorithm": algorithm})
-    run = experiment.model_copy(update={"federation": federation})
+    return experiment.model_copy(update={"federation": federation})
+
+
+def _federate(experiment: Experiment, algorithm: str, out: Path) -> TaskFigures:
+    run = _with_algorithm(experiment, algorithm)
     try:
         results = simulate(run, engine="loopback", out=out / algorithm)
     except NothingLearnedError as error:  # a contender that diverged does not end the comparison

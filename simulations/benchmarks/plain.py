@@ -9,6 +9,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,8 +64,9 @@ class PlainModel(nn.Module):
     def __init__(self, experiment: Experiment) -> None:
         super().__init__()
         model = build_model(experiment, {"pixels": experiment.inputs["pixels"].shape})
-        stacks = [layer for stack in getattr(model.trunk, "stacks", {}).values() for layer in stack]
-        self.trunk = nn.Sequential(*stacks, *model.trunk.layers)
+        encoder: Any = model.trunk.get_submodule("encoder")
+        stacks = [layer for stack in getattr(encoder, "stacks", {}).values() for layer in stack]
+        self.trunk = nn.Sequential(*stacks, *encoder.layers)
         self.heads = nn.ModuleDict()
         for task in LOSSES:
             (self.heads[task],) = model.heads[f"task-{task}"].children()  # one linear layer

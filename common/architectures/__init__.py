@@ -1,0 +1,1 @@
+"""How tasks share a trunk: one file per sharing architecture."""
