@@ -196,17 +196,21 @@ class Trainer:
             rows = data.train.select(torch.from_numpy(order)).to(self.device)
             for start in range(0, len(order), settings.batch_size):
                 batch = rows.select(slice(start, start + settings.batch_size))
-                losses = self._forward(batch, taught)
-                self._backward(losses, weights)
+                losses, penalty = self._forward(batch, taught)
+                self._backward(losses, weights, penalty)
                 segments = self.flat.layout.segments
                 optimiser.step(1, [Part(name, segments[name]) for name in (TRUNK, *losses)])
         return {task: {"loss": _summed(batches)} for task, batches in taught.items()}
 
     def _forward(
         self, rows: Rows, taught: Mapping[str, list[tuple[Tensor, int]]]
-    ) -> dict[str, Tensor]:
-        """Compute the mean loss of each task that one batch teaches, and note it in `taught`."""
-        outputs, _ = self._compute(rows.inputs, tuple(rows.targets), rows.labelled)
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Compute the mean loss of each task that one batch teaches, and note it in `taught`.
+
+        Returns:
+            Task name -> []; and what the sharing architecture adds, [] or None.
+        """
+        outputs, penalty = self._compute(rows.inputs, tuple(rows.targets), rows.labelled)
         losses: dict[str, Tensor] = {}
         for task, mask in rows.labelled.items():
             count = int(mask.sum())
@@ -217,12 +221,15 @@ class Trainer:
                 output, truth = output[mask], truth[mask]
             losses[task] = ROW_LOSSES[self.experiment.tasks[task].kind](output, truth).mean()
             taught[task].append((losses[task].detach(), count))
-        return losses
+        return losses, penalty
 
-    def _backward(self, losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
-        """Leave the gradient of the weighted losses in the flat buffer."""
+    def _backward(
+        self, losses: Mapping[str, Tensor], weights: Mapping[str, float], penalty: Tensor | None
+    ) -> None:
+        """Leave the gradient of the weighted losses and the penalty in the flat buffer."""
         self.flat.gradients.zero_()
-        torch.autograd.backward(combine_losses(losses, weights))
+        loss = combine_losses(losses, weights)
+        torch.autograd.backward(loss if penalty is None else loss + penalty)
 
     def _task_sums(
         self, task: str, output: Tensor, target: Tensor, data: ClientData
