@@ -10,12 +10,15 @@ from client.stacked_layers import Dense, Dropout, Sink, StackedLayer, stack_laye
 from client.stacked_losses import MOST_CLASSES, TaskColumns
 from common.experiment import Experiment
 from common.model import MultiTaskModel, output_width
+from common.weighting.balance import Rules
 
 
 def find_obstacle(experiment: Experiment) -> str | None:
     """Say why an experiment's model has no stacked form; None where it has one."""
     if experiment.trunk.sharing != "hard":
         return f"trunk.sharing '{experiment.trunk.sharing}' has no stacked form"
+    if not Rules(experiment).is_fixed:
+        return f"loss.weighting '{experiment.loss.weighting}' has no stacked form"
     if experiment.trunk.architecture != "mlp":
         return f"trunk.architecture '{experiment.trunk.architecture}' has no stacked form"
     for name, task in experiment.tasks.items():

@@ -23,6 +23,7 @@ from common.experiment import Experiment
 from common.metrics import METRICS
 from common.model import output_width
 from common.seeding import sample_names
+from common.weighting.balance import FIGURES, STATE, Rules
 from common.wire import (
     ARRAYS,
     CONFIG,
@@ -90,6 +91,8 @@ class TrunkStrategy(Strategy):
         self.shapes = {name: tuple(array.shape) for name, array in trunk.items()}
         self.dtypes = {name: np.dtype(array.dtype) for name, array in trunk.items()}
         self.last = RoundReplies()
+        rules = Rules(experiment)
+        self._weighting_sums = dict.fromkeys((*FIGURES, *(STATE + n for n in rules.initial)), 2)
         # The accepted trunks, flat; kept, because fresh memory costs a page fault per page.
         self._rows = np.empty((0, 0), np.float32)
 
@@ -336,6 +339,7 @@ class TrunkStrategy(Strategy):
         lengths = {
             "loss": 2,
             settings.metric_name: METRICS[settings.metric_name].length(outputs),
+            **self._weighting_sums,
         }
         for name, values in numbers.items():
             if len(values) != lengths.get(name):

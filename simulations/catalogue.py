@@ -13,7 +13,9 @@ from common.architectures.table import SHARINGS
 from common.errors import ConfigError
 from common.experiment_file import known_experiments
 from common.experiment_problems import suggest
+from common.methods import Method
 from common.sources.registry import SOURCES
+from common.weighting.table import WEIGHTINGS
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,6 @@ ARCHITECTURES = {
     "mlp": Choice("fully connected layers over all inputs"),
     "cnn": Choice("3x3 convolutions with 2x2 max pooling per image, then fully connected layers"),
 }
-WEIGHTINGS = {
-    "equal": Choice("every task counts alike"),
-    "manual": Choice("each task's own weight"),
-}
 OPTIMISERS = {
     "sgd": Choice("stochastic gradient descent, with momentum if set"),
     "adam": Choice("adaptive moments", "Kingma & Ba, Adam, ICLR 2015"),
@@ -114,13 +112,20 @@ def catalogue() -> dict[str, Heading]:
         "task-skews": Heading("partition.task-skew", TASK_SKEWS),
         "architectures": Heading("trunk.architecture", ARCHITECTURES),
         "sharings": Heading(
-            "trunk.sharing", {n: Choice(m.line, m.paper) for n, m in SHARINGS.items()}
+            "trunk.sharing", {name: _choice(method) for name, method in SHARINGS.items()}
         ),
-        "weightings": Heading("loss.weighting", WEIGHTINGS),
+        "weightings": Heading(
+            "loss.weighting", {name: _choice(method) for name, method in WEIGHTINGS.items()}
+        ),
         "optimisers": Heading("training.optimiser", OPTIMISERS),
         "algorithms": Heading("federation.algorithm", ALGORITHMS),
         "strategies": Heading("federation.strategy", STRATEGIES),
     }
+
+
+def _choice(method: Method) -> Choice:
+    cost = f"; costs {method.cost}" if method.cost else ""
+    return Choice(f"{method.line}{cost}", method.paper)
 
 
 def select(headings: Mapping[str, Heading], what: str) -> dict[str, Heading]:
