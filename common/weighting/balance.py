@@ -225,6 +225,8 @@ class Balance:
 
     def _write(self, changes: Mapping[str, Tensor], taught: Tensor) -> None:
         """Remember changes, of present tasks only."""
-        for name, values in changes.items():
-            rows = self.state[name][: len(values)]
-            rows.copy_(torch.where(taught, values, rows))
+        rows = self._rows(taught)
+        # All are read before any is written: a change may be another name's old value.
+        kept = {name: torch.where(taught, new, rows[name]) for name, new in changes.items()}
+        for name, values in kept.items():
+            rows[name].copy_(values)
