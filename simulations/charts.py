@@ -145,8 +145,7 @@ def weights_chart(record: RunRecord) -> Chart | None:
             curve(
                 task,
                 *unzip(thin(list(zip(rounds_of(record), series[task], strict=True)))),
-                f"$c{number % COLOURS}",
-                dash=("solid", "dash", "dot")[number // COLOURS % 3],
+                **nth_style(number),
             )
             for number, task in enumerate(tasks)
         ],
@@ -216,6 +215,18 @@ def curve(name: str, x: Sequence[Any], y: Sequence[Any], colour: str, dash: str 
         "line": {"color": colour, "width": 2, "dash": dash},
         "marker": {"color": colour},
         "hovertemplate": "%{y:.4g}",
+    }
+
+
+def nth_style(number: int) -> dict[str, str]:
+    """Choose colour and dash of one of many curves: 24 that differ.
+
+    >>> nth_style(0), nth_style(9)
+    ({'colour': '$c0', 'dash': 'solid'}, {'colour': '$c1', 'dash': 'dash'})
+    """
+    return {
+        "colour": f"$c{number % COLOURS}",
+        "dash": ("solid", "dash", "dot")[number // COLOURS % 3],
     }
 
 
