@@ -160,7 +160,10 @@ class Trainer:
         else:
             generators = [] if generator is None else [generator]
             cohort = self._alone(self.cohorts.model, data)
-            sums = self.cohorts.train(cohort, self._row, weights, round_number, generators)
+            learning = None if self.rules.is_fixed else balance
+            sums = self.cohorts.train(
+                cohort, self._row, weights, round_number, generators, learning
+            )
             losses = {task: numbers[0].tolist() for task, numbers in sums.items()}
         return self._write_up(balance, losses, local=local)
 
@@ -170,14 +173,14 @@ class Trainer:
         if self.rules.is_fixed:
             return written
         numbers = [losses.get(task, [0.0, 0.0]) for task in self.rules.tasks]
-        table = torch.tensor([numbers], dtype=torch.float64).to(torch.float32)
-        balance.end_round(table[:, :, 0].to(self.device), table[:, :, 1].to(self.device))
-        rows = {task: count for task, (_, count) in losses.items()}
-        for task, sums in balance.report(rows).items():
-            written[task] |= sums
-        if local:
-            recalled = self.rules.recall(balance.state)
-            self._memory |= {task: recalled[task] for task, count in rows.items() if count}
+        table = torch.tensor([numbers], dtype=torch.float32, device=self.device)
+        balance.end_round(table[:, :, 0], table[:, :, 1])
+        taught = [task for task, (_, rows) in losses.items() if rows]
+        report, recalled = balance.report(table[:, :, 1]), self.rules.recall(balance.state)
+        for task in taught:
+            written[task] |= {name: sums[0].tolist() for name, sums in report[task].items()}
+            if local:
+                self._memory[task] = recalled[task]
         return written
 
     def evaluate(self, data: ClientData, split: str) -> TaskSums:
