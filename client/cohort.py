@@ -9,7 +9,7 @@ such as gathering targets and summing losses, is done for a stretch of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from client.batches import Index, epoch_orders
 from client.compiling import Compiled
-from client.flat import TRUNK, FlatLayout, merge_neighbours
-from client.optimisers import Optimiser, Part, make_optimiser
+from client.flat import TRUNK, FlatLayout
+from client.optimisers import Optimiser, Part, make_optimiser, make_parts, merge_parts
 from client.row_store import RowStore
 from client.stacked_layers import Sink
 from client.stacked_losses import count_taught, pad_rows, share_out
 from client.stacked_model import StackedModel
-from common.experiment import Training
+from common.experiment import Experiment, Training
 from common.seeding import UInt64Array
 
 LossSums = dict[str, NDArray[np.float64]]  # task -> [K, 2]: summed loss, labelled rows
@@ -77,12 +77,13 @@ class CohortTrainer:
     Args:
         model: forward and backward.
         layout: columns of trunk and heads.
-        settings: epochs, batch size, optimiser.
+        experiment: epochs, batch size, optimiser, rates of regularisation.
     """
 
-    def __init__(self, model: StackedModel, layout: FlatLayout, settings: Training) -> None:
-        self.model, self.layout, self.settings = model, layout, settings
-        self._compiled = Compiled(model.step, "the step") if settings.compile else None
+    def __init__(self, model: StackedModel, layout: FlatLayout, experiment: Experiment) -> None:
+        self.model, self.settings = model, experiment.training
+        self.parts = make_parts(layout, experiment)
+        self._compiled = Compiled(model.step, "the step") if self.settings.compile else None
         self._scales: dict[tuple[object, ...], Scales] = {}
 
     def train(
@@ -106,10 +107,10 @@ class CohortTrainer:
             Training loss per task and client, for the tasks that any of the store's clients holds.
         """
         store, epochs = cohort.store, self.settings.epochs
-        optimiser = make_optimiser(values, self.settings)
+        optimiser = make_optimiser(values, self.settings, self.parts.values())
         scales = self._get_scales(store, weights, values.device)
         size, step = self.settings.batch_size, self._compiled or self.model.step
-        steps = Steps(self.model, step, self.layout, store, values, size, scales, optimiser)
+        steps = Steps(self.model, step, self.parts, store, values, size, scales, optimiser)
         width = self.model.tasks.width
         for dropout in self.model.dropouts:
             dropout.generators = list(generators)
@@ -132,9 +133,7 @@ class CohortTrainer:
             heard = {task: weights[task] if task in store.taught else 0.0 for task in store.tasks}
             spread = self.model.tasks.spread(heard).to(device)
             owners, scales = self.model.tasks.owners(store.tasks, store.taught)
-            segments = self.layout.segments
-            places = [place for name in (TRUNK, *store.taught) for place in segments[name]]
-            everything = [Part("everything", merge_neighbours(places))]
+            everything = merge_parts(self.parts[name] for name in (TRUNK, *store.taught))
             if len(self._scales) >= KEPT_SCALES:
                 self._scales.clear()
             factors = scales.to(device) if (scales != 1).any() else None
@@ -200,7 +199,7 @@ class Steps:
         self,
         model: StackedModel,
         step: Callable[[Tensor, Tensor, Tensor, Tensor, Sink], None],
-        layout: FlatLayout,
+        parts: Mapping[str, Part],
         store: RowStore,
         values: Tensor,
         size: int,
@@ -208,7 +207,7 @@ class Steps:
         optimiser: Optimiser,
     ) -> None:
         self.model, self.step = model, step
-        self.layout, self.store, self.values = layout, store, values
+        self.parts, self.store, self.values = parts, store, values
         self.size, self.scales, self.optimiser = size, scales, optimiser
         self.sums = values.new_zeros(len(values), len(store.tasks))
         self._bound = 0
@@ -276,13 +275,12 @@ class Steps:
         if self.store.labelled is None or taught is None:
             return self.scales.everything
         active = taught[:clients, number] > 0
-        segments = self.layout.segments
         heads = [
-            Part(task, segments[task], active[:, place])
+            replace(self.parts[task], active=active[:, place])
             for place, task in enumerate(self.store.tasks)
             if task in self.store.taught
         ]
-        return [Part(TRUNK, segments[TRUNK]), *heads]
+        return [self.parts[TRUNK], *heads]
 
     def _add_losses(self, outputs: Tensor, targets: Tensor, counted: Tensor | None) -> None:
         # Added up task by task: a product with zeros would let one task's infinity spoil them all.

@@ -50,7 +50,8 @@ class StackedModel:
             model.trunk.get_submodule("encoder.layers"), "trunk.encoder.layers.", layout
         )
         self.heads: list[list[StackedLayer]] = []  # task by task, or one that serves them all
-        if layout.heads is not None:
+        # Dropout gives every head features of its own.
+        if layout.heads is not None and not any(t.dropout for t in experiment.tasks.values()):
             self.heads = [[Dense(*layout.heads, (self.tasks.width, features))]]
         else:
             for name in kinds:

@@ -16,7 +16,7 @@ from client.batches import epoch_order, label_patterns, shuffle_key
 from client.cohort import Cohort, CohortTrainer
 from client.compiling import Compiled
 from client.flat import TRUNK, FlatParameters, FloatArray
-from client.optimisers import Part, make_optimiser
+from client.optimisers import Part, make_optimiser, make_parts
 from client.row_store import RowStore
 from client.stacked_model import StackedModel, find_obstacle
 from common.dataset import ClientData, Rows
@@ -66,6 +66,7 @@ class Trainer:
         device: where it computes.
         flat: the model's parameters.
         shared: names of those that travel.
+        parts: "trunk" and task name -> what steps together, with its rates of regularisation.
         cohorts: trains the model's stacked form; None where it has none.
     """
 
@@ -74,6 +75,7 @@ class Trainer:
     device: torch.device
     flat: FlatParameters = field(init=False)
     shared: list[str] = field(init=False)
+    parts: dict[str, Part] = field(init=False)
     cohorts: CohortTrainer | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -83,6 +85,7 @@ class Trainer:
         self.initial = self.flat.values.clone()
         self.shared = shared_names(self.flat.layout.slices, self.experiment)
         self._own_names: dict[tuple[str, ...], list[str]] = {}
+        self.parts = make_parts(self.flat.layout, self.experiment)
         self._row = self.flat.values.unsqueeze(0)
         self._cohorts: dict[str, tuple[ClientData, Cohort]] = {}
         self._dropouts = [m for m in self.model.modules() if isinstance(m, SeededDropout)]
@@ -90,7 +93,7 @@ class Trainer:
         self._compute = Compiled(self.model, "the model") if compiles else self.model
         if find_obstacle(self.experiment) is None:
             stacked = StackedModel(self.experiment, self.model, self.flat.layout)
-            self.cohorts = CohortTrainer(stacked, self.flat.layout, self.experiment.training)
+            self.cohorts = CohortTrainer(stacked, self.flat.layout, self.experiment)
 
     def own_names(self, tasks: tuple[str, ...]) -> list[str]:
         """Name the parameters that stay with a client which holds these tasks."""
@@ -185,7 +188,7 @@ class Trainer:
         key, count = shuffle_key(seed, data.name), len(data.train)
         patterns = label_patterns(data.train.labelled)
         optimiser = make_optimiser(
-            self.flat.values.unsqueeze(0), settings, self.flat.gradients.unsqueeze(0)
+            self._row, settings, self.parts.values(), self.flat.gradients.unsqueeze(0)
         )
         taught: dict[str, list[tuple[Tensor, int]]] = {task: [] for task in data.tasks}
         for dropout in self._dropouts:
@@ -198,8 +201,7 @@ class Trainer:
                 batch = rows.select(slice(start, start + settings.batch_size))
                 losses, penalty = self._forward(batch, taught)
                 self._backward(losses, weights, penalty)
-                segments = self.flat.layout.segments
-                optimiser.step(1, [Part(name, segments[name]) for name in (TRUNK, *losses)])
+                optimiser.step(1, [self.parts[name] for name in (TRUNK, *losses)])
         return {task: {"loss": _summed(batches)} for task, batches in taught.items()}
 
     def _forward(

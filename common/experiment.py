@@ -35,6 +35,7 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class Settings(BaseModel):
@@ -157,6 +158,16 @@ class Task(Settings):
         "metrics stay in the target's unit.",
     )
     hidden: Sizes = Field((), description="Hidden layers of the head; empty is a linear head.")
+    dropout: Fraction = Field(
+        0.0,
+        description="Rate of what each layer of the head reads: the features, then hidden layers.",
+    )
+    weight_decay: Rate | None = Field(
+        None, description="For this task's own parameters; default: training.weight-decay."
+    )
+    l1: Rate | None = Field(
+        None, description="For this task's own parameters; default: training.l1."
+    )
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
@@ -222,6 +233,10 @@ class Trunk(Settings):
         "none", description="layer: layer normalisation after every fully connected layer."
     )
     dropout: Fraction = Field(0.0, description="Rate after every fully connected layer.")
+    weight_decay: Rate | None = Field(
+        None, description="For what all tasks share; default: training.weight-decay."
+    )
+    l1: Rate | None = Field(None, description="For what all tasks share; default: training.l1.")
 
 
 class Loss(Settings):
@@ -242,7 +257,8 @@ class Training(Settings):
     )
     lr: Finite = Field(0.05, gt=0, description="Learning rate.")
     momentum: Finite = Field(0.0, ge=0, lt=1, description="SGD only.")
-    weight_decay: Finite = Field(0.0, ge=0, description="adamw: decoupled; else an L2 term.")
+    weight_decay: Rate = Field(0.0, description="adamw: decoupled; else an L2 term.")
+    l1: Rate = Field(0.0, description="An L1 term: l1 * sign(w) is added to the gradient.")
     balance: Literal["tasks", "none"] = Field(
         "tasks", description="tasks: every batch holds each task's labelled rows in equal share."
     )

@@ -19,6 +19,7 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_evaluation(experiment),
         *_idle_inputs(experiment),
         *_idle_trunk(experiment),
+        *_idle_rates(experiment),
         *(_idle_partition(experiment.partition) if experiment.partition else ()),
     ]
 
@@ -78,6 +79,18 @@ def _idle_trunk(experiment: "Experiment") -> Iterator[str]:
             f"trunk.channels is for trunk.architecture 'cnn', got {list(trunk.channels)} with "
             f"'{trunk.architecture}'; set the architecture, or remove channels"
         )
+
+
+def _idle_rates(experiment: "Experiment") -> Iterator[str]:
+    parts = (experiment.trunk, *experiment.tasks.values())
+    for name in ("weight_decay", "l1"):
+        key = name.replace("_", "-")
+        is_overruled = all(getattr(part, name) is not None for part in parts)
+        if is_overruled and _is_given(experiment.training, name):
+            yield (
+                f"training.{key} must be 0 where trunk and every task have their own, got "
+                f"{getattr(experiment.training, name):g}; remove it, or one of theirs"
+            )
 
 
 def _idle_partition(partition: "Partition") -> Iterator[str]:

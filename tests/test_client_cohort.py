@@ -21,12 +21,14 @@ MODELS = {
     "gelu, dropout": {"activation": "gelu", "dropout": 0.3},
     "linear": {"activation": "none", "widths": [3]},
     "no trunk": {"widths": []},
+    "rates of its own": {"weight-decay": 0.2, "l1": 0.02},
 }
 OPTIMISERS = {
     "sgd": {},
     "momentum": {"momentum": 0.9, "weight-decay": 0.01},
     "adam": {"optimiser": "adam", "lr": 0.01},
     "adamw": {"optimiser": "adamw", "lr": 0.01, "weight-decay": 0.1},
+    "l1": {"l1": 0.01},
 }
 
 
@@ -129,6 +131,24 @@ def test_heads_with_hidden_layers_have_a_stacked_form_too():
     rows = unlike(make_rows(9, 0), 0)
     by_hand, _ = train_one_by_one_with(experiment, rows, stacked=True)
     by_autograd, _ = train_one_by_one_with(experiment, rows, stacked=False)
+    torch.testing.assert_close(by_hand, by_autograd, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("hidden", [[], [4]])
+def test_heads_with_dropout_draw_the_same_masks_however_they_are_trained(sizes, hidden):
+    tasks = {
+        "kind": {"kind": "multiclass", "classes": 3, "hidden": hidden, "dropout": 0.4},
+        "flag": {"kind": "binary"},
+        "size": {"kind": "regression", "dropout": 0.2},
+    }
+    experiment = make_experiment(tasks=tasks, trunk={"widths": [6, 5], "dropout": 0.1})
+    parts = [make_rows(n, seed) for seed, n in enumerate(SIZES[sizes])]
+    alone, _ = train_one_by_one(experiment, parts)
+    together, _ = train_together(experiment, parts)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    by_autograd, _ = train_one_by_one_with(experiment, parts[0], stacked=False)
+    by_hand, _ = train_one_by_one_with(experiment, parts[0], stacked=True)
     torch.testing.assert_close(by_hand, by_autograd, rtol=1e-5, atol=1e-6)
 
 

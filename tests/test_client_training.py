@@ -151,3 +151,14 @@ def test_a_task_called_like_a_module_attribute_works():
     experiment = make_experiment().model_dump(by_alias=True) | {"tasks": tasks}
     model = build_model(type(make_experiment()).model_validate(experiment), SHAPES)
     assert set(model({"x": torch.zeros(1, 8)}, ["type", "parameters"])[0]) == {"type", "parameters"}
+
+
+def test_dropout_of_one_head_is_its_own():
+    kind = {"kind": "multiclass", "classes": 3, "dropout": 0.5}
+    experiment = make_experiment(tasks={"kind": kind, "flag": {"kind": "binary"}})
+    model = build_model(experiment, SHAPES).train()
+    inputs, ones = {"x": torch.ones(100, 8)}, torch.Generator().manual_seed(0)
+    model.heads["task-kind"][0].generator = ones
+    outputs, _ = model(inputs, ["kind", "flag"])
+    assert outputs["kind"].unique(dim=0).shape[0] > 1  # rows alike, masks unlike
+    assert outputs["flag"].unique(dim=0).shape[0] == 1

@@ -162,6 +162,7 @@ def test_a_data_path_given_apart_is_relative_to_the_working_folder(small, tmp_pa
         ("partition.alpha=1", "partition.alpha is for partition.kind 'dirichlet', got 1.0 with"),
         ("partition.classes-per-client=1", "partition.classes-per-client is for partition.kind"),
         ("partition.tasks-per-client=2", "partition.tasks-per-client is for partition.task-skew"),
+        ("trunk.l1=-1", "trunk.l1 must be a finite number of at least 0, got -1."),
         ("tasks.é.kind=binary", "tasks: names are letters, digits, - and _, got 'é'."),
     ],
 )
@@ -194,6 +195,13 @@ def test_patience_needs_validation_rows(small):
 def test_a_categorical_input_has_no_scale(small):
     (found,) = problems_of(small, "inputs.x.kind=categorical", "inputs.x.scale=2")
     assert found.startswith("inputs.x.scale is for numbers and images, got 2 for a categorical")
+
+
+def test_a_rate_that_every_part_overrules_is_refused(small):
+    own = ["trunk.l1=0.1", "tasks.t.l1=0"]
+    (found,) = problems_of(small, "training.l1=0.2", *own)
+    assert found.startswith("training.l1 must be 0 where trunk and every task have their own, got")
+    assert load_experiment(str(small), own).tasks["t"].l1 == 0
 
 
 def test_every_setting_without_effect_is_a_line_of_its_own(small):
