@@ -21,7 +21,7 @@ from client.compiling import Compiled
 from client.flat import TRUNK, FlatLayout
 from client.optimisers import Optimiser, Part, make_optimiser, make_parts, merge_parts
 from client.row_store import RowStore
-from client.stacked_layers import Sink
+from client.stacked_layers import NO_COUNTS, Sink
 from client.stacked_losses import count_taught, pad_rows, share_out
 from client.stacked_model import StackedModel
 from common.experiment import Experiment, Training
@@ -119,6 +119,7 @@ class CohortTrainer:
                 steps.take(stretch)
         for dropout in self.model.dropouts:
             dropout.generators = []
+        self.model.count_rows(NO_COUNTS)
         sums = np.zeros((len(values), len(store.tasks), 2))
         sums[:, :, 0] = steps.sums.cpu().numpy()
         sums[:, :, 1] = store.label_counts[cohort.members] * epochs
@@ -240,8 +241,7 @@ class Steps:
                 rows, truth, result = rows[:clients], truth[:clients], result[:clients]
             share = shares[number][:clients, :width] if shares else self.scales.share(width)
             self._bind(clients)
-            for dropout in self.model.dropouts:
-                dropout.counts = np.minimum(left[:clients] - number * size, width).tolist()
+            self.model.count_rows(np.minimum(left[:clients] - number * size, width))
             self.step(store.inputs[rows], truth, share, result, self.optimiser)
             if self.optimiser.steps_late:
                 self.optimiser.step(clients, self._parts(taught, number, clients))

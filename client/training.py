@@ -100,7 +100,7 @@ class Trainer:
         if tasks not in self._own_names:
             shared = set(self.shared)
             names = [n for n in self.flat.layout.slices if n not in shared]
-            self._own_names[tasks] = [n for n in names if task_of(n) in tasks]
+            self._own_names[tasks] = [n for n in names if task_of(n) in (None, *tasks)]
         return self._own_names[tasks]
 
     def load(self, shared: Mapping[str, FloatArray], own: Mapping[str, FloatArray]) -> None:

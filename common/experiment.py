@@ -229,14 +229,46 @@ class Trunk(Settings):
     options: dict[str, Any] = Field(
         default_factory=dict, description="What the sharing architecture can be told; see below."
     )
-    norm: Literal["none", "layer"] = Field(
-        "none", description="layer: layer normalisation after every fully connected layer."
+    norm: Literal["none", "layer", "batch", "group"] = Field(
+        "none",
+        description="After every layer and convolution: layer: each row over all features; group: "
+        "over groups of them; batch: each feature over the batch's rows. Of a convolution, "
+        "features are channels at all places.",
+    )
+    norm_groups: int = Field(
+        8, ge=1, description="Norm 'group': number of groups, a divisor of widths and channels."
+    )
+    norm_parameters: Literal["shared", "local", "local-statistics"] = Field(
+        "shared",
+        description="shared: they travel, running statistics too; local: all stay with the client "
+        "(FedBN); local-statistics: of batch norm the running statistics stay (SiloBN).",
     )
     dropout: Fraction = Field(0.0, description="Rate after every fully connected layer.")
     weight_decay: Rate | None = Field(
         None, description="For what all tasks share; default: training.weight-decay."
     )
     l1: Rate | None = Field(None, description="For what all tasks share; default: training.l1.")
+
+    @model_validator(mode="after")
+    def _has_whole_groups(self) -> Self:
+        if self.norm != "group":
+            return self
+        convolutions = self.channels if self.architecture == "cnn" else ()
+        groups = self.norm_groups
+        for size in (*self.widths, *convolutions):
+            if size % groups:
+                raise ValueError(
+                    f"norm-groups must divide widths and channels, got {groups} for {size}; change "
+                    "one of them"
+                )
+        for size in self.widths:
+            if size < 3 * groups:
+                raise ValueError(
+                    f"norm-groups must leave groups of three features or more of each of widths, "
+                    f"got {groups} for {size}: one feature normalised is 0, two are -1 and 1; "
+                    "change one of them"
+                )
+        return self
 
 
 class Loss(Settings):

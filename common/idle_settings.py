@@ -80,6 +80,30 @@ def _idle_trunk(experiment: "Experiment") -> Iterator[str]:
             f"'{trunk.architecture}'; set the architecture, or remove channels"
         )
 
+    convolves = trunk.architecture == "cnn" and trunk.channels
+    if trunk.norm != "none" and not trunk.widths and not convolves:
+        yield (
+            f"trunk.norm must be 'none' in a trunk without layers, got '{trunk.norm}'; give it "
+            "widths, or remove it"
+        )
+    if trunk.dropout and not trunk.widths:
+        yield (
+            "trunk.dropout needs fully connected layers, which it follows, got "
+            f"{trunk.dropout:g} without any; give the trunk widths, or remove it"
+        )
+    if trunk.norm != "group" and _is_given(trunk, "norm_groups"):
+        yield (
+            f"trunk.norm-groups is for trunk.norm 'group', got {trunk.norm_groups} with "
+            f"'{trunk.norm}'; set the norm, or remove it"
+        )
+    users = {"local": ("layer", "batch", "group"), "local-statistics": ("batch",)}
+    wanted = users.get(trunk.norm_parameters)
+    if wanted and trunk.norm not in wanted:
+        yield (
+            f"trunk.norm-parameters '{trunk.norm_parameters}' is for trunk.norm "
+            f"{' or '.join(map(repr, wanted))}, got norm '{trunk.norm}'; set the norm, or remove it"
+        )
+
 
 def _idle_rates(experiment: "Experiment") -> Iterator[str]:
     parts = (experiment.trunk, *experiment.tasks.values())
