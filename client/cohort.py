@@ -119,7 +119,8 @@ class CohortTrainer:
                 steps.take(stretch)
         for dropout in self.model.dropouts:
             dropout.generators = []
-        self.model.count_rows(NO_COUNTS)
+        for layer in self.model.counting:
+            layer.counts = NO_COUNTS
         sums = np.zeros((len(values), len(store.tasks), 2))
         sums[:, :, 0] = steps.sums.cpu().numpy()
         sums[:, :, 1] = store.label_counts[cohort.members] * epochs
@@ -241,7 +242,8 @@ class Steps:
                 rows, truth, result = rows[:clients], truth[:clients], result[:clients]
             share = shares[number][:clients, :width] if shares else self.scales.share(width)
             self._bind(clients)
-            self.model.count_rows(np.minimum(left[:clients] - number * size, width))
+            for layer in self.model.counting:
+                layer.counts = np.minimum(left[:clients] - number * size, width)
             self.step(store.inputs[rows], truth, share, result, self.optimiser)
             if self.optimiser.steps_late:
                 self.optimiser.step(clients, self._parts(taught, number, clients))

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from client.batches import Index
 from client.flat import FlatLayout
 from client.stacked_layers import BatchNorm, Dense, Dropout, Sink, StackedLayer, stack_layers
 from client.stacked_losses import MOST_CLASSES, TaskColumns
@@ -37,6 +36,7 @@ class StackedModel:
 
     Attributes:
         tasks: where the tasks' outputs lie side by side.
+        counting: layers that must know, in training, how many of each client's rows are real.
     """
 
     def __init__(self, experiment: Experiment, model: MultiTaskModel, layout: FlatLayout) -> None:
@@ -60,7 +60,7 @@ class StackedModel:
                 self.heads.append(stack_layers(head, f"heads.task-{name}.", layout))
         self.layers = [*self.trunk, *(layer for head in self.heads for layer in head)]
         self.dropouts = [layer for layer in self.layers if isinstance(layer, Dropout)]
-        self._counting = [la for la in self.layers if isinstance(la, (Dropout, BatchNorm))]
+        self.counting = [la for la in self.layers if isinstance(la, (Dropout, BatchNorm))]
         self._bound: tuple[int, torch.Size] | None = None
 
     def bind(self, values: Tensor) -> None:
@@ -72,11 +72,6 @@ class StackedModel:
         self._bound = place
         for layer in self.layers:
             layer.bind(values)
-
-    def count_rows(self, counts: Index) -> None:
-        """Say how many rows of each client's next batch are real, [K]; none in evaluation."""
-        for layer in self._counting:
-            layer.counts = counts
 
     def outputs(self, inputs: Tensor) -> Tensor:
         """Map [K, B, D] to the outputs of all tasks side by side, [K, B, O]."""

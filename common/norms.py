@@ -57,7 +57,11 @@ class BatchNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalise each feature, then scale and shift."""
-        by_batch = self.training and features.numel() > features.shape[1]
+        if self.training and features.numel() > features.shape[1]:
+            return self._normalise(features, by_batch=True)
+        return self._normalise(features, by_batch=False)
+
+    def _normalise(self, features: Tensor, *, by_batch: bool) -> Tensor:
         return batch_norm(
             features,
             self.norm_mean,

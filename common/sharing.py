@@ -23,9 +23,9 @@ _STATISTIC = re.compile(r"\.norm_(?:mean|variance)$")
 
 STAYS: dict[str, Callable[[str], bool]] = {
     "shared": lambda name: False,
-    # Li et al., "FedBN: federated learning on non-IID features via local ...", 2021.
+    # Li et al., "FedBN: federated learning on non-IID features via local ...", 2021 (FedBN).
     "local": lambda name: bool(_NORM.search(name)),
-    # Andreux et al., "Siloed federated learning for multi-centric histopathology datasets", 2020.
+    # Andreux et al., "Siloed federated learning for multi-centric ...", 2020 (SiloBN).
     "local-statistics": lambda name: bool(_STATISTIC.search(name)),
 }
 
@@ -36,7 +36,11 @@ def shared_names(names: Iterable[str], experiment: Experiment) -> list[str]:
     """Select the parameters that travel, in the given order.
 
     >>> from common.experiment_file import load_experiment
-    >>> shared_names(["trunk.w", "heads.task-a.w"], load_experiment("digits"))
+    >>> names = ["trunk.w", "trunk.1.norm_weight", "trunk.1.norm_mean", "heads.task-a.w"]
+    >>> shared_names(names, load_experiment("digits"))
+    ['trunk.w', 'trunk.1.norm_weight', 'trunk.1.norm_mean']
+    >>> fed_bn = load_experiment("digits", ["trunk.norm=batch", "trunk.norm-parameters=local"])
+    >>> shared_names(names, fed_bn)
     ['trunk.w']
     """
     travels = SHARED[experiment.federation.algorithm]
