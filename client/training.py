@@ -104,7 +104,7 @@ class Trainer:
         return self._own_names[tasks]
 
     def load(self, shared: Mapping[str, FloatArray], own: Mapping[str, FloatArray]) -> None:
-        """Start from a received trunk and a client's own heads; heads it never trained are new.
+        """Start from a received trunk and a client's own parameters; what it never trained is new.
 
         Raises:
             ShapeError: an array does not fit this experiment's model.
