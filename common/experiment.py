@@ -231,9 +231,9 @@ class Trunk(Settings):
     )
     norm: Literal["none", "layer", "batch", "group"] = Field(
         "none",
-        description="After every layer and convolution: layer: each row over all features; group: "
-        "over groups of them; batch: each feature over the batch's rows. Of a convolution, "
-        "features are channels at all places.",
+        description="After every layer and convolution. layer: each row over its features; group: "
+        "over groups of them; batch: each feature over the batch's rows. A convolution's features "
+        "are its channels, at all places together.",
     )
     norm_groups: int = Field(
         8, ge=1, description="Norm 'group': number of groups, a divisor of widths and channels."

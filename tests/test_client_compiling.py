@@ -23,7 +23,7 @@ def trained(norm: str, *, compiled: bool, stacked: bool) -> torch.Tensor:
     if not stacked:
         trainer.cohorts = None
     trainer.load({}, {})
-    trainer.train(make_client(), WEIGHTS, 1)
+    trainer.train(make_client(rows=11), WEIGHTS, 1)
     return trainer.flat.values
 
 

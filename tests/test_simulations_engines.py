@@ -116,13 +116,7 @@ CASES = {
     "personal": ["evaluation.model=personal"],
     "whole model": ["federation.algorithm=whole-model"],
     "sgd, layer norm": ["training.optimiser=sgd", "training.lr=0.1", "trunk.norm=layer"],
-    "ragged, batch norm": [
-        "trunk.norm=batch",
-        "trunk.norm-parameters=local",
-        "partition.kind=dirichlet",
-        "partition.by=digit",
-        "partition.alpha=0.5",
-    ],
+    "batch norm at home": ["trunk.norm=batch", "trunk.norm-parameters=local"],
     "batch norm, statistics at home": [
         "trunk.norm=batch",
         "trunk.norm-parameters=local-statistics",
