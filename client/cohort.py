@@ -9,7 +9,7 @@ such as gathering targets and summing losses, is done for a stretch of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,13 @@ from torch.nn.functional import pad
 
 from client.batches import Index, epoch_orders
 from client.compiling import Compiled
-from client.flat import TRUNK, FlatLayout, merge_neighbours
-from client.optimisers import Optimiser, Part, make_optimiser
+from client.flat import TRUNK, FlatLayout
+from client.optimisers import Optimiser, Part, make_optimiser, make_parts, merge_parts
 from client.row_store import RowStore
-from client.stacked_layers import Sink
+from client.stacked_layers import NO_COUNTS, Sink
 from client.stacked_losses import count_taught, pad_rows, share_out
 from client.stacked_model import StackedModel
-from common.experiment import Training
+from common.experiment import Experiment, Training
 from common.seeding import UInt64Array
 from common.weighting.balance import Balance
 
@@ -80,12 +80,13 @@ class CohortTrainer:
     Args:
         model: forward and backward.
         layout: columns of trunk and heads.
-        settings: epochs, batch size, optimiser.
+        experiment: epochs, batch size, optimiser, rates of regularisation.
     """
 
-    def __init__(self, model: StackedModel, layout: FlatLayout, settings: Training) -> None:
-        self.model, self.layout, self.settings = model, layout, settings
-        self._compiled = Compiled(model.step, "the step") if settings.compile else None
+    def __init__(self, model: StackedModel, layout: FlatLayout, experiment: Experiment) -> None:
+        self.model, self.settings = model, experiment.training
+        self.parts = make_parts(layout, experiment)
+        self._compiled = Compiled(model.step, "the step") if self.settings.compile else None
         self._scales: dict[tuple[object, ...], Scales] = {}
 
     def train(
@@ -111,12 +112,12 @@ class CohortTrainer:
             Training loss per task and client, for the tasks that any of the store's clients holds.
         """
         store, epochs = cohort.store, self.settings.epochs
-        optimiser = make_optimiser(values, self.settings)
+        optimiser = make_optimiser(values, self.settings, self.parts.values())
         if balance is not None:  # it has the round's weights, too
             weights = dict.fromkeys(store.tasks, 1.0)
         scales = self._get_scales(store, weights, values.device)
         size, step = self.settings.batch_size, self._compiled or self.model.step
-        arguments = (self.model, step, self.layout, store, values, size, scales, optimiser)
+        arguments = (self.model, step, self.parts, store, values, size, scales, optimiser)
         steps = Steps(*arguments) if balance is None else WeighedSteps(*arguments, balance=balance)
         width = self.model.tasks.width
         for dropout in self.model.dropouts:
@@ -128,6 +129,8 @@ class CohortTrainer:
                 steps.take(stretch)
         for dropout in self.model.dropouts:
             dropout.generators = []
+        for layer in self.model.counting:
+            layer.counts = NO_COUNTS
         sums = np.zeros((len(values), len(store.tasks), 2))
         sums[:, :, 0] = steps.sums.cpu().numpy()
         sums[:, :, 1] = store.label_counts[cohort.members] * epochs
@@ -142,9 +145,7 @@ class CohortTrainer:
             heard = {task: weights[task] if task in store.taught else 0.0 for task in store.tasks}
             spread = self.model.tasks.spread(heard).to(device)
             owners, scales = self.model.tasks.owners(store.tasks, store.taught)
-            segments = self.layout.segments
-            places = [place for name in (TRUNK, *store.taught) for place in segments[name]]
-            everything = [Part("everything", merge_neighbours(places))]
+            everything = merge_parts(self.parts[name] for name in (TRUNK, *store.taught))
             if len(self._scales) >= KEPT_SCALES:
                 self._scales.clear()
             factors = scales.to(device) if (scales != 1).any() else None
@@ -227,7 +228,7 @@ class Steps:
         self,
         model: StackedModel,
         step: Callable[[Tensor, Tensor, Tensor, Tensor, Sink], None],
-        layout: FlatLayout,
+        parts: Mapping[str, Part],
         store: RowStore,
         values: Tensor,
         size: int,
@@ -235,7 +236,7 @@ class Steps:
         optimiser: Optimiser,
     ) -> None:
         self.model, self.step = model, step
-        self.layout, self.store, self.values = layout, store, values
+        self.parts, self.store, self.values = parts, store, values
         self.size, self.scales, self.optimiser = size, scales, optimiser
         self.sums = values.new_zeros(len(values), len(store.tasks))
         self._bound = 0
@@ -271,8 +272,8 @@ class Steps:
             seen = None if counted is None else counted[:clients, here]
             batch = Batch(store.inputs[rows], truth, share, seen)
             self._bind(clients)
-            for dropout in self.model.dropouts:
-                dropout.counts = np.minimum(left[:clients] - number * size, width).tolist()
+            for layer in self.model.counting:
+                layer.counts = np.minimum(left[:clients] - number * size, width)
             self._step(batch, result)
             if self.optimiser.steps_late:
                 self.optimiser.step(clients, self._parts(taught, number, clients))
@@ -315,13 +316,12 @@ class Steps:
         if self.store.labelled is None or taught is None:
             return self.scales.everything
         active = taught[:clients, number] > 0
-        segments = self.layout.segments
         heads = [
-            Part(task, segments[task], active[:, place])
+            replace(self.parts[task], active=active[:, place])
             for place, task in enumerate(self.store.tasks)
             if task in self.store.taught
         ]
-        return [Part(TRUNK, segments[TRUNK]), *heads]
+        return [self.parts[TRUNK], *heads]
 
     def _sum_losses(self, outputs: Tensor, targets: Tensor, counted: Tensor | None) -> Tensor:
         """Sum the losses of rows [K', M] task by task, [K', T]; `outputs` is overwritten."""

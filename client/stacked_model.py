@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from client.flat import FlatLayout
-from client.stacked_layers import Dense, Dropout, Sink, StackedLayer, stack_layers
+from client.stacked_layers import BatchNorm, Dense, Dropout, Sink, StackedLayer, stack_layers
 from client.stacked_losses import MOST_CLASSES, TaskColumns
 from common.experiment import Experiment
 from common.model import MultiTaskModel, output_width
@@ -50,6 +50,7 @@ class StackedModel:
 
     Attributes:
         tasks: where the tasks' outputs lie side by side.
+        counting: layers that must know, in training, how many of each client's rows are real.
     """
 
     def __init__(self, experiment: Experiment, model: MultiTaskModel, layout: FlatLayout) -> None:
@@ -64,7 +65,8 @@ class StackedModel:
             model.trunk.get_submodule("encoder.layers"), "trunk.encoder.layers.", layout
         )
         self.heads: list[list[StackedLayer]] = []  # task by task, or one that serves them all
-        if layout.heads is not None:
+        # Dropout gives every head features of its own.
+        if layout.heads is not None and not any(t.dropout for t in experiment.tasks.values()):
             self.heads = [[Dense(*layout.heads, (self.tasks.width, features))]]
         else:
             for name in kinds:
@@ -72,6 +74,7 @@ class StackedModel:
                 self.heads.append(stack_layers(head, f"heads.task-{name}.", layout))
         self.layers = [*self.trunk, *(layer for head in self.heads for layer in head)]
         self.dropouts = [layer for layer in self.layers if isinstance(layer, Dropout)]
+        self.counting = [la for la in self.layers if isinstance(la, (Dropout, BatchNorm))]
         self._bound: tuple[int, torch.Size] | None = None
 
     def bind(self, values: Tensor) -> None:

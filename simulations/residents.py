@@ -131,7 +131,7 @@ class Residents:
         return BulkReplies(clients, examples, SumTable(clients, sums))
 
     def own_states(self, clients: Sequence[str]) -> dict[str, Own]:
-        """Cut out what clients keep at home: the heads of the tasks that they hold."""
+        """Cut out what clients keep at home: the heads of their tasks, and norms that stay."""
         values = self.own[self._members(clients)].cpu().numpy()
         states = {}
         for row, client in zip(values, clients, strict=True):
@@ -153,7 +153,7 @@ class Residents:
         }
 
     def _cuts(self, tasks: tuple[str, ...]) -> list[tuple[str, slice, tuple[int, ...]]]:
-        """Say where in a client's own row the parameters of these tasks' heads lie."""
+        """Say where in its own row the parameters of a client with these tasks lie."""
         if tasks not in self._known_cuts:
             held, cuts, start = set(self.trainer.own_names(tasks)), [], 0
             for name in self.own_names:
