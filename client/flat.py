@@ -36,6 +36,7 @@ class FlatLayout:
     def __init__(self, model: nn.Module) -> None:
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         trunk = [name for name in shapes if not name.startswith(HEADS)]
+        trunk.sort(key=lambda name: task_of(name) or "")  # each task's parts side by side
         heads = [name for name in shapes if name.startswith(HEADS)]
         tasks = {task_of(name) for name in heads}
         linear = len(heads) == 2 * len(tasks)

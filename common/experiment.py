@@ -218,6 +218,11 @@ class Trunk(Settings):
     options: dict[str, Any] = Field(
         default_factory=dict, description="What the sharing architecture can be told; see below."
     )
+    task_parts: Literal["shared", "home"] | None = Field(
+        None,
+        description="The trunk's parts that belong to one task. shared: they travel, averaged over "
+        "the clients that hold the task; home: they stay, as heads do; default: see below.",
+    )
     norm: Literal["none", "layer"] = Field(
         "none", description="layer: layer normalisation after every fully connected layer."
     )

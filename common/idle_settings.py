@@ -7,6 +7,8 @@ must load again.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from common.architectures.table import SHARINGS
+
 if TYPE_CHECKING:
     from common.experiment import Data, Experiment, Partition, Settings
 
@@ -19,6 +21,7 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_evaluation(experiment),
         *_idle_inputs(experiment),
         *_idle_trunk(experiment),
+        *_idle_task_parts(experiment),
         *(_idle_partition(experiment.partition) if experiment.partition else ()),
     ]
 
@@ -77,6 +80,29 @@ def _idle_trunk(experiment: "Experiment") -> Iterator[str]:
         yield (
             f"trunk.channels is for trunk.architecture 'cnn', got {list(trunk.channels)} with "
             f"'{trunk.architecture}'; set the architecture, or remove channels"
+        )
+
+
+def _idle_task_parts(experiment: "Experiment") -> Iterator[str]:
+    given, sharing = experiment.trunk.task_parts, experiment.trunk.sharing
+    places = SHARINGS[sharing].task_parts
+    if given is None:
+        return
+    if not places:
+        users = ", ".join(f"'{name}'" for name, other in SHARINGS.items() if other.task_parts)
+        yield (
+            f"trunk.task-parts is for trunk.sharing {users}, got '{given}' with '{sharing}', whose "
+            "trunk has no parts of single tasks; set trunk.sharing, or remove it"
+        )
+    elif given not in places:
+        yield (
+            f"trunk.task-parts must be 'shared' under trunk.sharing '{sharing}', whose trunk "
+            f"consists of the tasks' parts: nothing else would be shared, got '{given}'; remove it"
+        )
+    elif experiment.federation.algorithm == "whole-model":
+        yield (
+            "trunk.task-parts is for federation.algorithm 'joint', got "
+            f"'{given}' with 'whole-model', which shares everything; remove it"
         )
 
 

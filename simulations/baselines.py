@@ -6,6 +6,7 @@ clients train, and are read at the round with the lowest validation loss.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from client.training import Trainer, choose_device
 from common.agreement import (
@@ -63,10 +64,15 @@ def train_single_task(
 ) -> dict[str, SplitSums]:
     """Train a model per client and task; client name -> sums of all its tasks."""
     results: dict[str, SplitSums] = {data.name: {} for data in clients}
+    plain: dict[str, Any] = {"sharing": "hard", "options": {}, "task_parts": None}
+    trunk = experiment.trunk.model_copy(update=plain)
     for task in experiment.tasks:
         alone = {task: experiment.tasks[task]}
         # Alone, a task has nothing to be weighed against: its weight would only scale the steps.
-        single = experiment.model_copy(update={"tasks": alone, "loss": Loss(weighting="equal")})
+        # Nor has it anybody to share a trunk with.
+        single = experiment.model_copy(
+            update={"tasks": alone, "loss": Loss(weighting="equal"), "trunk": trunk}
+        )
         holders = [only_task(data, task) for data in clients if task in data.tasks]
         for name, sums in train_local(single, agreement, holders).items():
             for split, tasks in sums.items():

@@ -136,7 +136,10 @@ def compare_once(experiment: Experiment, out: Path) -> dict[str, TaskFigures]:
 
 def _with_algorithm(experiment: Experiment, algorithm: str) -> Experiment:
     federation = experiment.federation.model_copy(update={"algorithm": algorithm})
-    return experiment.model_copy(update={"federation": federation})
+    trunk = experiment.trunk
+    if algorithm == "whole-model":  # shares everything, and takes no other word for it
+        trunk = trunk.model_copy(update={"task_parts": None})
+    return experiment.model_copy(update={"federation": federation, "trunk": trunk})
 
 
 def _federate(experiment: Experiment, algorithm: str, out: Path) -> TaskFigures:
