@@ -36,6 +36,11 @@ def shared_names(names: Iterable[str], experiment: Experiment) -> list[str]:
     return [name for name in names if travels(name, parts)]
 
 
+def task_parts_travel(experiment: Experiment) -> bool:
+    """Whether the trunk's parts of single tasks are shared; so every client has those of all."""
+    return bool(shared_names(["trunk.task-any.weight"], experiment))
+
+
 def task_of(name: str) -> str | None:
     """Name the task that a parameter belongs to; None where it belongs to all.
 

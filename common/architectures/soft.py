@@ -13,6 +13,7 @@ from typing import Literal, cast
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector
 
 from common.architectures.trunk import SharedTrunk
 from common.encoder import Encoder, InputShapes, build_encoder
@@ -63,10 +64,12 @@ class SoftSharing(SharedTrunk):
         """Compute the penalty on the differences between all tasks' encoders, []."""
         if not self.options.strength:
             return None
-        measure = squared_distances if self.options.penalty == "l2" else trace_norm
-        copies = zip(*(encoder.parameters() for encoder in self.encoders.values()), strict=True)
-        stacks = (torch.stack([copy.flatten() for copy in alike]) for alike in copies)
-        total: Tensor = functools.reduce(torch.add, map(measure, stacks))
+        copies = [list(encoder.parameters()) for encoder in self.encoders.values()]
+        if self.options.penalty == "l2":
+            total = squared_distances(torch.stack([parameters_to_vector(c) for c in copies]))
+        else:
+            alike = (torch.stack([c.flatten() for c in row]) for row in zip(*copies, strict=True))
+            total = functools.reduce(torch.add, map(trace_norm, alike))
         return total * cast(float, self.options.strength)
 
 
