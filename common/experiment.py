@@ -221,7 +221,8 @@ class Trunk(Settings):
     task_parts: Literal["shared", "home"] | None = Field(
         None,
         description="The trunk's parts that belong to one task. shared: they travel, averaged over "
-        "the clients that hold the task; home: they stay, as heads do; default: see below.",
+        "the clients that hold the task; home: they stay, as heads do, which is the default where "
+        "the architecture allows both.",
     )
     norm: Literal["none", "layer"] = Field(
         "none", description="layer: layer normalisation after every fully connected layer."

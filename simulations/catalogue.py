@@ -13,15 +13,22 @@ from common.architectures.table import SHARINGS
 from common.errors import ConfigError
 from common.experiment_file import known_experiments
 from common.experiment_problems import suggest
+from common.methods import Method
 from common.sources.registry import SOURCES
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice: what it is in a line, and where it is described."""
+    """One choice: what it is in a line, where it is described, and what it costs."""
 
     line: str
     paper: str = ""
+    cost: str = ""
+
+    @classmethod
+    def of(cls, method: Method) -> "Choice":
+        """Show an entry of a table of methods."""
+        return cls(method.line, method.paper, method.cost)
 
 
 @dataclass(frozen=True)
@@ -113,9 +120,7 @@ def catalogue() -> dict[str, Heading]:
         "partitions": Heading("partition.kind", PARTITIONS),
         "task-skews": Heading("partition.task-skew", TASK_SKEWS),
         "architectures": Heading("trunk.architecture", ARCHITECTURES),
-        "sharings": Heading(
-            "trunk.sharing", {n: Choice(m.line, m.paper) for n, m in SHARINGS.items()}
-        ),
+        "sharings": Heading("trunk.sharing", {n: Choice.of(m) for n, m in SHARINGS.items()}),
         "weightings": Heading("loss.weighting", WEIGHTINGS),
         "optimisers": Heading("training.optimiser", OPTIMISERS),
         "algorithms": Heading("federation.algorithm", ALGORITHMS),
@@ -151,8 +156,9 @@ def print_catalogue(headings: Mapping[str, Heading], console: Console) -> None:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 2), highlight=False)
         table.add_column(style="cyan", no_wrap=True)
         for key, choice in heading.choices.items():
-            paper = f"\n[dim]{escape(choice.paper)}[/dim]" if choice.paper else ""
-            table.add_row(key, escape(choice.line) + paper)
+            cost = f"costs: {choice.cost}" if choice.cost else ""
+            about = "".join(f"\n[dim]{escape(text)}[/dim]" for text in (cost, choice.paper) if text)
+            table.add_row(key, escape(choice.line) + about)
         console.print(table)
         console.print()
 
