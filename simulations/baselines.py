@@ -84,7 +84,10 @@ def train_centralised(
     experiment: Experiment, agreement: Agreement, clients: Sequence[ClientData]
 ) -> dict[str, SplitSums]:
     """Train one model, one head per task, on the rows of all clients; client name -> sums."""
-    trainer = make_trainer(experiment, agreement)
+    # It has the parts of all tasks, also where it is evaluated at a client that lacks some.
+    federation = experiment.federation.model_copy(update={"algorithm": "whole-model"})
+    whole = experiment.model_copy(update={"federation": federation})
+    trainer = make_trainer(whole, agreement)
     trainer.load({}, {})
     return _best_round(experiment, trainer, pool(clients), clients)
 

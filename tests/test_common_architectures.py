@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from client.training import Trainer
 from common.agreement import Description
 from common.architectures.table import SHARINGS
 from common.dataset import ClientData, Rows
+from common.experiment_file import load_experiment
 from common.losses import ROW_LOSSES
 from common.model import build_model
 from common.sharing import shared_names, task_of
@@ -248,6 +250,13 @@ def test_dropout_depends_on_seed_client_and_round_alone(sharing, encoder):
     assert torch.equal(*results)
 
 
+@every_case
+def test_a_tasks_parameters_lie_in_three_stretches_at_most(sharing, place, encoder):
+    """So a step takes few operations: the trunk's parts, the head's weight, its bias."""
+    layout = trainer_for(experiment_for(sharing, place, encoder), encoder).flat.layout
+    assert all(len(places) <= 3 for places in layout.segments.values())
+
+
 @pytest.mark.parametrize("sharing", OTHERS)
 def test_only_hard_sharing_has_a_stacked_form(sharing):
     assert "no stacked form" in find_obstacle(experiment_for(sharing, None, "mlp"))
@@ -284,3 +293,18 @@ def test_what_cannot_work_is_refused_in_a_line(sharing):
 def test_a_place_for_tasks_parts_that_means_nothing_is_refused(trunk, federation, reason):
     with pytest.raises(ValueError, match=f"trunk.task-parts {reason}"):
         make_experiment(trunk=trunk, federation=federation)
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "architectures.md").read_text()
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_the_page_has_a_section_and_the_right_counts_of_every_architecture(sharing):
+    experiment = load_experiment("digits", [f"trunk.sharing={sharing}"])
+    model = build_model(experiment, {"pixels": (1, 8, 8)})
+    counts = {n: p.numel() for n, p in model.named_parameters() if n.startswith("trunk.")}
+    sent = sum(counts[name] for name in shared_names(counts, experiment))
+    assert f"| `{sharing}` | {sent:,} | {sum(counts.values()) - sent:,} |" in PAGE
+    (section,) = [part for part in PAGE.split("\n## ") if part.startswith(f"{sharing}\n")]
+    assert "**Shared**" in section
+    assert ("`home` by default" in section) == ("home" in SHARINGS[sharing].task_parts)

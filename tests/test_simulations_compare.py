@@ -56,6 +56,15 @@ def test_the_whole_model_needs_every_task_everywhere(tmp_path):
     assert WHOLE_MODEL not in result["contenders"]
 
 
+def test_task_parts_are_for_the_federated_trunk_and_a_task_alone_shares_with_nobody(tmp_path):
+    settings = [*QUICK, "trunk.sharing=cgc", "trunk.task-parts=shared"]
+    result = compare(load_experiment("digits", settings), [0], tmp_path / "out")
+    assert list(result["contenders"]) == list(ORDER)
+    plain = compare(load_experiment("digits", QUICK), [0], tmp_path / "hard")
+    alone = "single-task local"
+    assert result["contenders"][alone] == plain["contenders"][alone]
+
+
 def test_a_model_without_a_trunk_has_nothing_to_federate_but_the_whole(tmp_path):
     settings = [*QUICK, "trunk.widths=[]", "federation.algorithm=whole-model"]
     result = compare(load_experiment("digits", settings), [0], tmp_path / "out")

@@ -47,22 +47,22 @@ class Level(nn.Module):
         is_last: bool,
     ) -> None:
         super().__init__()
-        count, own = trunk.options.shared_experts, trunk.options.task_experts
+        shared, own = trunk.options.shared_experts, trunk.options.task_experts
 
-        def experts(number: int) -> nn.ModuleList:
-            return nn.ModuleList(build_encoder(settings, shapes) for _ in range(number))
+        def experts(count: int) -> nn.ModuleList:
+            return nn.ModuleList(build_encoder(settings, shapes) for _ in range(count))
 
-        def gate(what: str, number: int) -> nn.ModuleDict:
-            return trunk.for_each_task(what, lambda: Gate(shapes, number))
+        def gates(what: str, count: int) -> nn.ModuleDict:
+            return trunk.for_each_task(f"{what} {number}", lambda: Gate(shapes, count))
 
-        self.shared = experts(count)
-        self.width = cast(Encoder, self.shared[0]).width
+        self.shared = experts(shared)
         self.own = trunk.for_each_task(f"experts {number}", lambda: experts(own))
-        self.gates = gate(f"gate {number}", own + count)
+        self.gates = gates("gate", own + shared)
+        self.width = cast(Encoder, self.shared[0]).width
         self.is_last = is_last
         if not is_last:
-            self.shared_gate = Gate(shapes, count)
-            self.shared_gate_own = gate(f"shared gate {number}", own)
+            self.shared_gate = Gate(shapes, shared)
+            self.shared_gate_own = gates("shared gate", own)
 
     def forward(
         self, shared: Inputs, inputs: Mapping[str, Inputs]
