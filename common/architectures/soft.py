@@ -44,7 +44,7 @@ class SoftSharing(SharedTrunk):
             "norm of the tasks' copies of each parameter, stacked.",
         )
         strength: Finite = Field(
-            0.001, ge=0, description="The penalty's weight; 0 lets every task train alone."
+            0.0001, ge=0, description="The penalty's weight; 0 lets every task train alone."
         )
 
     def __init__(self, experiment: Experiment, shapes: InputShapes) -> None:
