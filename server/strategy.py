@@ -91,7 +91,7 @@ class TrunkStrategy(Strategy):
         self.shapes = {name: tuple(array.shape) for name, array in trunk.items()}
         self.dtypes = {name: np.dtype(array.dtype) for name, array in trunk.items()}
         self.last = RoundReplies()
-        self._parts = TaskParts(self.shapes)
+        self._parts = TaskParts(self.shapes, roster.holds)
         self._before: Mapping[str, FloatArray] = {}  # the trunk that was sent, if it is needed
         # The accepted trunks, flat; kept, because fresh memory costs a page fault per page.
         self._rows = np.empty((0, 0), np.float32)
@@ -216,11 +216,7 @@ class TrunkStrategy(Strategy):
         self, rows: FloatArray, examples: NDArray[np.int64], clients: Sequence[str]
     ) -> tuple[FloatArray, dict[str, FloatArray]]:
         """Let tasks' parts be decided by their holders; also returns what stays as it was."""
-
-        def holders(task: str) -> NDArray[np.bool_]:
-            return np.array([self.roster.holds(name, task) for name in clients])
-
-        rows, unheld = self._parts.stand_in(rows, self._weights(examples), holders)
+        rows, unheld = self._parts.stand_in(rows, self._weights(examples), clients)
         return rows, {name: self._before[name] for name in unheld}
 
     def _combine_messages(

@@ -4,7 +4,7 @@ A client that lacks a task returns the task's parts as it received them. Its cop
 before trunks are combined: whatever rule combines them, they then say nothing of their own.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,17 @@ class TaskParts:
 
     Args:
         shapes: parameter name -> shape, in the trunk's order.
+        holds: whether a client, by name, holds a task.
 
     Attributes:
         columns: task -> its columns; tasks without parts are absent.
         names: task -> its parameters.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], holds: Callable[[str, str], bool]
+    ) -> None:
+        self.holds = holds
         self.names: dict[str, list[str]] = {}
         places: dict[str, list[Index]] = {}
         start = 0
@@ -43,10 +47,7 @@ class TaskParts:
         self.columns = {task: np.concatenate(parts) for task, parts in places.items()}
 
     def stand_in(
-        self,
-        rows: FloatArray,
-        weights: NDArray[np.int64],
-        holders: Callable[[str], NDArray[np.bool_]],
+        self, rows: FloatArray, weights: NDArray[np.int64], clients: Sequence[str]
     ) -> tuple[FloatArray, list[str]]:
         """Replace the parts of a task, at clients that lack it, by the mean of those that hold it.
 
@@ -55,7 +56,7 @@ class TaskParts:
         Args:
             rows: [K, Q], trunks; not changed.
             weights: [K], each client's weight in the mean; 0 for one that is left out.
-            holders: task -> bool [K].
+            clients: their K names.
 
         Returns:
             The rows, and the parameters of tasks that nobody among them holds: those are to stay as
@@ -65,7 +66,7 @@ class TaskParts:
             rows = rows.copy()
         unheld: list[str] = []
         for task, columns in self.columns.items():
-            held = holders(task)
+            held = np.array([self.holds(name, task) for name in clients])
             shares = weights * held
             if not shares.any():
                 unheld += self.names[task]

@@ -106,4 +106,4 @@ def test_parts_stay_as_they_were_where_only_others_answer():
 
 def test_heads_that_travel_are_no_parts_of_the_trunk():
     shapes = {"trunk.task-size.w": (2,), "heads.task-size.w": (3,)}
-    assert TaskParts(shapes).names == {"size": ["trunk.task-size.w"]}
+    assert TaskParts(shapes, lambda name, task: True).names == {"size": ["trunk.task-size.w"]}
