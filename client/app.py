@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 
 from client.session import Session, client_name, open_rows, open_session
 from client.state import load_own, save_own
+from client.training import TaskSums, Trainer
 from common.dataset import ClientData
 from common.errors import FedMTLError
 from common.wire import (
@@ -71,6 +72,13 @@ def _load(message: Message, context: Context, session: Session, client: str, bef
     session.trainer.load(unpack_arrays(arrays_of(message.content) or ArrayRecord()), own)
 
 
+def _train(
+    trainer: Trainer, data: ClientData, instruction: Instruction, round_number: int
+) -> TaskSums:
+    weights, memory = instruction.weights or {}, instruction.memory
+    return trainer.train(data, weights, round_number, memory)
+
+
 def _evaluate(session: Session, data: ClientData) -> SplitSums:
     return {split: session.trainer.evaluate(data, split) for split in ("validation", "test")}
 
@@ -96,10 +104,10 @@ def train(message: Message, context: Context) -> Message:
     sums: SplitSums = {}
     if instruction.evaluate and not personal:
         sums |= _evaluate(session, data)
-    sums["train"] = trainer.train(data, instruction.weights or {}, instruction.round)
+    sums["train"] = _train(trainer, data, instruction, instruction.round)
     if instruction.evaluate and personal:
         sums |= _evaluate(session, data)
-    own = trainer.flat.peek(trainer.own_names(data.tasks))
+    own = trainer.own_arrays(data.tasks)
     save_own(context, data.name, session.fingerprint, instruction.round, own)
     content = RecordDict(
         {
@@ -120,6 +128,6 @@ def evaluate(message: Message, context: Context) -> Message:
     instruction, session, data = _open(message, context)
     _load(message, context, session, data.name, instruction.round + 1)
     if session.experiment.evaluation.model == "personal":
-        session.trainer.train(data, instruction.weights or {}, instruction.round + 1)
+        _train(session.trainer, data, instruction, instruction.round + 1)
     content = RecordDict({METRICS: pack_sums(len(data.train), _evaluate(session, data))})
     return Message(content, reply_to=message)

@@ -96,10 +96,22 @@ class FlatParameters:
         self.gradients = torch.zeros_like(self.values)
         # On the CPU, NumPy writes into the same memory at a fraction of the cost.
         self._memory = self.values.numpy() if self.values.device.type == "cpu" else None
+        self._parameters = parameters
         for name, place in self.layout.slices.items():
             parameter = parameters[name]
             parameter.data = self.values[place].view_as(parameter)
             parameter.grad = self.gradients[place].view_as(parameter)
+
+    def last_shared_layer(self) -> list[nn.Parameter]:
+        """Get the weight of the last layer that all tasks share."""
+        shared = [n for n in self.layout.slices if n.startswith("trunk.") and task_of(n) is None]
+        weights = [n for n in shared if len(self.layout.shapes[n]) > 1]
+        return [self._parameters[name] for name in weights[-1:] or shared[-1:]]
+
+    def shared_trunk(self) -> list[nn.Parameter]:
+        """Get the parameters that all tasks share."""
+        names = [n for n in self.layout.slices if not n.startswith(HEADS) and task_of(n) is None]
+        return [self._parameters[name] for name in names]
 
     def read(self, names: Iterable[str]) -> dict[str, FloatArray]:
         """Copy parameters out: name -> read-only float32 array in its own shape, on the CPU."""

@@ -10,12 +10,15 @@ from client.stacked_layers import Dense, Dropout, Sink, StackedLayer, stack_laye
 from client.stacked_losses import MOST_CLASSES, TaskColumns
 from common.experiment import Experiment
 from common.model import MultiTaskModel, output_width
+from common.weighting.balance import Rules
 
 
 def find_obstacle(experiment: Experiment) -> str | None:
     """Say why an experiment's model has no stacked form; None where it has one."""
     if experiment.trunk.sharing != "hard":
         return f"trunk.sharing '{experiment.trunk.sharing}' has no stacked form"
+    if (obstacle := _find_loss_obstacle(experiment)) is not None:
+        return obstacle
     if experiment.trunk.architecture != "mlp":
         return f"trunk.architecture '{experiment.trunk.architecture}' has no stacked form"
     for name, task in experiment.tasks.items():
@@ -23,6 +26,17 @@ def find_obstacle(experiment: Experiment) -> str | None:
             return (
                 f"task '{name}' has more than {MOST_CLASSES} classes, too many for one-hot targets"
             )
+    return None
+
+
+def _find_loss_obstacle(experiment: Experiment) -> str | None:
+    rules, loss = Rules(experiment), experiment.loss
+    if rules.gradients is not None or rules.weighting.needs_norms:
+        return f"loss.weighting '{loss.weighting}' needs the tasks' own gradients"
+    if rules.norms is not None:
+        return f"loss.record '{loss.record}' needs the tasks' own gradients"
+    if experiment.training.compile and not rules.is_fixed:
+        return f"loss.weighting '{loss.weighting}' has no stacked form under training.compile"
     return None
 
 
@@ -97,6 +111,10 @@ class StackedModel:
         """
         outputs = self.outputs(inputs)
         kept.copy_(outputs)
+        self.backward(outputs, targets, share, sink)
+
+    def backward(self, outputs: Tensor, targets: Tensor, share: Tensor, sink: Sink) -> None:
+        """Do what `step` does after its forward; `outputs` is overwritten."""
         slope = self._heads_backward(self.tasks.slope(outputs, targets, share), sink)
         for depth in range(len(self.trunk) - 1, -1, -1):
             slope = self.trunk[depth].backward(slope, sink, deeper=depth > 0)

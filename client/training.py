@@ -12,23 +12,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.batches import epoch_order, label_patterns, shuffle_key
+from client.autograd import AutogradTrainer
+from client.batches import label_patterns, shuffle_key
 from client.cohort import Cohort, CohortTrainer
 from client.compiling import Compiled
-from client.flat import TRUNK, FlatParameters, FloatArray
-from client.optimisers import Part, make_optimiser
+from client.flat import FlatParameters, FloatArray
 from client.row_store import RowStore
 from client.stacked_model import StackedModel, find_obstacle
 from common.dataset import ClientData, Rows
-from common.encoder import InputShapes, SeededDropout
+from common.encoder import InputShapes
 from common.errors import ConfigError
 from common.experiment import Experiment
-from common.losses import ROW_LOSSES, combine_losses
+from common.losses import ROW_LOSSES
 from common.metrics import Sums, metric_sums
 from common.model import build_model
 from common.seeding import torch_generator
 from common.sharing import shared_names, task_of
 from common.threads import set_threads
+from common.weighting.balance import Balance, Memory, Rules
+
+MEMORY = "loss-memory.task-"  # begins the name of what a client remembers of a task's loss
 
 TaskSums = dict[str, dict[str, Sums]]  # task -> "loss" or metric -> additive numbers
 
@@ -85,12 +88,14 @@ class Trainer:
         self._own_names: dict[tuple[str, ...], list[str]] = {}
         self._row = self.flat.values.unsqueeze(0)
         self._cohorts: dict[str, tuple[ClientData, Cohort]] = {}
-        self._dropouts = [m for m in self.model.modules() if isinstance(m, SeededDropout)]
-        compiles = self.experiment.training.compile
-        self._compute = Compiled(self.model, "the model") if compiles else self.model
+        self.rules = Rules(self.experiment)
+        self._memory: dict[str, dict[str, float]] = {}  # the client's own, under scope "local"
         if find_obstacle(self.experiment) is None:
             stacked = StackedModel(self.experiment, self.model, self.flat.layout)
             self.cohorts = CohortTrainer(stacked, self.flat.layout, self.experiment.training)
+        compiles = self.experiment.training.compile and self.cohorts is None
+        compute = Compiled(self.model, "the model") if compiles else self.model
+        self._autograd = AutogradTrainer(self.experiment, self.model, self.flat, compute)
 
     def own_names(self, tasks: tuple[str, ...]) -> list[str]:
         """Name the parameters that stay with a client which holds these tasks."""
@@ -101,34 +106,82 @@ class Trainer:
         return self._own_names[tasks]
 
     def load(self, shared: Mapping[str, FloatArray], own: Mapping[str, FloatArray]) -> None:
-        """Start from a received trunk and a client's own heads; heads it never trained are new.
+        """Start from a received trunk and what the client keeps; heads it never trained are new.
 
         Raises:
             ShapeError: an array does not fit this experiment's model.
         """
-        if len(shared) + len(own) < len(self.flat.layout.slices):
+        heads = {name: array for name, array in own.items() if not name.startswith(MEMORY)}
+        if len(shared) + len(heads) < len(self.flat.layout.slices):
             self.flat.values.copy_(self.initial)
         self.flat.write(shared)
-        self.flat.write(own)
+        self.flat.write(heads)
+        self._memory = {
+            name.removeprefix(MEMORY): dict(
+                zip(self.rules.initial, own[name].tolist(), strict=True)
+            )
+            for name in own.keys() - heads.keys()
+        }
 
-    def train(self, data: ClientData, weights: Mapping[str, float], round_number: int) -> TaskSums:
+    def own_arrays(self, tasks: tuple[str, ...]) -> dict[str, FloatArray]:
+        """Get what stays with a client which holds these tasks; good until it changes."""
+        arrays = self.flat.peek(self.own_names(tasks))
+        for task in tasks:
+            if task in self._memory:
+                kept = list(self._memory[task].values())
+                arrays[f"{MEMORY}{task}"] = np.array(kept, np.float32)
+        return arrays
+
+    def train(
+        self,
+        data: ClientData,
+        weights: Mapping[str, float],
+        round_number: int,
+        memory: Memory | None = None,
+    ) -> TaskSums:
         """Train the loaded model for the round's local epochs.
 
         Args:
             data: the client's rows, on any device.
             weights: task name -> w_t of the round.
             round_number: names the random streams of this round.
+            memory: what loss scaling and weighting remember, under scope "global".
 
         Returns:
-            Per task the summed training loss and the labelled rows it was summed over.
+            Per task the summed training loss and the labelled rows it was summed over, and what
+            `Balance.report` adds.
         """
         generator = self._generator(data.name, round_number)
+        local = self.experiment.loss.scope == "local"
+        state = self.rules.remember(self._memory if local else memory or {}, self.device)
+        balance = Balance(self.rules, state, {**dict.fromkeys(self.rules.tasks, 1.0), **weights})
         if self.cohorts is None:
-            return self._train_by_autograd(data, weights, round_number, generator)
-        generators = [] if generator is None else [generator]
-        cohort = self._alone(self.cohorts.model, data)
-        sums = self.cohorts.train(cohort, self._row, weights, round_number, generators)
-        return {task: {"loss": numbers[0].tolist()} for task, numbers in sums.items()}
+            losses = self._autograd.train(data, balance, round_number, generator)
+        else:
+            generators = [] if generator is None else [generator]
+            cohort = self._alone(self.cohorts.model, data)
+            learning = None if self.rules.is_fixed else balance
+            sums = self.cohorts.train(
+                cohort, self._row, weights, round_number, generators, learning
+            )
+            losses = {task: numbers[0].tolist() for task, numbers in sums.items()}
+        return self._write_up(balance, losses, local=local)
+
+    def _write_up(self, balance: Balance, losses: dict[str, Sums], *, local: bool) -> TaskSums:
+        """Put losses and what the rules report together, and keep what is the client's own."""
+        written: TaskSums = {task: {"loss": numbers} for task, numbers in losses.items()}
+        if self.rules.is_fixed:
+            return written
+        numbers = [losses.get(task, [0.0, 0.0]) for task in self.rules.tasks]
+        table = torch.tensor([numbers], dtype=torch.float32, device=self.device)
+        balance.end_round(table[:, :, 0], table[:, :, 1])
+        taught = [task for task, (_, rows) in losses.items() if rows]
+        report, recalled = balance.report(table[:, :, 1]), self.rules.recall(balance.state)
+        for task in taught:
+            written[task] |= {name: sums[0].tolist() for name, sums in report[task].items()}
+            if local:
+                self._memory[task] = recalled[task]
+        return written
 
     def evaluate(self, data: ClientData, split: str) -> TaskSums:
         """Sum loss and metric per task over one split; tasks without a label there are absent."""
@@ -145,7 +198,7 @@ class Trainer:
 
     def _generator(self, client: str, round_number: int) -> torch.Generator | None:
         """Make the generator of a client's dropout masks, where the model has any."""
-        if not self._dropouts:
+        if not self.model.dropouts:
             return None
         return torch_generator(self.experiment.seed, "dropout", client, round_number)
 
@@ -174,63 +227,6 @@ class Trainer:
         side_by_side = stacked.outputs(inputs)
         return {task: own[0] for task, own in stacked.tasks.cut(side_by_side).items()}
 
-    def _train_by_autograd(
-        self,
-        data: ClientData,
-        weights: Mapping[str, float],
-        round_number: int,
-        generator: torch.Generator | None,
-    ) -> TaskSums:
-        settings, seed = self.experiment.training, self.experiment.seed
-        key, count = shuffle_key(seed, data.name), len(data.train)
-        patterns = label_patterns(data.train.labelled)
-        optimiser = make_optimiser(
-            self.flat.values.unsqueeze(0), settings, self.flat.gradients.unsqueeze(0)
-        )
-        taught: dict[str, list[tuple[Tensor, int]]] = {task: [] for task in data.tasks}
-        for dropout in self._dropouts:
-            dropout.generator = generator
-        self.model.train()
-        for epoch in range(settings.epochs):
-            order = epoch_order(count, patterns, settings.balance, key, round_number, epoch)
-            rows = data.train.select(torch.from_numpy(order)).to(self.device)
-            for start in range(0, len(order), settings.batch_size):
-                batch = rows.select(slice(start, start + settings.batch_size))
-                losses, penalty = self._forward(batch, taught)
-                self._backward(losses, weights, penalty)
-                segments = self.flat.layout.segments
-                optimiser.step(1, [Part(name, segments[name]) for name in (TRUNK, *losses)])
-        return {task: {"loss": _summed(batches)} for task, batches in taught.items()}
-
-    def _forward(
-        self, rows: Rows, taught: Mapping[str, list[tuple[Tensor, int]]]
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Compute the mean loss of each task that one batch teaches, and note it in `taught`.
-
-        Returns:
-            Task name -> []; and what the sharing architecture adds, [] or None.
-        """
-        outputs, penalty = self._compute(rows.inputs, tuple(rows.targets), rows.labelled)
-        losses: dict[str, Tensor] = {}
-        for task, mask in rows.labelled.items():
-            count = int(mask.sum())
-            if not count:
-                continue
-            output, truth = outputs[task], rows.targets[task]
-            if count < len(mask):
-                output, truth = output[mask], truth[mask]
-            losses[task] = ROW_LOSSES[self.experiment.tasks[task].kind](output, truth).mean()
-            taught[task].append((losses[task].detach(), count))
-        return losses, penalty
-
-    def _backward(
-        self, losses: Mapping[str, Tensor], weights: Mapping[str, float], penalty: Tensor | None
-    ) -> None:
-        """Leave the gradient of the weighted losses and the penalty in the flat buffer."""
-        self.flat.gradients.zero_()
-        loss = combine_losses(losses, weights)
-        torch.autograd.backward(loss if penalty is None else loss + penalty)
-
     def _task_sums(
         self, task: str, output: Tensor, target: Tensor, data: ClientData
     ) -> dict[str, Sums]:
@@ -243,12 +239,3 @@ class Trainer:
                 settings.metric_name, settings.kind, output, target, scale
             ),
         }
-
-
-def _summed(batches: list[tuple[Tensor, int]]) -> Sums:
-    """Sum the losses of all rows from each batch's mean and count: [loss sum, rows]."""
-    if not batches:
-        return [0.0, 0.0]
-    means = torch.stack([mean for mean, _ in batches]).tolist()
-    counts = [count for _, count in batches]
-    return [sum(m * n for m, n in zip(means, counts, strict=True)), float(sum(counts))]

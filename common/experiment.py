@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from common.architectures.table import SHARINGS
 from common.idle_settings import idle_settings
 from common.methods import method_problems, one_of
+from common.weighting.table import WEIGHTINGS
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -233,8 +234,29 @@ class Trunk(Settings):
 class Loss(Settings):
     """How the task losses become one: ``L = sum_t w_t * L_t`` over labelled rows."""
 
-    weighting: Literal["equal", "manual"] = Field(
-        "equal", description="equal: every w_t is 1; manual: the tasks' own weights."
+    weighting: Annotated[str, one_of(WEIGHTINGS)[0]] = Field(
+        "equal",
+        description="How w_t comes about; `fedmtl list weightings` explains each.",
+        json_schema_extra=one_of(WEIGHTINGS)[1],
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="What the weighting can be told; see below."
+    )
+    scaling: Literal["none", "initial", "running-mean", "log"] = Field(
+        "none",
+        description="Before weighting, every loss is taken as it is, divided by the task's first "
+        "loss or by its running mean, or its logarithm is taken.",
+    )
+    scope: Literal["global", "local"] = Field(
+        "global",
+        description="Who owns what scaling and weighting remember: global, the server averages it "
+        "every round and all clients start from the same; local, each client keeps its own.",
+    )
+    record: Literal["weights", "gradients"] = Field(
+        "weights",
+        description="weights: each round's mean weights, in the run folder and the report; "
+        "gradients: the norms of the tasks' gradients on the trunk too, at a backward pass per "
+        "task and step.",
     )
 
 
@@ -372,11 +394,12 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _means_what_it_says(self) -> Self:
-        trunk = self.trunk
+        trunk, loss = self.trunk, self.loss
         problems = [
             *self._leaks(),
             *idle_settings(self),
             *method_problems(SHARINGS, "trunk.sharing", trunk.sharing, trunk.options, self),
+            *method_problems(WEIGHTINGS, "loss.weighting", loss.weighting, loss.options, self),
         ]
         if problems:
             raise ValueError(".\n".join(problems))
@@ -384,10 +407,6 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.loss.weighting == "manual" and not any(t.weight for t in self.tasks.values()):
-            raise ValueError(
-                "tasks: every weight is 0, nothing would be learned; give one a weight"
-            )
         if self.data.stratify and self.data.stratify not in self.tasks:
             raise ValueError(
                 f"data.stratify must name a task ({', '.join(self.tasks)}), "

@@ -5,7 +5,7 @@ Errors of a file are reported all at once, a line each; `common.experiment_probl
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +70,16 @@ def parse_set(text: str) -> list[str]:
     >>> parse_set("training.lr=0.1  trunk.widths=[32, 16] name='a b'")
     ['training.lr=0.1', 'trunk.widths=[32, 16]', "name='a b'"]
     """
-    overrides, depth = [""], 0
-    for token in _QUOTE_OR_BRACKET.findall(text):
-        depth += (token in "[{") - (token in "]}")
-        if token.isspace() and depth <= 0:
-            overrides.append("")
-        else:
-            overrides[-1] += token
-    return [override for override in overrides if override]
+    return [override for override in _split_outside(text, str.isspace) if override]
+
+
+def split_values(text: str) -> list[str]:
+    """Split the values of one key at the commas outside quotes and brackets.
+
+    >>> split_values("0.1,[64],[64, 64], 'a, b'")
+    ['0.1', '[64]', '[64, 64]', "'a, b'"]
+    """
+    return [value.strip() for value in _split_outside(text, lambda token: token == ",")]
 
 
 def dump_experiment(experiment: Experiment) -> str:
@@ -89,6 +91,18 @@ def json_schema() -> dict[str, Any]:
     """Describe the file as JSON Schema, which editors check and complete TOML with."""
     schema = Experiment.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _split_outside(text: str, is_separator: Callable[[str], bool]) -> list[str]:
+    """Split a text where a separator stands outside quotes and brackets."""
+    parts, depth = [""], 0
+    for token in _QUOTE_OR_BRACKET.findall(text):
+        depth += (token in "[{") - (token in "]}")
+        if is_separator(token) and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += token
+    return parts
 
 
 def _existing_file(name: str, known: list[str]) -> Path:

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from common.architectures.table import SHARINGS
+from common.weighting.table import WEIGHTINGS
 
 if TYPE_CHECKING:
-    from common.experiment import Data, Experiment, Partition, Settings
+    from common.experiment import Data, Experiment, Loss, Partition, Settings
 
 
 def idle_settings(experiment: "Experiment") -> list[str]:
     """Name every setting without an effect, a line each: what it needs, what was, a way out."""
     return [
         *_idle_weights(experiment),
+        *_idle_loss(experiment),
         *_idle_data(experiment.data),
         *_idle_evaluation(experiment),
         *_idle_inputs(experiment),
@@ -40,6 +42,28 @@ def _idle_weights(experiment: "Experiment") -> Iterator[str]:
                 f"'{experiment.loss.weighting}', which does not use it, got {task.weight:g}; set "
                 'loss.weighting = "manual", or remove it'
             )
+
+
+def _idle_loss(experiment: "Experiment") -> Iterator[str]:
+    loss = experiment.loss
+    if loss.scaling != "none" and len(experiment.tasks) < 2:
+        yield (
+            f"loss.scaling must be 'none' for one task, got '{loss.scaling}': it has nothing to be "
+            "on one scale with; remove it"
+        )
+    if _is_given(loss, "scope") and not loss_memory(loss):
+        yield (
+            f"loss.scope must be left out, got '{loss.scope}': loss.weighting '{loss.weighting}' "
+            f"with loss.scaling '{loss.scaling}' remembers nothing from round to round that a "
+            "client or the server could own"
+        )
+
+
+def loss_memory(loss: "Loss") -> bool:
+    """Tell whether weighting or scaling remember anything from round to round."""
+    from common.weighting.scaling import SCALINGS
+
+    return bool(WEIGHTINGS[loss.weighting].load().STATE or SCALINGS[loss.scaling].observe)
 
 
 def _idle_data(data: "Data") -> Iterator[str]:

@@ -5,9 +5,10 @@ server -> client, train or evaluate: trunk arrays and an instruction.
 client -> server: trunk arrays (train only), sums and counts per split and task, example counts.
 """
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -48,6 +49,7 @@ class Instruction:
         round: number of the round, from 1; 0 in a query.
         weights: task name -> w_t of this round, the same for every client.
         evaluate: whether the reply carries an evaluation of the received trunk.
+        memory: task -> name -> what loss scaling and weighting remember, the same for every client.
     """
 
     experiment: str
@@ -55,6 +57,7 @@ class Instruction:
     round: int = 0
     weights: Mapping[str, float] | None = None
     evaluate: bool = False
+    memory: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def to_record(self) -> ConfigRecord:
         """Pack for a message."""
@@ -73,6 +76,7 @@ class Instruction:
             "weight-tasks": list(weights),
             "weights": [float(w) for w in weights.values()],
             "evaluate": self.evaluate,
+            "memory": json.dumps(self.memory) if self.memory else "",
         }
 
     @classmethod
@@ -86,6 +90,7 @@ class Instruction:
             round=cast(int, record["round"]),
             weights=dict(zip(names, weights, strict=True)),
             evaluate=cast(bool, record["evaluate"]),
+            memory=json.loads(cast(str, record["memory"]) or "{}"),
         )
 
 

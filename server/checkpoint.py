@@ -37,6 +37,7 @@ class Progress:
         waited: evaluations since then.
         usable_rounds: rounds with at least one usable reply.
         agreement: what the clients agreed on, as JSON.
+        loss_memory: task -> name -> what loss scaling and weighting remember, for all clients.
         files: role -> file name; "trunk", and what an engine keeps of its clients.
     """
 
@@ -50,6 +51,7 @@ class Progress:
     waited: int = 0
     usable_rounds: int = 0
     agreement: str = ""
+    loss_memory: dict[str, dict[str, float]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from common.experiment import Experiment
 from common.metrics import METRICS, Sums
+from common.weighting.balance import FIGURES
 from server.sums import SumTable
 
 Figures = dict[str, Any]  # as it stands in metrics.jsonl and results.json
@@ -19,7 +20,21 @@ def task_figures(metric: str, numbers: Mapping[str, Sums]) -> Figures:
     figures: Figures = {"loss": loss / rows, "examples": int(rows)}
     if metric in numbers:
         figures[metric] = METRICS[metric].figure(numbers[metric])
+    for name in FIGURES:  # of loss weighting, means over steps
+        if name in numbers:
+            total, steps = numbers[name]
+            figures[name] = total / steps if steps else float("nan")
     return figures
+
+
+def mean_figures(sums: SumTable, split: str, name: str) -> dict[str, float]:
+    """Divide the sums of one name, a [sum, count] each: task -> mean, of tasks that have any."""
+    means = {}
+    for task in sums.numbers.get(split, {}):
+        numbers = sums.task(split, task).get(name)
+        if numbers is not None and (count := float(numbers[:, 1].sum())) > 0:
+            means[task] = float(numbers[:, 0].sum()) / count
+    return means
 
 
 def split_figures(

@@ -15,10 +15,11 @@ from flwr.serverapp import Grid
 
 from common.errors import NothingLearnedError
 from common.experiment import Experiment
+from common.weighting.balance import STATE, Rules
 from common.wire import FloatArray, Instruction
 from server.checkpoint import Checkpoints, Progress
 from server.exchange import Exchange, Outcome
-from server.figures import Figures, split_figures, task_figures
+from server.figures import Figures, mean_figures, split_figures, task_figures
 from server.roster import Roster
 from server.run_folder import RunFolder
 from server.sums import SumTable
@@ -60,6 +61,7 @@ class RoundLoop:
         self._reasons: Counter[str] = Counter()  # why replies of this sitting were left out
         self._saved_at, self._saved_round = -math.inf, progress.round
         self.weights = experiment.task_weights()
+        self.rules = Rules(experiment)
         self.experiment_json = experiment.model_dump_json(by_alias=True)
 
     def run(self, trunk: dict[str, FloatArray]) -> Figures:
@@ -118,10 +120,11 @@ class RoundLoop:
                 "answered": len(outcome.sums.clients),
                 "left-out": outcome.left_out,
             },
-            "weights": self.weights,
+            "weights": {**self.weights, **mean_figures(outcome.sums, "train", "weight")},
             "train": self._train_figures(outcome.sums),
             "evaluation": self._evaluation(number - 1, outcome.sums) if rides else None,
         }
+        self._remember(outcome.sums)
         if outcome.trunk is None:
             logger.warning("round %d: no usable reply; the trunk stays as it was", number)
         else:
@@ -189,13 +192,20 @@ class RoundLoop:
 
     def _instruct(self, number: int, evaluate: bool) -> Instruction:
         agreement = self.progress.agreement
-        return Instruction(self.experiment_json, agreement, number, self.weights, evaluate)
+        memory = self.progress.loss_memory
+        return Instruction(self.experiment_json, agreement, number, self.weights, evaluate, memory)
 
     def _count(self, outcome: Outcome) -> Outcome:
         self.progress.sent_bytes += outcome.sent_bytes
         self.progress.received_bytes += outcome.received_bytes
         self._reasons.update(outcome.left_out.values())
         return outcome
+
+    def _remember(self, sums: SumTable) -> None:
+        """Average what the clients' loss weighting remembers, by labelled rows (scope "global")."""
+        for name in self.rules.initial:
+            for task, value in mean_figures(sums, "train", f"{STATE}{name}").items():
+                self.progress.loss_memory.setdefault(task, {})[name] = value
 
     def _train_figures(self, sums: SumTable) -> Figures:
         figures = split_figures(self.experiment, sums, "train", self.weights)

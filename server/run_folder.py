@@ -8,6 +8,7 @@ A figure that does not exist is null.
 import json
 import os
 import platform
+import shlex
 import sys
 import weakref
 from importlib.metadata import PackageNotFoundError, version
@@ -119,5 +120,10 @@ def describe_environment(experiment: Experiment, engine: str) -> dict[str, Any]:
             "architecture": platform.machine(),
             "cores": os.cpu_count(),
         },
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
     }
+
+
+def command_line() -> str:
+    """Write the command of this process so that a shell reads it back."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

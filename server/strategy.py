@@ -23,6 +23,7 @@ from common.experiment import Experiment
 from common.metrics import METRICS
 from common.model import output_width
 from common.seeding import sample_names
+from common.weighting.balance import FIGURES, STATE, Rules
 from common.wire import (
     ARRAYS,
     CONFIG,
@@ -93,6 +94,8 @@ class TrunkStrategy(Strategy):
         self.last = RoundReplies()
         self._parts = TaskParts(self.shapes, roster.holds)
         self._before: Mapping[str, FloatArray] = {}  # the trunk that was sent, if it is needed
+        rules = Rules(experiment)
+        self._weighting_sums = dict.fromkeys((*FIGURES, *(STATE + n for n in rules.initial)), 2)
         # The accepted trunks, flat; kept, because fresh memory costs a page fault per page.
         self._rows = np.empty((0, 0), np.float32)
 
@@ -362,6 +365,7 @@ class TrunkStrategy(Strategy):
         lengths = {
             "loss": 2,
             settings.metric_name: METRICS[settings.metric_name].length(outputs),
+            **self._weighting_sums,
         }
         for name, values in numbers.items():
             if len(values) != lengths.get(name):

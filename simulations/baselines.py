@@ -42,9 +42,14 @@ def read_clients(experiment: Experiment) -> tuple[list[ClientData], Agreement]:
 
 
 def make_trainer(experiment: Experiment, agreement: Agreement) -> Trainer:
-    """Make a trainer with freshly initialised parameters."""
+    """Make a trainer with freshly initialised parameters.
+
+    What its loss weighting remembers is its own, from round to round: no server keeps it.
+    """
     device = choose_device(experiment.training.device)
-    return Trainer(experiment, input_shapes(agreement), device)
+    loss = experiment.loss.model_copy(update={"scope": "local"})
+    own = experiment.model_copy(update={"loss": loss})
+    return Trainer(own, input_shapes(agreement), device)
 
 
 def train_local(
@@ -64,15 +69,12 @@ def train_single_task(
 ) -> dict[str, SplitSums]:
     """Train a model per client and task; client name -> sums of all its tasks."""
     results: dict[str, SplitSums] = {data.name: {} for data in clients}
-    plain: dict[str, Any] = {"sharing": "hard", "options": {}, "task_parts": None}
-    trunk = experiment.trunk.model_copy(update=plain)
     for task in experiment.tasks:
         alone = {task: experiment.tasks[task]}
-        # Alone, a task has nothing to be weighed against: its weight would only scale the steps.
-        # Nor has it anybody to share a trunk with.
-        single = experiment.model_copy(
-            update={"tasks": alone, "loss": Loss(weighting="equal"), "trunk": trunk}
-        )
+        # Alone, a task has nothing to be weighed against, and no other to share a trunk with.
+        hard: dict[str, Any] = {"sharing": "hard", "options": {}, "task_parts": None}
+        trunk = experiment.trunk.model_copy(update=hard)
+        single = experiment.model_copy(update={"tasks": alone, "loss": Loss(), "trunk": trunk})
         holders = [only_task(data, task) for data in clients if task in data.tasks]
         for name, sums in train_local(single, agreement, holders).items():
             for split, tasks in sums.items():

@@ -15,20 +15,15 @@ from common.experiment_file import known_experiments
 from common.experiment_problems import suggest
 from common.methods import Method
 from common.sources.registry import SOURCES
+from common.weighting.table import WEIGHTINGS
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice: what it is in a line, where it is described, and what it costs."""
+    """One choice: what it is in a line, and where it is described."""
 
     line: str
     paper: str = ""
-    cost: str = ""
-
-    @classmethod
-    def of(cls, method: Method) -> "Choice":
-        """Show an entry of a table of methods."""
-        return cls(method.line, method.paper, method.cost)
 
 
 @dataclass(frozen=True)
@@ -85,10 +80,6 @@ ARCHITECTURES = {
     "mlp": Choice("fully connected layers over all inputs"),
     "cnn": Choice("3x3 convolutions with 2x2 max pooling per image, then fully connected layers"),
 }
-WEIGHTINGS = {
-    "equal": Choice("every task counts alike"),
-    "manual": Choice("each task's own weight"),
-}
 OPTIMISERS = {
     "sgd": Choice("stochastic gradient descent, with momentum if set"),
     "adam": Choice("adaptive moments", "Kingma & Ba, Adam, ICLR 2015"),
@@ -120,12 +111,21 @@ def catalogue() -> dict[str, Heading]:
         "partitions": Heading("partition.kind", PARTITIONS),
         "task-skews": Heading("partition.task-skew", TASK_SKEWS),
         "architectures": Heading("trunk.architecture", ARCHITECTURES),
-        "sharings": Heading("trunk.sharing", {n: Choice.of(m) for n, m in SHARINGS.items()}),
-        "weightings": Heading("loss.weighting", WEIGHTINGS),
+        "sharings": Heading(
+            "trunk.sharing", {name: _choice(method) for name, method in SHARINGS.items()}
+        ),
+        "weightings": Heading(
+            "loss.weighting", {name: _choice(method) for name, method in WEIGHTINGS.items()}
+        ),
         "optimisers": Heading("training.optimiser", OPTIMISERS),
         "algorithms": Heading("federation.algorithm", ALGORITHMS),
         "strategies": Heading("federation.strategy", STRATEGIES),
     }
+
+
+def _choice(method: Method) -> Choice:
+    cost = f"; costs {method.cost}" if method.cost else ""
+    return Choice(f"{method.line}{cost}", method.paper)
 
 
 def select(headings: Mapping[str, Heading], what: str) -> dict[str, Heading]:
@@ -156,9 +156,8 @@ def print_catalogue(headings: Mapping[str, Heading], console: Console) -> None:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 2), highlight=False)
         table.add_column(style="cyan", no_wrap=True)
         for key, choice in heading.choices.items():
-            cost = f"costs: {choice.cost}" if choice.cost else ""
-            about = "".join(f"\n[dim]{escape(text)}[/dim]" for text in (cost, choice.paper) if text)
-            table.add_row(key, escape(choice.line) + about)
+            paper = f"\n[dim]{escape(choice.paper)}[/dim]" if choice.paper else ""
+            table.add_row(key, escape(choice.line) + paper)
         console.print(table)
         console.print()
 

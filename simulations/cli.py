@@ -7,8 +7,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.errors import CheckpointError, ConfigError, FedMTLError
+from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
     from common.experiment import Experiment
@@ -27,7 +27,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 DEFAULT_EXPERIMENT, DEFAULT_ENGINE = "digits", "loopback"
 # What a resumed run may change: settings that its fingerprint leaves out.
 CHANGEABLE = ("federation.rounds", "federation.round-timeout-s", "training.device", "data.path")
@@ -50,17 +49,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for ma
 Out = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder to write; default: a new one in runs/.")
 ]
-
-
-@contextmanager
-def told_in_lines() -> Iterator[None]:
-    """Print an error of the user's input as lines on stderr and exit with 2."""
-    try:
-        yield
-    except FedMTLError as error:
-        for line in str(error).splitlines():
-            typer.echo(f"error: {line}", err=True)
-        raise typer.Exit(BAD_INPUT) from None
 
 
 @app.callback()
@@ -137,42 +125,65 @@ def simulate(
 @app.command()
 def compare(
     experiment: Name = DEFAULT_EXPERIMENT,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V1,V2,...",
+            help="Compare values of a setting; repeated, all combinations.",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Repeat with seeds 0 to N-1.")] = 3,
-    jobs: Annotated[int, typer.Option(min=1, help="Seeds compared at a time.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Seeds compared at a time; with --vary, runs at a time.")
+    ] = 1,
+    no_yardstick: Annotated[
+        bool,
+        typer.Option(
+            "--no-yardstick",
+            help="With --vary: no single-task local training, and so no Delta-m.",
+        ),
+    ] = False,
     data: Data = None,
     overrides: Overrides = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Does federating help? Train locally, federated and centralised on the same splits.
+    """Does federating help? With --vary: which setting is best?
 
     EXPERIMENT is a known one (`fedmtl list experiments`; digits unless named) or a TOML file.
+
+    Without --vary: local, federated and centralised training on the same splits.
+
+    With --vary, the federation trains with every value of a setting, on the
+    engine that --engine auto takes. Delta-m compares it with single-task local
+    training by the experiment's own settings, once a seed; anew for each value
+    only where the setting decides the rows (data, inputs, partition).
+
+    --vary training.lr=0.1,0.01 --vary 'trunk.widths=[64],[64, 64]' makes four
+    variants: commas in brackets, braces and quotes do not split. Settings of
+    one table move together as a table, which replaces it:
+    --vary 'trunk={widths=[32]},{widths=[64], activation="tanh"}'
+
+    A run is read at its round of lowest validation loss. The folder gets
+    comparison.json, comparison.html, and a run folder for every federation.
     """
     with told_in_lines():
-        settings = load(experiment, overrides or [], data)
-        out = out or new_folder(f"compare-{settings.name}")
-        from rich.console import Console
-
-        from simulations.compare import compare as compare_all
-        from simulations.summary import print_comparison
-
+        if no_yardstick and not vary:
+            raise ConfigError("--no-yardstick is for --vary; remove it, or vary a setting.")
         logging.getLogger("flwr").setLevel(logging.WARNING)
-        try:
-            with Console(stderr=True).status(f"comparing on {settings.name}, {seeds} seeds ..."):
-                comparison = compare_all(settings, range(seeds), out, jobs=jobs)
-        except KeyboardInterrupt:
-            done = len(list(out.glob("seed-*/comparison.json")))
-            typer.echo(
-                f"\nInterrupted: {done} of {seeds} seeds are done, each in "
-                f"{out}/seed-N/comparison.json.",
-                err=True,
+        plan = None
+        if vary:
+            from simulations.variants import plan_variants
+
+            plan = plan_variants(
+                experiment, vary, overrides or [], data, with_yardstick=not no_yardstick
             )
-            raise typer.Exit(INTERRUPTED) from None
-        if as_json:
-            print_json(comparison)
-        else:
-            print_comparison(comparison, Console())
-            typer.echo(f"figures: {out / 'comparison.json'}")
+        settings = plan.experiment if plan else load(experiment, overrides or [], data)
+        out = out or new_folder(f"compare-{settings.name}")
+        from simulations.compare_command import run_comparison, tell_comparison
+
+        comparison = run_comparison(plan or settings, seeds, jobs, out)
+        tell_comparison(settings, comparison, out, as_json=as_json)
 
 
 @app.command()
@@ -375,10 +386,3 @@ def how_to_resume(folder: Path) -> str:
     if (folder / "checkpoint" / "checkpoint.json").exists():
         return f"Interrupted. Go on with: fedmtl simulate --resume {shlex.quote(str(folder))}"
     return "Interrupted before the first round was saved; there is nothing to resume."
-
-
-def print_json(content: Any) -> None:
-    """Print JSON on stdout; a figure that does not exist is null."""
-    from common.json_gaps import without_gaps
-
-    typer.echo(json.dumps(without_gaps(content), indent=2, ensure_ascii=False))

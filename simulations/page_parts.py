@@ -1,11 +1,16 @@
-"""Parts of an HTML page: tables, charts and folded sections, with the user's text escaped."""
+"""An HTML page and its parts: header, tables, charts, folds, with the user's text escaped."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
 from typing import Any
 
+from common.errors import CheckpointError
 from common.json_gaps import without_gaps
+from server.checkpoint import replace_text
 from simulations.charts import Chart
 
 
@@ -35,6 +40,56 @@ class Charts:
     def to_json(self) -> str:
         """Write all charts so that no text in them can end the script element."""
         return json.dumps(without_gaps(self._charts)).replace("<", "\\u003c")
+
+
+def fill_page(title: str, body: Iterable[str], collected: Charts) -> str:
+    """Make a page that needs no network, light or dark as the reader likes it.
+
+    Args:
+        title: plain text.
+        body: its parts, as HTML.
+        collected: the charts that are in them.
+    """
+    from plotly.offline import get_plotlyjs  # 4.8 MB of text
+
+    folder = files("simulations") / "report_page"
+    return Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
+        title=escape(title),
+        style=(folder / "style.css").read_text(encoding="utf-8"),
+        body="\n".join(body),
+        charts=collected.to_json(),
+        plotly=get_plotlyjs(),
+        draw=(folder / "draw.js").read_text(encoding="utf-8"),
+    )
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Write a page, whole or not at all.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    try:
+        replace_text(path, page)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}.") from error
+    return path
+
+
+def header(
+    title: str, lead: str, facts: Mapping[str, object], badge: str, *, is_warning: bool = False
+) -> str:
+    """Head a page: what it is about in plain text, and the facts, the widest last."""
+    cells = "".join(
+        f"<div><dt>{escape(key)}</dt><dd>{escape(str(value))}</dd></div>"
+        for key, value in facts.items()
+    )
+    mark = f'<span class="badge{" warn" if is_warning else ""}">{escape(badge)}</span>'
+    about = f'<p class="lead">{escape(lead)}</p>' if lead else ""
+    return (
+        f'<header><div class="title"><h1>{escape(title)}</h1>{mark}</div>{about}'
+        f'<dl class="facts">{cells}</dl></header>'
+    )
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:

@@ -34,22 +34,22 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "client.cohort:epoch_orders",
         "client.cohort:Steps.take",  # less the steps themselves: inputs, targets, what rows count
         "client.training:Trainer._alone",
-        "client.training:label_patterns",
-        "client.training:epoch_order",
+        "client.autograd:label_patterns",
+        "client.autograd:epoch_order",
         "common.dataset:Rows.select",
     ),
     "forward": (  # outputs and losses, in training
         "client.stacked_model:StackedModel.outputs",
-        "client.cohort:Steps._add_losses",
-        "client.training:Trainer._forward",
+        "client.cohort:Steps._sum_losses",
+        "client.autograd:AutogradTrainer._forward",
     ),
     "backward": (
         "client.stacked_model:StackedModel.step",  # less its forward
-        "client.training:Trainer._backward",
+        "client.autograd:AutogradTrainer._backward",  # and the weighting of losses and gradients
     ),
     "optimiser": (
         "client.cohort:make_optimiser",
-        "client.training:make_optimiser",
+        "client.autograd:make_optimiser",
         "client.optimisers:PlainSGD.weight",
         "client.optimisers:PlainSGD.vector",
         "client.optimisers:SGD.step",

@@ -14,9 +14,11 @@ from pydantic_core import PydanticUndefined
 from common.architectures.table import SHARINGS
 from common.experiment import Experiment
 from common.methods import Method
+from common.weighting.table import WEIGHTINGS
 
 METHODS: dict[str, Mapping[str, Method]] = {  # setting -> the table of its methods
     "trunk.sharing": SHARINGS,
+    "loss.weighting": WEIGHTINGS,
 }
 PREFACE = """# The experiment file
 

@@ -3,12 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
-from common.errors import CheckpointError
-from server.checkpoint import replace_text
 from simulations import charts
 from simulations.formats import (
     LOWER_IS_BETTER,
@@ -19,7 +15,18 @@ from simulations.formats import (
     format_figure,
     format_seconds,
 )
-from simulations.page_parts import Charts, card, folded, note, section, side_by_side, table
+from simulations.page_parts import (
+    Charts,
+    card,
+    fill_page,
+    folded,
+    header,
+    note,
+    section,
+    side_by_side,
+    table,
+    write_page,
+)
 from simulations.run_record import Figures, RunRecord, read_run, task_figures
 
 MOST_ROWS = 200  # of a table with a row per client; the rest is counted
@@ -34,19 +41,11 @@ def write_report(run: Path) -> Path:
     Raises:
         CheckpointError: this is no run folder, or it cannot be read or written.
     """
-    path = run / "report.html"
-    page = make_page(read_run(run))
-    try:
-        replace_text(path, page)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}.") from error
-    return path
+    return write_page(run / "report.html", make_page(read_run(run)))
 
 
 def make_page(record: RunRecord) -> str:
     """Make the page of a run."""
-    from plotly.offline import get_plotlyjs  # 4.8 MB of text
-
     collected = Charts()
     body = [
         make_header(record),
@@ -58,15 +57,7 @@ def make_page(record: RunRecord) -> str:
         section("Participation", make_participation(record, collected)),
         section("Repeat this run", make_origin(record)),
     ]
-    folder = files("simulations") / "report_page"
-    return Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"{record.experiment.name} - fedmtl report"),
-        style=(folder / "style.css").read_text(encoding="utf-8"),
-        body="\n".join(body),
-        charts=collected.to_json(),
-        plotly=get_plotlyjs(),
-        draw=(folder / "draw.js").read_text(encoding="utf-8"),
-    )
+    return fill_page(f"{record.experiment.name} - fedmtl report", body, collected)
 
 
 def make_header(record: RunRecord) -> str:
@@ -88,15 +79,7 @@ def make_header(record: RunRecord) -> str:
         **{key.removesuffix("-bytes"): format_bytes(traffic[key]) for key in keys},
         "fingerprint": experiment.fingerprint(),
     }
-    cells = "".join(
-        f"<div><dt>{key}</dt><dd>{escape(str(value))}</dd></div>" for key, value in facts.items()
-    )
-    badge = f'<span class="badge{"" if is_whole else " warn"}">{escape(state)}</span>'
-    lead = f'<p class="lead">{escape(experiment.description)}</p>' if experiment.description else ""
-    return (
-        f'<header><div class="title"><h1>{escape(experiment.name)}</h1>{badge}</div>{lead}'
-        f'<dl class="facts">{cells}</dl></header>'
-    )
+    return header(experiment.name, experiment.description, facts, state, is_warning=not is_whole)
 
 
 def make_result(record: RunRecord) -> str:
@@ -200,15 +183,17 @@ def make_client_table(record: RunRecord) -> str:
 
 
 def make_weights(record: RunRecord, collected: Charts) -> str:
-    """Draw the task weights, or say that they never changed."""
+    """Draw the task weights, or say that they never changed, and gradient norms where known."""
     if not record.rounds:
         return ""
-    chart = charts.weights_chart(record)
-    if chart is not None:
-        return card(collected.figure(chart))
-    weights = record.rounds[-1]["weights"]
-    same = ", ".join(f"{task} {format_figure(weight)}" for task, weight in weights.items())
-    return card(note(f"The same in every round: {same}."))
+    chart, gradients = charts.weights_chart(record), charts.gradient_charts(record)
+    drawn = [collected.figure(each) for each in ([chart] if chart else []) + gradients]
+    parts = side_by_side(drawn) if drawn else ""
+    if chart is None:
+        weights = record.rounds[-1]["weights"]
+        same = ", ".join(f"{task} {format_figure(weight)}" for task, weight in weights.items())
+        parts = card(note(f"The same in every round: {same}.")) + parts
+    return parts
 
 
 def make_cost(record: RunRecord, collected: Charts) -> str:

@@ -1,6 +1,5 @@
-"""Results on the terminal: a run's figures, cost and profile; a comparison's contenders."""
+"""Results on the terminal: a run's figures, cost and profile."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,49 +88,6 @@ def print_profile(profile: Mapping[str, Any], console: Console) -> None:
         f"them and took {format_seconds(first['seconds'])}"
     )
     console.print(what, highlight=False)
-
-
-def print_comparison(comparison: Mapping[str, Any], console: Console) -> None:
-    """Print what `simulations.compare.compare` found: a row per contender, a column per task."""
-    seeds, metrics = comparison["seeds"], comparison["metrics"]
-    table = Table(title=f"{comparison['experiment']}: test figures")
-    table.add_column("trained")
-    for task, metric in metrics.items():
-        table.add_column(f"{task}\n{metric} {direction(metric)}", justify="right")
-    table.add_column("Delta-m\n% ↑", justify="right")
-    for name, contender in comparison["contenders"].items():
-        figures = [describe_seeds(contender["tasks"][task], len(seeds)) for task in metrics]
-        table.add_row(name, *figures, describe_gain(contender["delta-m"], len(seeds)))
-    console.print(table)
-    console.print(
-        f"Mean ± sample standard deviation over {format_count(len(seeds), 'seed')}; Delta-m is the "
-        "mean relative gain over single-task local training.",
-        highlight=False,
-    )
-
-
-def describe_seeds(figure: Mapping[str, Any], seeds: int) -> str:
-    """Write a figure with its deviation over seeds.
-
-    >>> describe_seeds({"mean": 0.91234, "deviation": 0.0123}, 3)
-    '0.9123 ± 0.012'
-    """
-    mean = format_figure(figure["mean"])
-    return mean if seeds == 1 or mean == NOTHING else f"{mean} ± {figure['deviation']:.2g}"
-
-
-def describe_gain(gain: Mapping[str, Any], seeds: int) -> str:
-    """Write a gain in percent with its deviation over seeds.
-
-    >>> describe_gain({"mean": 3.21, "deviation": 0.54}, 3)
-    '+3.2 ± 0.5'
-    >>> describe_gain({"mean": float("nan"), "deviation": 0.0}, 1)
-    '-'
-    """
-    if not math.isfinite(gain["mean"]):
-        return NOTHING
-    mean = f"{gain['mean']:+.1f}"
-    return mean if seeds == 1 else f"{mean} ± {gain['deviation']:.1f}"
 
 
 def describe_spread(figures: Mapping[str, Any]) -> str:

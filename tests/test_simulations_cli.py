@@ -210,12 +210,49 @@ def test_an_interrupted_comparison_is_one_line_that_names_what_is_done(
         (out / "seed-0" / "comparison.json").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("simulations.compare.compare", compare)
+    monkeypatch.setattr("simulations.compare_command.compare", compare)
     result = fedmtl("compare", "--out", "out")
     assert result.exit_code == 130
     assert result.stderr.strip() == (
         "Interrupted: 1 of 3 seeds are done, each in out/seed-N/comparison.json."
     )
+
+
+def test_a_comparison_of_variants_ends_with_its_table_figures_and_page(fedmtl, tmp_path):
+    varied = ["--vary", "training.lr=0.005,0.02", "--no-yardstick", "--seeds", 1]
+    few = ["--set", "partition.clients=2", *SHORT]
+    result = fedmtl("compare", *varied, *few, "--out", "out")
+    assert result.exit_code == 0, result.output
+    assert "0.005" in result.stdout
+    assert "Delta-m" not in result.stdout
+    assert result.stdout.splitlines()[-2:] == [
+        "figures: out/comparison.json",
+        "report: out/comparison.html",
+    ]
+    assert sorted(path.name for path in (tmp_path / "out" / "seed-0").iterdir()) == [
+        "comparison.json",
+        "training.lr=0.005",
+        "training.lr=0.02",
+    ]
+
+
+def test_the_json_of_a_comparison_is_all_there_is_on_stdout(fedmtl, tmp_path):
+    varied = ["--vary", "training.lr=0.005", "--no-yardstick", "--seeds", 1]
+    few = ["--set", "partition.clients=2", *SHORT]
+    result = fedmtl("compare", *varied, *few, "--out", "out", "--json")
+    written = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert json.loads(result.stdout) == written
+
+
+def test_problems_of_variants_are_lines_and_nothing_is_written(fedmtl, tmp_path):
+    lines = errors_of(fedmtl("compare", "--vary", "training.lr=-1,0.1,a", "--out", "out"))
+    assert [line.split(": ")[1] for line in lines] == ["training.lr=-1", "training.lr=a"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leaving_out_the_yardstick_needs_variants(fedmtl):
+    (line,) = errors_of(fedmtl("compare", "--no-yardstick"))
+    assert line == "error: --no-yardstick is for --vary; remove it, or vary a setting."
 
 
 def test_check_counts_rows_and_labels_of_every_client(fedmtl):

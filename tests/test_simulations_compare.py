@@ -21,7 +21,8 @@ from simulations.baselines import (
     train_single_task,
     validation_loss,
 )
-from simulations.compare import FEDERATED, ORDER, WHOLE_MODEL, compare, delta_m
+from simulations.compare import FEDERATED, ORDER, WHOLE_MODEL, compare
+from simulations.gains import delta_m
 from tests.conftest import make_client, make_experiment
 
 MANUAL = {"loss": {"weighting": "manual"}, "federation": {"rounds": 2}}

@@ -13,7 +13,7 @@ import typer
 from common.errors import ConfigError
 from simulations.benchmarks.contenders import CONTENDERS, PLAIN, USUAL
 from simulations.benchmarks.workloads import WORKLOADS
-from simulations.cli import BAD_INPUT, print_json, told_in_lines
+from simulations.terminal import BAD_INPUT, print_json, told_in_lines
 
 PEERS_VARIABLE = "FEDMTL_PEERS"
 ROWS = Path(tempfile.gettempdir()) / "fedmtl-benchmarks"

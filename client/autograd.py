@@ -1,0 +1,208 @@
+"""Local training by autograd, one client at a time: for what has no stacked form.
+
+The gradient of every step is left in the flat vector. A plain weighting needs one backward pass;
+one that asks for the tasks' own gradients takes a pass per task.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from client.batches import epoch_order, label_patterns, shuffle_key
+from client.flat import TRUNK, FlatParameters
+from client.optimisers import Part, make_optimiser
+from common.dataset import ClientData, Rows
+from common.experiment import Experiment
+from common.losses import ROW_LOSSES
+from common.metrics import Sums
+from common.model import MultiTaskModel
+from common.seeding import derive_key
+from common.weighting.balance import Balance
+
+
+@dataclass
+class Taught:
+    """Training losses of a client's round, task by task, as means over batches.
+
+    Attributes:
+        means: task -> mean loss of each batch that taught it.
+        counts: task -> labelled rows of these batches.
+    """
+
+    means: dict[str, list[Tensor]] = field(default_factory=dict)
+    counts: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, task: str, mean: Tensor, count: int) -> None:
+        """Note one batch."""
+        self.means.setdefault(task, []).append(mean.detach())
+        self.counts.setdefault(task, []).append(count)
+
+    def sums(self, task: str) -> Sums:
+        """Sum over all rows: [loss sum, rows]."""
+        if task not in self.means:
+            return [0.0, 0.0]
+        means, counts = torch.stack(self.means[task]).tolist(), self.counts[task]
+        return [sum(m * n for m, n in zip(means, counts, strict=True)), float(sum(counts))]
+
+
+class AutogradTrainer:
+    """Trains the model whose parameters are `flat`.
+
+    Args:
+        experiment: settings of the run.
+        model: one client's model.
+        flat: its parameters.
+        compute: the model, or what calls it.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        model: MultiTaskModel,
+        flat: FlatParameters,
+        compute: Callable[..., tuple[dict[str, Tensor], Tensor | None]],
+    ) -> None:
+        self.experiment, self.model, self.flat, self.compute = experiment, model, flat, compute
+        self.places = {task: place for place, task in enumerate(experiment.tasks)}
+        self._watched = {"last": flat.last_shared_layer(), "trunk": flat.shared_trunk()}
+
+    def train(
+        self,
+        data: ClientData,
+        balance: Balance,
+        round_number: int,
+        generator: torch.Generator | None,
+    ) -> dict[str, Sums]:
+        """Train for the round's local epochs.
+
+        Args:
+            data: the client's rows, on any device.
+            balance: the rules, and what the client remembers.
+            round_number: names the random streams.
+            generator: for dropout.
+
+        Returns:
+            Task -> summed loss and the labelled rows it was summed over.
+        """
+        settings, seed = self.experiment.training, self.experiment.seed
+        key, count = shuffle_key(seed, data.name), len(data.train)
+        patterns = label_patterns(data.train.labelled)
+        optimiser = make_optimiser(
+            self.flat.values.unsqueeze(0), settings, self.flat.gradients.unsqueeze(0)
+        )
+        taught, segments = Taught(), self.flat.layout.segments
+        self.model.train()
+        self.model.give_generator(generator)
+        # Some ways to balance gradients draw from PyTorch's global state.
+        with torch.random.fork_rng(devices=[], enabled=balance.rules.gradients is not None):
+            if balance.rules.gradients is not None:
+                torch.manual_seed(derive_key(seed, "gradients", data.name, round_number))
+            for epoch in range(settings.epochs):
+                balance.start_epoch(round_number, epoch)
+                order = epoch_order(count, patterns, settings.balance, key, round_number, epoch)
+                rows = data.train.select(torch.from_numpy(order)).to(self.flat.values.device)
+                for start in range(0, len(order), settings.batch_size):
+                    batch = rows.select(slice(start, start + settings.batch_size))
+                    losses, penalty = self._forward(batch, taught)
+                    self._backward(losses, penalty, balance)
+                    parts = [Part(name, segments[name]) for name in (TRUNK, *losses)]
+                    optimiser.step(1, parts)
+                    if not balance.rules.is_fixed:
+                        self._learn(batch, balance)
+        return {task: taught.sums(task) for task in data.tasks}
+
+    def _forward(
+        self, rows: Rows, taught: Taught | None = None
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Compute the mean loss of each task that one batch teaches, and note it in `taught`.
+
+        Returns:
+            Task -> []; and what the sharing architecture adds, [] or None.
+        """
+        outputs, penalty = self.compute(rows.inputs, tuple(rows.targets), rows.labelled)
+        losses: dict[str, Tensor] = {}
+        for task, mask in rows.labelled.items():
+            count = int(mask.sum())
+            if not count:
+                continue
+            output, truth = outputs[task], rows.targets[task]
+            if count < len(mask):
+                output, truth = output[mask], truth[mask]
+            losses[task] = ROW_LOSSES[self.experiment.tasks[task].kind](output, truth).mean()
+            if taught is not None:
+                taught.add(task, losses[task], count)
+        return losses, penalty
+
+    def _backward(
+        self, losses: Mapping[str, Tensor], penalty: Tensor | None, balance: Balance
+    ) -> None:
+        """Leave the gradient of the weighted losses and the penalty in the flat vector."""
+        rules = balance.rules
+        self.flat.gradients.zero_()
+        if rules.gradients is not None:
+            self._combine_gradients(losses, balance)
+            if penalty is not None:
+                torch.autograd.backward(penalty)
+            return
+        norms = self._norms(losses, rules.norms) if rules.norms else None
+        values, taught = self._lay_out(losses)
+        weights = balance.weigh(values, taught, norms)[0]
+        loss = torch.stack(list(losses.values())) @ weights[self._columns(losses)]
+        torch.autograd.backward(loss if penalty is None else loss + penalty)
+
+    def _combine_gradients(self, losses: Mapping[str, Tensor], balance: Balance) -> None:
+        """Leave the combined gradient on the trunk, and each task's own on what belongs to it."""
+        gradients = balance.rules.gradients
+        if gradients is None:
+            raise RuntimeError("a loss weighting has no gradients to combine")
+        values, taught = self._lay_out(losses)
+        _, slopes = balance.scale(values, taught)
+        places, trunk = self._columns(losses), self.flat.layout.segments[TRUNK]
+        jacobian = []
+        for loss, place in zip(losses.values(), places, strict=True):
+            torch.autograd.backward(loss * slopes[0, place], retain_graph=True)
+            jacobian.append(torch.cat([self.flat.gradients[cut] for cut in trunk]))
+            for cut in trunk:
+                self.flat.gradients[cut] = 0
+        rows = torch.stack(jacobian)
+        combined, weights = gradients.combine(rows, places)
+        used, norms = torch.zeros_like(values), torch.zeros_like(values)
+        used[0, places], norms[0, places] = weights * slopes[0, places], rows.norm(dim=1)
+        balance.record(used, taught, norms)
+        start = 0
+        for cut in trunk:
+            stop = start + cut.stop - cut.start
+            self.flat.gradients[cut] = combined[start:stop]
+            start = stop
+
+    def _norms(self, losses: Mapping[str, Tensor], where: str) -> Tensor:
+        """Compute the norms of the losses' gradients on "last" shared layer or "trunk", [1, T]."""
+        found, parameters = self.flat.values.new_zeros(1, len(self.places)), self._watched[where]
+        for task, loss in losses.items():
+            slopes = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            squares = [slope.square().sum() for slope in slopes if slope is not None]
+            found[0, self.places[task]] = torch.stack(squares).sum().sqrt()
+        return found
+
+    def _learn(self, batch: Rows, balance: Balance) -> None:
+        """Let the weighting learn from the step."""
+        after = None
+        if balance.rules.weighting.needs_after:
+            with torch.no_grad():
+                after, _ = self._lay_out(self._forward(batch)[0])
+        if balance.rules.gradients is None:
+            balance.learn(after)
+
+    def _lay_out(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Lay losses out over all tasks, [1, T], and say which are there."""
+        values = self.flat.values.new_zeros(1, len(self.places))
+        taught = torch.zeros_like(values, dtype=torch.bool)
+        columns = self._columns(losses)
+        values[0, columns] = torch.stack([loss.detach().float() for loss in losses.values()])
+        taught[0, columns] = True
+        return values, taught
+
+    def _columns(self, losses: Mapping[str, Tensor]) -> list[int]:
+        return [self.places[task] for task in losses]

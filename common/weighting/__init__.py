@@ -1,0 +1,1 @@
+"""How task losses become one: weightings, scalings and gradient balancing, one method per file."""

@@ -1,0 +1,268 @@
+"""Gradient balancing: the tasks' gradients on the trunk are combined, not their losses.
+
+Every task's gradient on the parameters that all tasks share is a row of a matrix J, [n, P], over
+the n tasks of the batch. A method turns J into the gradient that the trunk steps along; heads, and
+trunk parts that belong to one task, step along their own loss. The aggregators are torchjd's
+(Quinton & Rey, "Jacobian descent for multi-objective optimization", 2024). What some remember from
+step to step lives for one round, like an optimiser's moments; it is kept apart for every set of
+present tasks.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from common.experiment import Experiment, Settings
+from common.weighting.preference import Preference, preference_problems
+from common.weighting.weighting import Weighting
+
+
+class GradientBalancing(Weighting):
+    """Base of the gradient balancing methods: a subclass makes torchjd's aggregator."""
+
+    balances_gradients: ClassVar[bool] = True
+    needs_positive: ClassVar[bool] = False
+
+    def __init__(self, options: Any, experiment: Experiment) -> None:
+        super().__init__(options, experiment)
+        self._made: dict[tuple[int, ...], nn.Module] = {}  # present tasks -> their aggregator
+
+    def make(self, tasks: Sequence[int]) -> nn.Module:
+        """Make the aggregator for some of the tasks, given by their places."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget what was learned; a client's round begins so."""
+        self._made.clear()
+
+    def combine(self, jacobian: Tensor, tasks: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Combine the gradients of the tasks at these places.
+
+        Args:
+            jacobian: [n, P], the gradient of each present task's loss.
+            tasks: their places among all tasks.
+
+        Returns:
+            [P], the gradient for the trunk; and [n], the weights ``w`` of which it is ``J^T w``, or
+            nearest to it where a method drops single entries. One task's gradient is its own.
+        """
+        from torchjd.aggregation import WeightedAggregator
+
+        if len(tasks) == 1:
+            return jacobian[0], jacobian.new_ones(1)
+        place = tuple(tasks)
+        if place not in self._made:
+            self._made[place] = self.make(place)
+        aggregator = self._made[place]
+        if isinstance(aggregator, WeightedAggregator):
+            weights = aggregator.weighting(jacobian)
+            return weights @ jacobian, weights
+        combined = aggregator(jacobian)
+        gramian = (jacobian @ jacobian.T).double()
+        weights = torch.linalg.pinv(gramian, hermitian=True) @ (jacobian @ combined).double()
+        return combined, weights.to(jacobian)
+
+
+class WithPreference(GradientBalancing):
+    """A method that takes a Pareto preference."""
+
+    class Options(Settings):
+        """Options of methods with a preference."""
+
+        preference: Preference = None
+
+    @classmethod
+    def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
+        """A preference has one number per task."""
+        yield from super().find_problems(options, experiment)
+        yield from preference_problems(options.preference, experiment)
+
+    def preferred(self, tasks: Sequence[int]) -> Tensor | None:
+        """Cut the preference to the present tasks, with mean ``1 / n``, torchjd's own."""
+        if self.options.preference is None:
+            return None
+        values = torch.tensor([self.options.preference[task] for task in tasks])
+        return values / values.sum().clamp(min=1e-12)
+
+
+class UPGrad(WithPreference):
+    """Project each gradient onto the dual cone of all, then average (Quinton & Rey 2024, eq. 4)."""
+
+    def make(self, tasks: Sequence[int]) -> nn.Module:
+        """Make torchjd's UPGrad."""
+        from torchjd import aggregation
+
+        return aggregation.UPGrad(self.preferred(tasks))
+
+
+class DualProj(WithPreference):
+    """Project the mean gradient onto the dual cone (Lopez-Paz & Ranzato, GEM, NeurIPS 2017)."""
+
+    def make(self, tasks: Sequence[int]) -> nn.Module:
+        """Make torchjd's DualProj."""
+        from torchjd import aggregation
+
+        return aggregation.DualProj(self.preferred(tasks))
+
+
+class AlignedMTL(WithPreference):
+    """Make the gradients orthogonal and alike in size, then average (Senushkin et al. 2023).
+
+    The paper sums over tasks (its Algorithm 1); torchjd averages, a factor of T.
+    """
+
+    non_negative: ClassVar[bool] = False
+
+    class Options(WithPreference.Options):
+        """Options of Aligned-MTL."""
+
+        scale: Literal["min", "median", "rmse"] = Field(
+            "min", description="Which singular value all take; min in the paper."
+        )
+
+    def make(self, tasks: Sequence[int]) -> nn.Module:
+        """Make torchjd's AlignedMTL."""
+        from torchjd import aggregation
+
+        return aggregation.AlignedMTL(self.preferred(tasks), scale_mode=self.options.scale)
+
+
+class ConFIG(WithPreference):
+    """The direction that makes preferred angles with all (Liu et al., ConFIG, ICLR 2025, eq. 2)."""
+
+    non_negative: ClassVar[bool] = False
+
+    def make(self, tasks: Sequence[int]) -> nn.Module:
+        """Make torchjd's ConFIG."""
+        from torchjd import aggregation
+
+        preferred = self.preferred(tasks)
+        return aggregation.ConFIG(None if preferred is None else preferred * len(tasks))
+
+
+class MGDA(GradientBalancing):
+    """The shortest convex combination (Sener & Koltun, NeurIPS 2018, eq. 3, Algorithm 2)."""
+
+    class Options(Settings):
+        """Options of MGDA."""
+
+        epsilon: float = Field(0.001, gt=0, description="Frank-Wolfe stops at a step below this.")
+        max_iters: int = Field(100, ge=1, description="Steps of Frank-Wolfe at most.")
+
+    def make(self, tasks: Sequence[int]) -> nn.Module:
+        """Make torchjd's MGDA."""
+        from torchjd import aggregation
+
+        return aggregation.MGDA(epsilon=self.options.epsilon, max_iters=self.options.max_iters)
+
+
+class PCGrad(GradientBalancing):
+    """Take from each gradient what conflicts with the others (Yu et al., NeurIPS 2020, Alg. 1)."""
+
+    def make(self, tasks: Sequence[int]) -> nn.Module:
+        """Make torchjd's PCGrad."""
+        from torchjd import aggregation
+
+        return aggregation.PCGrad()
+
+
+class GradVac(GradientBalancing):
+    """PCGrad towards the cosines that are usual (Wang et al., ICLR 2021, eq. 6)."""
+
+    class Options(Settings):
+        """Options of GradVac."""
+
+        beta: float = Field(
+            0.5, ge=0, le=1, description="Weight of the newest cosine in the usual one."
+        )
+
+    def make(self, tasks: Sequence[int]) -> nn.Module:
+        """Make torchjd's GradVac."""
+        from torchjd import aggregation
+
+        return aggregation.GradVac(beta=self.options.beta)
+
+
+class CAGrad(GradientBalancing):
+    """The worst task's best step near the mean gradient (Liu et al., NeurIPS 2021, eq. 4)."""
+
+    class Options(Settings):
+        """Options of CAGrad."""
+
+        c: float = Field(
+            0.4, ge=0, lt=1, description="How far from the mean; 0.4 in the paper's NYUv2."
+        )
+
+    def make(self, tasks: Sequence[int]) -> nn.Module:
+        """Make torchjd's CAGrad."""
+        from torchjd import aggregation
+
+        return aggregation.CAGrad(c=self.options.c)
+
+
+class NashMTL(GradientBalancing):
+    """The Nash bargaining solution ``G w = 1 / w`` (Navon et al., ICML 2022, Claim 3.1, Alg. 1)."""
+
+    class Options(Settings):
+        """Options of Nash-MTL."""
+
+        max_norm: float = Field(
+            1.0, ge=0, description="Largest norm of the combined gradient; 0 does not limit it."
+        )
+        every: int = Field(1, ge=1, description="Solve anew in every n-th step only.")
+        iterations: int = Field(20, ge=1, description="Of the solver; 20 in the paper's code.")
+
+    def make(self, tasks: Sequence[int]) -> nn.Module:
+        """Make torchjd's NashMTL."""
+        from torchjd import aggregation
+
+        return aggregation.NashMTL(
+            n_tasks=len(tasks),
+            max_norm=self.options.max_norm,
+            update_weights_every=self.options.every,
+            optim_niter=self.options.iterations,
+        )
+
+
+class IMTLG(GradientBalancing):
+    """Equal projections on all gradients' directions (Liu et al., ICLR 2021, eq. 4)."""
+
+    non_negative: ClassVar[bool] = False
+
+    def make(self, tasks: Sequence[int]) -> nn.Module:
+        """Make torchjd's IMTLG."""
+        from torchjd import aggregation
+
+        return aggregation.IMTLG()
+
+
+class FairGrad(GradientBalancing):
+    """Alpha-fair progress ``G w = w^(-1/alpha)`` (Ban & Ji, FairGrad, ICML 2024, eq. 5)."""
+
+    class Options(Settings):
+        """Options of FairGrad."""
+
+        alpha: float = Field(
+            1.0, gt=0, description="1 is proportional fairness, large is max-min fairness."
+        )
+
+    def make(self, tasks: Sequence[int]) -> nn.Module:
+        """Make torchjd's FairGrad."""
+        from torchjd import aggregation
+
+        return aggregation.FairGrad(alpha=self.options.alpha)
+
+
+class GradDrop(GradientBalancing):
+    """Keep one sign per entry, drawn by its purity (Chen et al., NeurIPS 2020, Algorithm 1)."""
+
+    non_negative: ClassVar[bool] = False
+
+    def make(self, tasks: Sequence[int]) -> nn.Module:
+        """Make torchjd's GradDrop."""
+        from torchjd import aggregation
+
+        return aggregation.GradDrop()

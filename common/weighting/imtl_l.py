@@ -1,0 +1,39 @@
+"""IMTL-L: a learned scale per task that brings all losses to 1.
+
+Liu et al., "Towards impartial multi-task learning", ICLR 2021, section 3.3: the objective
+``sum_t exp(s_t) L_t - s_t``, whose minimum in s has ``exp(s_t) L_t = 1``.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from common.experiment import Settings
+from common.weighting.weighting import Learned, Lesson, State, Weighting
+
+
+class ImpartialLosses(Weighting):
+    """``w_t = exp(s_t)``; s_t is learned by gradient."""
+
+    class Options(Settings):
+        """Options of IMTL-L."""
+
+        lr: float = Field(0.025, gt=0, description="Step size of s; the paper leaves it open.")
+        optimiser: Literal["adam", "sgd"] = Field(
+            "adam", description="What learns s: adam does not mind the scale of a loss."
+        )
+
+    STATE: ClassVar = {"log-scale": 0.0, **Learned.MOMENTS}
+
+    def weigh(self, losses: Tensor, taught: Tensor, state: State, noise: Tensor | None) -> Tensor:
+        """Turn log scales into weights."""
+        return state["log-scale"].exp()
+
+    def learn(self, lesson: Lesson, state: State) -> dict[str, Tensor]:
+        """Step s against ``d/ds = exp(s) L - 1``."""
+        slope = lesson.weights * lesson.losses - 1
+        scale, moments = Learned.step(
+            state["log-scale"], slope, state, self.options.lr, adam=self.options.optimiser == "adam"
+        )
+        return {"log-scale": scale, **moments}
