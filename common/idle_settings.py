@@ -57,6 +57,12 @@ def _idle_loss(experiment: "Experiment") -> Iterator[str]:
             f"with loss.scaling '{loss.scaling}' remembers nothing from round to round that a "
             "client or the server could own"
         )
+    sharing = experiment.trunk.sharing
+    if loss.record == "gradients" and not SHARINGS[sharing].has_common_parts:
+        yield (
+            "loss.record must be 'weights' without parameters that all tasks share, got "
+            f"'gradients' with trunk.sharing '{sharing}'; remove it"
+        )
 
 
 def loss_memory(loss: "Loss") -> bool:

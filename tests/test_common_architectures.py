@@ -295,6 +295,20 @@ def test_a_place_for_tasks_parts_that_means_nothing_is_refused(trunk, federation
         make_experiment(trunk=trunk, federation=federation)
 
 
+@every_case
+def test_every_task_reaches_the_last_layer_that_all_share(sharing, place, encoder):
+    if not SHARINGS[sharing].has_common_parts:
+        for loss in ({"weighting": "gradnorm"}, {"record": "gradients"}):
+            with pytest.raises(ValueError, match="parameters that all tasks share"):
+                experiment_for(sharing, place, encoder, loss=loss)
+        return
+    trainer = trainer_for(experiment_for(sharing, place, encoder), encoder)
+    (weight,) = trainer.flat.last_shared_layer()
+    for output in trainer.model(client_for(encoder).train.inputs, TASKS)[0].values():
+        (slope,) = torch.autograd.grad(output.square().mean(), [weight], retain_graph=True)
+        assert slope.abs().sum() > 0
+
+
 PAGE = (Path(__file__).parent.parent / "docs" / "architectures.md").read_text()
 
 

@@ -271,3 +271,4 @@ def test_rows_without_any_task_add_nothing_to_the_discriminators_loss():
     logits = torch.tensor([[0.0, 0.0], [9.0, -9.0]])
     masks = torch.tensor([[True, False], [False, False]])
     assert cross_entropy_to_uniform(logits, masks).item() == pytest.approx(np.log(2))
+    assert cross_entropy_to_uniform(logits, torch.zeros_like(masks)).item() == 0

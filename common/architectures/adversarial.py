@@ -43,12 +43,14 @@ class Adversarial(SharedTrunk):
 
     def __init__(self, experiment: Experiment, shapes: InputShapes) -> None:
         super().__init__(experiment, shapes)
-        self.shared = build_encoder(experiment.trunk, shapes)
+        shared = build_encoder(experiment.trunk, shapes)
+        # In front of the encoder, whose last layer is the last that all tasks' losses reach.
+        self.discriminator = nn.Linear(shared.width, len(self.tasks))
+        self.shared = shared
         self.private = self.for_each_task(
             "private", lambda: build_encoder(experiment.trunk, shapes)
         )
-        self.width = 2 * self.shared.width
-        self.discriminator = nn.Linear(self.shared.width, len(self.tasks))
+        self.width = 2 * shared.width
 
     def forward(self, inputs: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
         """Map input name -> [N, ...] to task name -> shared and private features [N, width]."""
@@ -89,16 +91,14 @@ def cross_entropy_to_uniform(logits: Tensor, masks: Tensor) -> Tensor:
         masks: bool [N, T], the tasks that a row has labels of; rows without any are left out.
 
     Returns:
-        [] the mean over rows.
+        [] the mean over the other rows; 0 where there are none.
 
     >>> cross_entropy_to_uniform(torch.zeros(1, 4), torch.tensor([[True, False, True, False]]))
     tensor(1.3863)
     """
-    known = masks.any(dim=1)
-    if not bool(known.all()):
-        logits, masks = logits[known], masks[known]
-    targets = masks / masks.sum(dim=1, keepdim=True)
-    return -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    counts = masks.sum(dim=1, keepdim=True)
+    targets = masks / counts.clamp(min=1)  # all 0 for a row without any
+    return -(targets * logits.log_softmax(dim=1)).sum() / (counts > 0).sum().clamp(min=1)
 
 
 def overlap(shared: Tensor, private: Tensor) -> Tensor:

@@ -17,6 +17,11 @@ class Sharing(Method):
 
     task_parts: tuple[str, ...] = ()
 
+    @property
+    def has_common_parts(self) -> bool:
+        """Whether anything in the trunk belongs to all tasks."""
+        return self.task_parts != ("shared",)
+
 
 SHARINGS: dict[str, Sharing] = {
     "hard": Sharing(
