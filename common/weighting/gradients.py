@@ -25,6 +25,7 @@ class GradientBalancing(Weighting):
 
     balances_gradients: ClassVar[bool] = True
     needs_positive: ClassVar[bool] = False
+    needs_trunk: ClassVar[bool] = True
 
     def __init__(self, options: Any, experiment: Experiment) -> None:
         super().__init__(options, experiment)

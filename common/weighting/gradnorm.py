@@ -35,6 +35,7 @@ class GradNorm(Weighting):
         )
 
     STATE: ClassVar = {"weight": 1.0, "initial-loss": 0.0}  # 0 where not seen yet
+    needs_trunk: ClassVar[bool] = True
 
     def __init__(self, options: Any, experiment: Experiment) -> None:
         super().__init__(options, experiment)

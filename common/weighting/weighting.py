@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from common.architectures.table import SHARINGS
 from common.experiment import Experiment, Settings
 
 State = Mapping[str, Tensor]  # name -> [K, T], a number for every client and task
@@ -55,6 +56,7 @@ class Weighting:
             `common.weighting.gradients`.
         non_negative: promises that no weight is below 0.
         needs_positive: cannot weigh losses below 0, which scaling "log" makes.
+        needs_trunk: looks at gradients on parameters that all tasks share.
     """
 
     class Options(Settings):
@@ -67,6 +69,7 @@ class Weighting:
     balances_gradients: ClassVar[bool] = False
     non_negative: ClassVar[bool] = True
     needs_positive: ClassVar[bool] = True
+    needs_trunk: ClassVar[bool] = False
 
     def __init__(self, options: Any, experiment: Experiment) -> None:
         self.options, self.experiment = options, experiment
@@ -79,6 +82,12 @@ class Weighting:
                 "loss.scaling must not be 'log' under loss.weighting "
                 f"'{experiment.loss.weighting}', which cannot weigh losses below 0; choose "
                 "'initial' or 'running-mean'"
+            )
+        sharing = experiment.trunk.sharing
+        if cls.needs_trunk and not SHARINGS[sharing].has_common_parts:
+            yield (
+                f"loss.weighting '{experiment.loss.weighting}' needs parameters that all tasks "
+                f"share, got trunk.sharing '{sharing}', which has none; choose another of the two"
             )
 
     def weigh(self, losses: Tensor, taught: Tensor, state: State, noise: Tensor | None) -> Tensor:
