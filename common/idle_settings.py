@@ -7,6 +7,7 @@ must load again.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from common.errors import ConfigError
 from common.weighting.table import WEIGHTINGS
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ def _idle_loss(experiment: "Experiment") -> Iterator[str]:
             f"loss.scaling must be 'none' for one task, got '{loss.scaling}': it has nothing to be "
             "on one scale with; remove it"
         )
+    if loss.record == "gradients" and not experiment.trunk.has_layers:
+        yield (
+            "loss.record must be 'weights' without parameters that all tasks share, got "
+            "'gradients' with trunk.widths = []; give the trunk a layer"
+        )
     if _is_given(loss, "scope") and not loss_memory(loss):
         yield (
             f"loss.scope must be left out, got '{loss.scope}': loss.weighting '{loss.weighting}' "
@@ -61,7 +67,11 @@ def loss_memory(loss: "Loss") -> bool:
     """Tell whether weighting or scaling remember anything from round to round."""
     from common.weighting.scaling import SCALINGS
 
-    return bool(WEIGHTINGS[loss.weighting].load().STATE or SCALINGS[loss.scaling].observe)
+    try:
+        state = WEIGHTINGS[loss.weighting].load().STATE
+    except ConfigError:
+        return True  # a library is missing; `method_problems` tells
+    return bool(state or SCALINGS[loss.scaling].observe)
 
 
 def _idle_data(data: "Data") -> Iterator[str]:

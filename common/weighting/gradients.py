@@ -8,6 +8,7 @@ step to step lives for one round, like an optimiser's moments; it is kept apart 
 present tasks.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -25,6 +26,7 @@ class GradientBalancing(Weighting):
 
     balances_gradients: ClassVar[bool] = True
     needs_positive: ClassVar[bool] = False
+    needs_trunk: ClassVar[bool] = True
 
     def __init__(self, options: Any, experiment: Experiment) -> None:
         super().__init__(options, experiment)
@@ -49,11 +51,18 @@ class GradientBalancing(Weighting):
             [P], the gradient for the trunk; and [n], the weights ``w`` of which it is ``J^T w``, or
             nearest to it where a method drops single entries. One task's gradient is its own.
         """
-        from torchjd.aggregation import WeightedAggregator
-
         if len(tasks) == 1:
             return jacobian[0], jacobian.new_ones(1)
-        place = tuple(tasks)
+        if not jacobian.any():  # nothing pulls, and some solvers fail
+            return jacobian[0], jacobian.new_zeros(len(tasks))
+        # Products in half precision would be too coarse for the solvers, or of no type they know.
+        with torch.autocast(jacobian.device.type, enabled=False):
+            return self._combine(jacobian, tuple(tasks))
+
+    def _combine(self, jacobian: Tensor, place: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Ask the aggregator of the tasks at `place`, made at their first step of the round."""
+        from torchjd.aggregation import WeightedAggregator
+
         if place not in self._made:
             self._made[place] = self.make(place)
         aggregator = self._made[place]
@@ -225,6 +234,12 @@ class NashMTL(GradientBalancing):
             update_weights_every=self.options.every,
             optim_niter=self.options.iterations,
         )
+
+    def _combine(self, jacobian: Tensor, place: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Keep the solver's remarks, on its speed and on steps that it rejects, to ourselves."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return super()._combine(jacobian, place)
 
 
 class IMTLG(GradientBalancing):

@@ -55,6 +55,9 @@ class Weighting:
             `common.weighting.gradients`.
         non_negative: promises that no weight is below 0.
         needs_positive: cannot weigh losses below 0, which scaling "log" makes.
+        needs_trunk: looks at gradients on parameters that all tasks share.
+        scales_rounds: `end_round` is told means that are scaled as the losses of `weigh` are, for
+            a method that compares the two; else in the losses' own units.
     """
 
     class Options(Settings):
@@ -67,6 +70,8 @@ class Weighting:
     balances_gradients: ClassVar[bool] = False
     non_negative: ClassVar[bool] = True
     needs_positive: ClassVar[bool] = True
+    needs_trunk: ClassVar[bool] = False
+    scales_rounds: ClassVar[bool] = False
 
     def __init__(self, options: Any, experiment: Experiment) -> None:
         self.options, self.experiment = options, experiment
@@ -79,6 +84,11 @@ class Weighting:
                 "loss.scaling must not be 'log' under loss.weighting "
                 f"'{experiment.loss.weighting}', which cannot weigh losses below 0; choose "
                 "'initial' or 'running-mean'"
+            )
+        if cls.needs_trunk and not experiment.trunk.has_layers:
+            yield (
+                f"loss.weighting '{experiment.loss.weighting}' needs parameters that all tasks "
+                "share, got trunk.widths = []; give the trunk a layer"
             )
 
     def weigh(self, losses: Tensor, taught: Tensor, state: State, noise: Tensor | None) -> Tensor:
@@ -100,7 +110,7 @@ class Weighting:
         """Return what the state becomes after a client's round; here it stays.
 
         Args:
-            means: [K, T], mean training loss of the round; NaN where absent.
+            means: [K, T], mean training loss of the round, see `scales_rounds`; NaN where absent.
             taught: bool [K, T], tasks that the round taught.
             state: as `STATE` says.
         """
