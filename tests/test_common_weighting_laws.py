@@ -48,9 +48,7 @@ def steps_of(clients=1, places=(0, 1, 2)) -> list[torch.Tensor]:
 
 def jacobian(rows=3, seed=0) -> torch.Tensor:
     """Gradients of unlike length, some in conflict."""
-    drawn = torch.randn(
-        rows, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    drawn = torch.randn(rows, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     if rows > 1:
         drawn[1] -= drawn[0]
     return drawn * torch.tensor([1.0, 3.0, 0.5, 2.0], dtype=torch.float64)[:rows, None]
