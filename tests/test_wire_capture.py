@@ -14,6 +14,7 @@ from common.clients import open_clients
 from common.errors import NothingLearnedError
 from common.experiment_file import load_experiment
 from common.sharing import SHARED
+from common.weighting.balance import FIGURES
 from common.wire import REFUSED
 from server.federation import federate
 from server.run_folder import RunFolder
@@ -113,6 +114,10 @@ MEASURED = {
     "validation": "per task and split: summed loss, metric sums, labelled rows",
     "test": "per task and split: summed loss, metric sums, labelled rows",
 }
+WEIGHED = (
+    "per task: summed weights and gradient norms of its loss over steps; what scaling and "
+    "weighting remember of it"
+)
 TRUNK = "trunk parameters after local training"
 MIXED = """
 name = "mixed"
@@ -130,6 +135,8 @@ columns = ["town"]
 kind = "regression"
 [trunk]
 widths = [2]
+[loss]
+record = "gradients"
 [federation]
 rounds = 2
 """
@@ -145,7 +152,12 @@ def rows_of_the_page() -> dict[str, str]:
 
 def test_the_page_on_privacy_names_all_that_can_leave_and_nothing_else():
     assert set(Description.model_fields) == set(DESCRIBED)
-    assert set(rows_of_the_page()) == {*DESCRIBED.values(), *MEASURED.values(), TRUNK}
+    assert set(rows_of_the_page()) == {
+        *DESCRIBED.values(),
+        *MEASURED.values(),
+        WEIGHED,
+        TRUNK,
+    }
 
 
 @pytest.mark.parametrize("by", ["train-reply", "message"])
@@ -166,7 +178,12 @@ def test_all_that_leaves_is_in_the_table_of_the_page(tmp_path, by):
         values = [TRUNK for record in content.array_records.values() for _ in record]
         for record in content.metric_records.values():
             assert all(len(key.split("/")) == 3 for key in record if key != "num-examples")
-            values += [MEASURED[key.split("/")[0]] for key in record]
+            values += [
+                WEIGHED
+                if key.split("/")[-1] in FIGURES or "/state-" in key
+                else MEASURED[key.split("/")[0]]
+                for key in record
+            ]
         for record in content.config_records.values():
             assert set(record) == {"description"}
             values += [DESCRIBED[key] for key in json.loads(record["description"])]
