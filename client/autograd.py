@@ -54,6 +54,7 @@ class AutogradTrainer:
         experiment: settings of the run.
         model: one client's model.
         flat: its parameters.
+        parts: "trunk" and every task name -> the columns that step together.
         compute: the model, or what calls it.
     """
 
@@ -62,9 +63,11 @@ class AutogradTrainer:
         experiment: Experiment,
         model: MultiTaskModel,
         flat: FlatParameters,
+        parts: Mapping[str, Part],
         compute: Callable[..., tuple[dict[str, Tensor], Tensor | None]],
     ) -> None:
-        self.experiment, self.model, self.flat, self.compute = experiment, model, flat, compute
+        self.experiment, self.model, self.flat, self.parts = experiment, model, flat, parts
+        self.compute = compute
         self.places = {task: place for place, task in enumerate(experiment.tasks)}
         self._watched = {"last": flat.last_shared_layer(), "trunk": flat.shared_trunk()}
 
@@ -90,9 +93,12 @@ class AutogradTrainer:
         key, count = shuffle_key(seed, data.name), len(data.train)
         patterns = label_patterns(data.train.labelled)
         optimiser = make_optimiser(
-            self.flat.values.unsqueeze(0), settings, self.flat.gradients.unsqueeze(0)
+            self.flat.values.unsqueeze(0),
+            settings,
+            self.parts.values(),
+            self.flat.gradients.unsqueeze(0),
         )
-        taught, segments = Taught(), self.flat.layout.segments
+        taught = Taught()
         self.model.train()
         self.model.give_generator(generator)
         # Some ways to balance gradients draw from PyTorch's global state.
@@ -107,8 +113,7 @@ class AutogradTrainer:
                     batch = rows.select(slice(start, start + settings.batch_size))
                     losses, penalty = self._forward(batch, taught)
                     self._backward(losses, penalty, balance)
-                    parts = [Part(name, segments[name]) for name in (TRUNK, *losses)]
-                    optimiser.step(1, parts)
+                    optimiser.step(1, [self.parts[name] for name in (TRUNK, *losses)])
                     if not balance.rules.is_fixed:
                         self._learn(batch, balance)
         return {task: taught.sums(task) for task in data.tasks}

@@ -9,23 +9,26 @@ such as gathering targets and summing losses, is done for a stretch of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from client.batches import Index, epoch_orders
 from client.compiling import Compiled
-from client.flat import TRUNK, FlatLayout, merge_neighbours
-from client.optimisers import Optimiser, Part, make_optimiser
+from client.flat import TRUNK, FlatLayout
+from client.optimisers import Optimiser, Part, make_optimiser, make_parts, merge_parts
 from client.row_store import RowStore
-from client.stacked_layers import Sink
+from client.stacked_layers import NO_COUNTS, Sink
 from client.stacked_losses import count_taught, pad_rows, share_out
 from client.stacked_model import StackedModel
-from common.experiment import Training
+from common.experiment import Experiment, Training
 from common.seeding import UInt64Array
+from common.weighting.balance import Balance
 
 LossSums = dict[str, NDArray[np.float64]]  # task -> [K, 2]: summed loss, labelled rows
 STRETCH = 2**20  # outputs of a stretch of steps, in numbers: bounds its memory
@@ -77,12 +80,13 @@ class CohortTrainer:
     Args:
         model: forward and backward.
         layout: columns of trunk and heads.
-        settings: epochs, batch size, optimiser.
+        experiment: epochs, batch size, optimiser, rates of regularisation.
     """
 
-    def __init__(self, model: StackedModel, layout: FlatLayout, settings: Training) -> None:
-        self.model, self.layout, self.settings = model, layout, settings
-        self._compiled = Compiled(model.step, "the step") if settings.compile else None
+    def __init__(self, model: StackedModel, layout: FlatLayout, experiment: Experiment) -> None:
+        self.model, self.settings = model, experiment.training
+        self.parts = make_parts(layout, experiment)
+        self._compiled = Compiled(model.step, "the step") if self.settings.compile else None
         self._scales: dict[tuple[object, ...], Scales] = {}
 
     def train(
@@ -92,6 +96,7 @@ class CohortTrainer:
         weights: Mapping[str, float],
         round_number: int,
         generators: Sequence[torch.Generator] = (),
+        balance: Balance | None = None,
     ) -> LossSums:
         """Train every client's row of parameters for the round's local epochs.
 
@@ -101,23 +106,31 @@ class CohortTrainer:
             weights: task name -> w_t of the round.
             round_number: names the random streams.
             generators: each client's for dropout; empty where the model has none.
+            balance: weighs every step's losses, K rows; None where the round's weights are all.
 
         Returns:
             Training loss per task and client, for the tasks that any of the store's clients holds.
         """
         store, epochs = cohort.store, self.settings.epochs
-        optimiser = make_optimiser(values, self.settings)
+        optimiser = make_optimiser(values, self.settings, self.parts.values())
+        if balance is not None:  # it has the round's weights, too
+            weights = dict.fromkeys(store.tasks, 1.0)
         scales = self._get_scales(store, weights, values.device)
         size, step = self.settings.batch_size, self._compiled or self.model.step
-        steps = Steps(self.model, step, self.layout, store, values, size, scales, optimiser)
+        arguments = (self.model, step, self.parts, store, values, size, scales, optimiser)
+        steps = Steps(*arguments) if balance is None else WeighedSteps(*arguments, balance=balance)
         width = self.model.tasks.width
         for dropout in self.model.dropouts:
             dropout.generators = list(generators)
         for epoch in range(epochs):
+            if balance is not None:
+                balance.start_epoch(round_number, epoch)
             for stretch in stretches(cohort, self.settings, round_number, epoch, width):
                 steps.take(stretch)
         for dropout in self.model.dropouts:
             dropout.generators = []
+        for layer in self.model.counting:
+            layer.counts = NO_COUNTS
         sums = np.zeros((len(values), len(store.tasks), 2))
         sums[:, :, 0] = steps.sums.cpu().numpy()
         sums[:, :, 1] = store.label_counts[cohort.members] * epochs
@@ -132,9 +145,7 @@ class CohortTrainer:
             heard = {task: weights[task] if task in store.taught else 0.0 for task in store.tasks}
             spread = self.model.tasks.spread(heard).to(device)
             owners, scales = self.model.tasks.owners(store.tasks, store.taught)
-            segments = self.layout.segments
-            places = [place for name in (TRUNK, *store.taught) for place in segments[name]]
-            everything = [Part("everything", merge_neighbours(places))]
+            everything = merge_parts(self.parts[name] for name in (TRUNK, *store.taught))
             if len(self._scales) >= KEPT_SCALES:
                 self._scales.clear()
             factors = scales.to(device) if (scales != 1).any() else None
@@ -189,6 +200,23 @@ def stretches(
         yield Stretch(rows[: len(left), begin : begin + most], left)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """One batch of each of K' clients.
+
+    Attributes:
+        inputs: [K', B, D].
+        targets: [K', B, O] of `TaskColumns.encode`.
+        share: what each row counts, as in `TaskColumns.slope`.
+        counted: float32 [K', B, T], 1 where a row counts for a task; None where all count.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    share: Tensor
+    counted: Tensor | None
+
+
 class Steps:
     """The steps of one cohort in one round.
 
@@ -200,7 +228,7 @@ class Steps:
         self,
         model: StackedModel,
         step: Callable[[Tensor, Tensor, Tensor, Tensor, Sink], None],
-        layout: FlatLayout,
+        parts: Mapping[str, Part],
         store: RowStore,
         values: Tensor,
         size: int,
@@ -208,7 +236,7 @@ class Steps:
         optimiser: Optimiser,
     ) -> None:
         self.model, self.step = model, step
-        self.layout, self.store, self.values = layout, store, values
+        self.parts, self.store, self.values = parts, store, values
         self.size, self.scales, self.optimiser = size, scales, optimiser
         self.sums = values.new_zeros(len(values), len(store.tasks))
         self._bound = 0
@@ -240,13 +268,25 @@ class Steps:
                 clients = int((left > number * size).sum())
                 rows, truth, result = rows[:clients], truth[:clients], result[:clients]
             share = shares[number][:clients, :width] if shares else self.scales.share(width)
+            here = slice(number * size, number * size + width)
+            seen = None if counted is None else counted[:clients, here]
+            batch = Batch(store.inputs[rows], truth, share, seen)
             self._bind(clients)
-            for dropout in self.model.dropouts:
-                dropout.counts = np.minimum(left[:clients] - number * size, width).tolist()
-            self.step(store.inputs[rows], truth, share, result, self.optimiser)
+            for layer in self.model.counting:
+                layer.counts = np.minimum(left[:clients] - number * size, width)
+            self._step(batch, result)
             if self.optimiser.steps_late:
                 self.optimiser.step(clients, self._parts(taught, number, clients))
-        self._add_losses(outputs, targets, counted)
+            self._learn(batch)
+        losses = self._sum_losses(outputs, targets, counted)
+        self.sums[: len(losses)] += losses
+
+    def _step(self, batch: "Batch", kept: Tensor) -> None:
+        """Hand a batch's gradients to the optimiser, and its outputs to `kept`."""
+        self.step(batch.inputs, batch.targets, batch.share, kept, self.optimiser)
+
+    def _learn(self, batch: "Batch") -> None:
+        """Learn from a batch after its step; fixed weights learn nothing."""
 
     def _counted(self, stretch: Stretch) -> Tensor | None:
         """Mark what counts, float32 [K', M, T]; None where every row counts for every task."""
@@ -276,15 +316,15 @@ class Steps:
         if self.store.labelled is None or taught is None:
             return self.scales.everything
         active = taught[:clients, number] > 0
-        segments = self.layout.segments
         heads = [
-            Part(task, segments[task], active[:, place])
+            replace(self.parts[task], active=active[:, place])
             for place, task in enumerate(self.store.tasks)
             if task in self.store.taught
         ]
-        return [Part(TRUNK, segments[TRUNK]), *heads]
+        return [self.parts[TRUNK], *heads]
 
-    def _add_losses(self, outputs: Tensor, targets: Tensor, counted: Tensor | None) -> None:
+    def _sum_losses(self, outputs: Tensor, targets: Tensor, counted: Tensor | None) -> Tensor:
+        """Sum the losses of rows [K', M] task by task, [K', T]; `outputs` is overwritten."""
         # Added up task by task: a product with zeros would let one task's infinity spoil them all.
         terms = self.model.tasks.terms(outputs, targets)
         if self.scales.factors is not None:
@@ -293,12 +333,52 @@ class Steps:
         if counted is None:
             columns = terms.sum(1)
             losses = columns.new_zeros(len(terms), tasks + 1)
-            losses = losses.index_add_(1, self.scales.owners, columns)[:, :tasks]
+            return losses.index_add_(1, self.scales.owners, columns)[:, :tasks]
+        rows = terms.new_zeros(*terms.shape[:2], tasks + 1)
+        rows = rows.index_add_(2, self.scales.owners, terms)[:, :, :tasks]
+        return (rows * counted).sum(1)
+
+
+class WeighedSteps(Steps):
+    """Steps whose losses are weighed anew each time.
+
+    A loss weighting's gradient is that of the task losses times its weights, so a step's shares are
+    multiplied by them, column by column.
+    """
+
+    def __init__(self, *arguments: Any, balance: Balance) -> None:
+        super().__init__(*arguments)
+        self.balance = balance
+        every = {task: place for place, task in enumerate(balance.rules.tasks)}
+        self._places = torch.tensor([every[task] for task in self.store.tasks])
+        self._places = self._places.to(self.values.device)
+        taught = [task in self.store.taught for task in self.store.tasks]
+        self._taught = torch.tensor(taught, device=self.values.device)
+
+    def _step(self, batch: Batch, kept: Tensor) -> None:
+        outputs = self.model.outputs(batch.inputs)
+        kept.copy_(outputs)
+        losses, taught = self._mean_losses(outputs.clone(), batch)
+        weights = self.balance.weigh(losses, taught)[:, self._places]
+        columns = pad(weights, (0, 1))[:, self.scales.owners].unsqueeze(1)  # [K', 1, O]
+        self.model.backward(outputs, batch.targets, batch.share * columns, self.optimiser)
+
+    def _learn(self, batch: Batch) -> None:
+        after = None
+        if self.balance.rules.weighting.needs_after:
+            after, _ = self._mean_losses(self.model.outputs(batch.inputs), batch)
+        self.balance.learn(after)
+
+    def _mean_losses(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Average the losses of a batch's rows over all tasks of the experiment, [K', T] both."""
+        sums = self._sum_losses(outputs, batch.targets, batch.counted)
+        if batch.counted is None:
+            counts = self._taught * float(outputs.shape[1])
+            counts = counts.expand_as(sums)
         else:
-            rows = terms.new_zeros(*terms.shape[:2], tasks + 1)
-            rows = rows.index_add_(2, self.scales.owners, terms)[:, :, :tasks]
-            losses = (rows * counted).sum(1)
-        if len(losses) == len(self.sums):
-            self.sums.add_(losses)
-        else:
-            self.sums[: len(losses)] += losses
+            counts = batch.counted.sum(1) * self._taught
+        losses = sums.new_zeros(len(sums), len(self.balance.rules.tasks))
+        taught = torch.zeros_like(losses, dtype=torch.bool)
+        losses[:, self._places] = sums / counts.clamp(min=1)
+        taught[:, self._places] = counts > 0
+        return losses, taught

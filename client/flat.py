@@ -21,21 +21,23 @@ HEADS = "heads."
 
 
 class FlatLayout:
-    """Where each parameter of a model lies in a flat vector.
+    """Where each parameter of a model lies in a flat vector; what is not trained, behind the trunk.
 
     Attributes:
         size: P, number of parameters.
         slices: parameter name -> its columns.
         shapes: parameter name -> its own shape.
-        segments: "trunk" and every task name -> the columns of what belongs to all tasks or to that
-            one (`common.sharing.task_of`), as few slices as can be.
+        segments: "trunk" and every task name -> the columns of what is trained and belongs to all
+            tasks or to that one (`common.sharing.task_of`), as few slices as can be.
         heads: columns of all weights, and of all biases, of linear heads; None where a head has
             hidden layers.
     """
 
     def __init__(self, model: nn.Module) -> None:
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
         trunk = [name for name in shapes if not name.startswith(HEADS)]
+        trunk.sort(key=lambda name: name in fixed)  # stable
         heads = [name for name in shapes if name.startswith(HEADS)]
         tasks = {task_of(name) for name in heads}
         linear = len(heads) == 2 * len(tasks)
@@ -47,7 +49,8 @@ class FlatLayout:
         start = 0
         for name, shape in self.shapes.items():
             self.slices[name] = slice(start, start + int(np.prod(shape)))
-            parts.setdefault(task_of(name) or TRUNK, []).append(self.slices[name])
+            if name not in fixed:
+                parts.setdefault(task_of(name) or TRUNK, []).append(self.slices[name])
             start = self.slices[name].stop
         self.size = start
         self.segments = {part: merge_neighbours(places) for part, places in parts.items()}
@@ -98,18 +101,19 @@ class FlatParameters:
         for name, place in self.layout.slices.items():
             parameter = parameters[name]
             parameter.data = self.values[place].view_as(parameter)
-            parameter.grad = self.gradients[place].view_as(parameter)
+            if parameter.requires_grad:
+                parameter.grad = self.gradients[place].view_as(parameter)
 
     def last_shared_layer(self) -> list[nn.Parameter]:
         """Get the weight of the last layer that all tasks share."""
-        shared = [n for n in self.layout.slices if n.startswith("trunk.") and task_of(n) is None]
-        weights = [n for n in shared if len(self.layout.shapes[n]) > 1]
-        return [self._parameters[name] for name in weights[-1:] or shared[-1:]]
+        shared = self.shared_trunk()
+        return [weight for weight in shared if weight.dim() > 1][-1:] or shared[-1:]
 
     def shared_trunk(self) -> list[nn.Parameter]:
-        """Get the parameters that all tasks share."""
+        """Get the trained parameters that all tasks share."""
         names = [n for n in self.layout.slices if not n.startswith(HEADS) and task_of(n) is None]
-        return [self._parameters[name] for name in names]
+        found = [self._parameters[name] for name in names]
+        return [parameter for parameter in found if parameter.requires_grad]
 
     def read(self, names: Iterable[str]) -> dict[str, FloatArray]:
         """Copy parameters out: name -> read-only float32 array in its own shape, on the CPU."""

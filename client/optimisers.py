@@ -4,10 +4,15 @@ The arithmetic is torch.optim's, to the last bits (tests compare the two); a ste
 of operations on a slice of columns, and importing torch.optim, which costs seconds, is not needed.
 A head whose task has no label in a client's batch takes no step there, so its momentum and its step
 count stay where they were, exactly as torch.optim treats parameters without a gradient.
+
+Each part has its own rates of regularisation, as torch.optim's parameter groups have: a weight
+decay ``d`` and an L1 rate ``a``, for weights and biases alike. The gradient of
+``L + d/2 |w|^2 + a |w|_1`` is taken to be ``g + d w + a sign(w)``, where sign(0) = 0 is one of the
+subgradients at 0; AdamW keeps its decay apart from the gradient.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,23 +20,55 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.flat import TRUNK, FlatLayout, merge_neighbours
 from client.stacked_layers import Dense
-from common.experiment import Training
+from common.experiment import Experiment, Training
 
 
 @dataclass(frozen=True)
 class Part:
-    """Columns that step together: the trunk, or one task's head.
+    """Columns that step together: the trunk, one task's head, or several that are treated alike.
 
     Attributes:
         name: "trunk" or the task's name.
         places: its columns.
         active: bool [K], the clients for which it steps; None for all.
+        decay: its weight decay.
+        l1: its L1 rate.
     """
 
     name: str
     places: Sequence[slice]
     active: Tensor | None = None
+    decay: float = 0.0
+    l1: float = 0.0
+
+
+def make_parts(layout: FlatLayout, experiment: Experiment) -> dict[str, Part]:
+    """Make the parts of a model, each with its own rates or else with those of ``training``."""
+    training, parts = experiment.training, {}
+    for name, places in layout.segments.items():
+        own = experiment.trunk if name == TRUNK else experiment.tasks[name]
+        decay = training.weight_decay if own.weight_decay is None else own.weight_decay
+        l1 = training.l1 if own.l1 is None else own.l1
+        parts[name] = Part(name, places, decay=decay, l1=l1)
+    return parts
+
+
+def merge_parts(parts: Iterable[Part]) -> list[Part]:
+    """Join parts with the same rates, so that a step over them takes fewer operations.
+
+    >>> alike = Part("a", [slice(0, 2)]), Part("b", [slice(2, 3)])
+    >>> [part.places for part in merge_parts([*alike, Part("c", [slice(3, 4)], l1=0.1)])]
+    [[slice(0, 3, None)], [slice(3, 4, None)]]
+    """
+    merged: dict[tuple[float, float], Part] = {}
+    for part in parts:
+        rates = part.decay, part.l1
+        first = merged.get(rates, replace(part, places=()))
+        places = merge_neighbours([*first.places, *part.places])
+        merged[rates] = replace(first, places=places)
+    return list(merged.values())
 
 
 class Optimiser(Protocol):
@@ -95,12 +132,21 @@ class GradientStore:
         """Store the gradient."""
         self.gradients[: len(slope), place] = slope
 
+    def slope(self, rows: int, place: slice, decay: float, l1: float) -> Tensor:
+        """Get the gradient at a place, with what an L2 and an L1 term add to it."""
+        weight, slope = self.values[:rows, place], self.gradients[:rows, place]
+        if decay:
+            slope = slope.add(weight, alpha=decay)
+        if l1:
+            slope = slope.add(weight.sign(), alpha=l1)
+        return slope
+
 
 class SGD(GradientStore):
     """Stochastic gradient descent with momentum, as torch.optim.SGD (dampening 0).
 
-    ``v <- momentum * v + g + decay * w``, ``w <- w - lr * v`` (Sutskever et al. 2013, in the form
-    documented for torch.optim.SGD).
+    ``v <- momentum * v + g + d w + a sign(w)``, ``w <- w - lr * v`` (Sutskever et al. 2013, in the
+    form documented for torch.optim.SGD).
     """
 
     def __init__(self, values: Tensor, settings: Training, gradients: Tensor | None = None) -> None:
@@ -113,9 +159,8 @@ class SGD(GradientStore):
         settings = self.settings
         for part in parts:
             for place in part.places:
-                weight, slope = self.values[:rows, place], self.gradients[:rows, place]
-                if settings.weight_decay:
-                    slope = slope.add(weight, alpha=settings.weight_decay)
+                weight = self.values[:rows, place]
+                slope = self.slope(rows, place, part.decay, part.l1)
                 if settings.momentum:
                     speed = self.velocity[:rows, place]
                     slope = _keep(speed, torch.add(slope, speed, alpha=settings.momentum), part)
@@ -168,9 +213,9 @@ class Adam(GradientStore):
         taken += 1
         size, root = self._corrections(taken)
         for place in part.places:
-            weight, slope, first, second = self._cut(rows, place)
-            if settings.weight_decay and self.decoupled:
-                weight.mul_(1 - settings.lr * settings.weight_decay)
+            weight, slope, first, second = self._cut(rows, place, part)
+            if part.decay and self.decoupled:
+                weight.mul_(1 - settings.lr * part.decay)
             first.lerp_(slope, 1 - self.BETA1)
             second.mul_(self.BETA2).addcmul_(slope, slope, value=1 - self.BETA2)
             below = second.sqrt().div_(root).add_(self.EPSILON)
@@ -199,9 +244,9 @@ class Adam(GradientStore):
         taken = self.some_taken[part.name][:rows].add_(chosen).clamp(min=1)
         size = (settings.lr / (1 - self.BETA1**taken)).to(values.dtype) * chosen
         root = (1 - self.BETA2**taken).sqrt().to(values.dtype)
-        decay = settings.lr * settings.weight_decay * self.decoupled
+        decay = settings.lr * part.decay * self.decoupled
         for place in part.places:
-            weight, slope, first, second = self._cut(rows, place)
+            weight, slope, first, second = self._cut(rows, place, part)
             if decay:
                 weight.sub_(weight * chosen, alpha=decay)
             _keep(first, torch.lerp(first, slope, 1 - self.BETA1), part)
@@ -209,11 +254,10 @@ class Adam(GradientStore):
             _keep(second, squares, part)
             weight.sub_(first / (second.sqrt() / root).add_(self.EPSILON) * size)
 
-    def _cut(self, rows: int, place: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Cut out parameters, their gradient with an L2 term's, and both moments."""
-        weight, slope = self.values[:rows, place], self.gradients[:rows, place]
-        if self.settings.weight_decay and not self.decoupled:
-            slope = slope.add(weight, alpha=self.settings.weight_decay)
+    def _cut(self, rows: int, place: slice, part: Part) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Cut out parameters, their gradient with the part's penalties, and both moments."""
+        slope = self.slope(rows, place, 0.0 if self.decoupled else part.decay, part.l1)
+        weight = self.values[:rows, place]
         return weight, slope, self.first[:rows, place], self.second[:rows, place]
 
 
@@ -225,18 +269,23 @@ def _keep(state: Tensor, changed: Tensor, part: Part) -> Tensor:
 
 
 def make_optimiser(
-    values: Tensor, settings: Training, gradients: Tensor | None = None
+    values: Tensor,
+    settings: Training,
+    parts: Collection[Part],
+    gradients: Tensor | None = None,
 ) -> Optimiser:
     """Make the optimiser that the experiment names, with fresh state.
 
     Args:
         values: [K, P], moved in place.
-        settings: optimiser, lr, momentum, weight decay.
+        settings: optimiser, lr, momentum.
+        parts: all that may be asked to step.
         gradients: [K, P] where autograd fills them in; else they are taken by `weight`, `vector`.
     """
     if settings.optimiser != "sgd":
         decoupled = settings.optimiser == "adamw"
         return Adam(values, settings, gradients, decoupled=decoupled)
-    if gradients is None and not settings.momentum and not settings.weight_decay:
+    penalised = any(part.decay or part.l1 for part in parts)
+    if gradients is None and not settings.momentum and not penalised:
         return PlainSGD(settings.lr)
     return SGD(values, settings, gradients)

@@ -7,14 +7,20 @@ for the small layers that federations of many clients train, building it costs m
 arithmetic.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from client.batches import Index
 from client.flat import FlatLayout
+from common import norms
 from common.encoder import SeededDropout
+from common.norms import EPSILON, MOMENTUM
+
+NO_COUNTS: Index = np.zeros(0, np.int64)
 
 
 class Sink(Protocol):
@@ -45,12 +51,13 @@ class Dense:
 
     Attributes:
         place: columns of the weights.
+        bias_place: columns of the biases; None for a layer without.
         shape: (out, in).
         weights: [K, out, in], a view of the bound parameters.
         inputs: what forward was last given.
     """
 
-    def __init__(self, place: slice, bias_place: slice, shape: tuple[int, ...]) -> None:
+    def __init__(self, place: slice, bias_place: slice | None, shape: tuple[int, ...]) -> None:
         self.place, self.bias_place, self.shape = place, bias_place, shape
         self.weights: Tensor
         self.inputs: Tensor
@@ -59,12 +66,15 @@ class Dense:
         """Cut the views once: cutting them anew at every step costs as much as a product."""
         self.weights = values[:, self.place].view(len(values), *self.shape)
         self._transposed = self.weights.transpose(1, 2)
-        self._bias = values[:, self.bias_place]
-        self._bias_row = self._bias.unsqueeze(1)
+        if self.bias_place is not None:
+            self._bias = values[:, self.bias_place]
+            self._bias_row = self._bias.unsqueeze(1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Multiply and add."""
         self.inputs = features
+        if self.bias_place is None:
+            return torch.bmm(features, self._transposed)
         return torch.baddbmm(self._bias_row, features, self._transposed)
 
     def backward(self, slope: Tensor, sink: Sink, *, deeper: bool) -> Tensor:
@@ -72,7 +82,8 @@ class Dense:
         # Before the sink: it may move the weights at once.
         below = torch.bmm(slope, self.weights) if deeper else slope
         sink.weight(self, slope)
-        sink.vector(self.bias_place, self._bias, slope.sum(1))
+        if self.bias_place is not None:
+            sink.vector(self.bias_place, self._bias, slope.sum(1))
         return below
 
 
@@ -103,11 +114,11 @@ class Activation:
         return self.derivative(slope, self.kept)
 
 
-class Norm:
-    """Layer normalisation (Ba et al. 2016), nn.LayerNorm's arithmetic."""
+class RowNorm:
+    """`common.norms.GroupNorm`: each row by itself."""
 
-    def __init__(self, place: slice, bias_place: slice, epsilon: float) -> None:
-        self.place, self.bias_place, self.epsilon = place, bias_place, epsilon
+    def __init__(self, place: slice, bias_place: slice, groups: int) -> None:
+        self.place, self.bias_place, self.groups = place, bias_place, groups
         self.normal: Tensor
         self.scale: Tensor
 
@@ -116,19 +127,88 @@ class Norm:
         self._weight, self._bias = values[:, self.place], values[:, self.bias_place]
 
     def forward(self, features: Tensor) -> Tensor:
-        """Normalise each row, then scale and shift."""
-        variance, mean = torch.var_mean(features, dim=2, correction=0, keepdim=True)
-        self.scale = (variance + self.epsilon).rsqrt()
-        self.normal = (features - mean) * self.scale
+        """Normalise each row's groups, then scale and shift."""
+        grouped = self._group(features)  # [K, B, G, C / G]
+        variance, mean = torch.var_mean(grouped, dim=3, correction=0, keepdim=True)
+        self.scale = (variance + EPSILON).rsqrt()
+        self.normal = ((grouped - mean) * self.scale).flatten(2)
         return torch.addcmul(self._bias.unsqueeze(1), self.normal, self._weight.unsqueeze(1))
 
     def backward(self, slope: Tensor, sink: Sink, *, deeper: bool) -> Tensor:
         """``dx = s (g - mean(g) - n mean(g n))`` with ``g = dy w``, n normalised, s the scale."""
-        inner = slope * self._weight.unsqueeze(1)
+        inner = self._group(slope * self._weight.unsqueeze(1))
         sink.vector(self.place, self._weight, (slope * self.normal).sum(1))
         sink.vector(self.bias_place, self._bias, slope.sum(1))
-        correlation = (inner * self.normal).mean(2, keepdim=True)
-        return self.scale * (inner - inner.mean(2, keepdim=True) - self.normal * correlation)
+        normal = self.normal.view_as(inner)
+        correlation = (inner * normal).mean(3, keepdim=True)
+        below = self.scale * (inner - inner.mean(3, keepdim=True) - normal * correlation)
+        return below.flatten(2)
+
+    def _group(self, features: Tensor) -> Tensor:
+        return features.reshape(*features.shape[:2], self.groups, -1)
+
+
+class BatchNorm:
+    """`common.norms.BatchNorm`: over each client's own rows, and never over padding.
+
+    Attributes:
+        counts: int64 [K], number of real rows of each client in the batch; empty in evaluation.
+    """
+
+    def __init__(self, places: Mapping[str, slice]) -> None:
+        self.places = places
+        self.counts = NO_COUNTS
+        self.normal: Tensor
+        self.scale: Tensor
+        self.share: Tensor
+
+    def bind(self, values: Tensor) -> None:
+        """Cut the views once."""
+        views = {name: values[:, place] for name, place in self.places.items()}
+        self._weight, self._bias = views["norm_weight"], views["norm_bias"]
+        self._mean, self._variance = views["norm_mean"], views["norm_variance"]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise each feature, then scale and shift."""
+        mean, variance = self._mean, self._variance
+        if len(self.counts):
+            mean, variance = self._measure(features)
+        self.scale = (variance + EPSILON).rsqrt().unsqueeze(1)  # [K, 1, C]
+        self.normal = (features - mean.unsqueeze(1)) * self.scale
+        return torch.addcmul(self._bias.unsqueeze(1), self.normal, self._weight.unsqueeze(1))
+
+    def _measure(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the running statistics; return what to normalise by, mean and variance [K, C].
+
+        What each row counts in these is kept for backward.
+        """
+        counts = torch.from_numpy(self.counts).to(features.device).unsqueeze(1)  # [K, 1]
+        several = counts > 1
+        rows = torch.arange(features.shape[1], device=features.device)
+        self.share = ((several & (rows < counts)) / counts).unsqueeze(2)  # [K, B, 1]
+        mean = (features * self.share).sum(1)
+        variance = ((features - mean.unsqueeze(1)).square() * self.share).sum(1)
+        momentum = MOMENTUM * several
+        self._mean.lerp_(mean, momentum)
+        self._variance.lerp_(variance * counts / (counts - 1).clamp(min=1), momentum)
+        return (
+            torch.where(several, mean, self._mean),
+            torch.where(several, variance, self._variance),
+        )
+
+    def backward(self, slope: Tensor, sink: Sink, *, deeper: bool) -> Tensor:
+        """``dx = s (g - a (sum(g) + n sum(g n)))``, a the row's share in the statistics.
+
+        With ``g = dy w``, n normalised, s the scale; sums over rows. A row alone has no share.
+        """
+        along = slope * self.normal
+        weight, bias = along.sum(1), slope.sum(1)
+        below = slope - self.share * (bias.unsqueeze(1) + self.normal * weight.unsqueeze(1))
+        below *= self.scale * self._weight.unsqueeze(1)
+        # Last: the sink may move the weights at once.
+        sink.vector(self.places["norm_weight"], self._weight, weight)
+        sink.vector(self.places["norm_bias"], self._bias, bias)
+        return below
 
 
 class Dropout:
@@ -136,13 +216,13 @@ class Dropout:
 
     Attributes:
         generators: one per client, in the order of the rows of the stack; none in evaluation.
-        counts: number of real rows of each client in the batch; the rest is padding.
+        counts: int64 [K], number of real rows of each client in the batch; the rest is padding.
     """
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
         self.generators: list[torch.Generator] = []
-        self.counts: list[int] = []
+        self.counts = NO_COUNTS
         self.mask: Tensor | None = None
 
     def bind(self, values: Tensor) -> None:
@@ -154,7 +234,8 @@ class Dropout:
         if not self.generators:
             return features
         mask = torch.zeros(features.shape)
-        for slab, count, generator in zip(mask, self.counts, self.generators, strict=False):
+        counts = self.counts.tolist()
+        for slab, count, generator in zip(mask, counts, self.generators, strict=False):
             keep = torch.rand((count, features.shape[2]), generator=generator) >= self.rate
             slab[:count] = keep
         self.mask = (mask / (1 - self.rate)).to(features.device)
@@ -203,12 +284,15 @@ def stack_layers(module: nn.Module, prefix: str, layout: FlatLayout) -> list[Sta
     """
     layers: list[StackedLayer] = []
     for index, layer in module.named_children():
-        weight = layout.slices.get(f"{prefix}{index}.weight", slice(0, 0))
-        bias = layout.slices.get(f"{prefix}{index}.bias", slice(0, 0))
+        names = [name for name, _ in layer.named_parameters()]
+        own = {name: layout.slices[f"{prefix}{index}.{name}"] for name in names}
         if isinstance(layer, nn.Linear):
-            layers.append(Dense(weight, bias, (layer.out_features, layer.in_features)))
-        elif isinstance(layer, nn.LayerNorm):
-            layers.append(Norm(weight, bias, layer.eps))
+            shape = (layer.out_features, layer.in_features)
+            layers.append(Dense(own["weight"], own.get("bias"), shape))
+        elif isinstance(layer, norms.GroupNorm):
+            layers.append(RowNorm(own["norm_weight"], own["norm_bias"], layer.groups))
+        elif isinstance(layer, norms.BatchNorm):
+            layers.append(BatchNorm(own))
         elif isinstance(layer, SeededDropout):
             layers.append(Dropout(layer.rate))
         elif type(layer) in ACTIVATIONS:

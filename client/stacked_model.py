@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from client.flat import FlatLayout
-from client.stacked_layers import Dense, Dropout, Sink, StackedLayer, stack_layers
+from client.stacked_layers import BatchNorm, Dense, Dropout, Sink, StackedLayer, stack_layers
 from client.stacked_losses import MOST_CLASSES, TaskColumns
 from common.experiment import Experiment
 from common.model import MultiTaskModel, output_width
@@ -17,8 +17,8 @@ def find_obstacle(experiment: Experiment) -> str | None:
     """Say why an experiment's model has no stacked form; None where it has one."""
     if experiment.trunk.sharing != "hard":
         return f"trunk.sharing '{experiment.trunk.sharing}' has no stacked form"
-    if not Rules(experiment).is_fixed:
-        return f"loss.weighting '{experiment.loss.weighting}' has no stacked form"
+    if (obstacle := _find_loss_obstacle(experiment)) is not None:
+        return obstacle
     if experiment.trunk.architecture != "mlp":
         return f"trunk.architecture '{experiment.trunk.architecture}' has no stacked form"
     for name, task in experiment.tasks.items():
@@ -26,6 +26,17 @@ def find_obstacle(experiment: Experiment) -> str | None:
             return (
                 f"task '{name}' has more than {MOST_CLASSES} classes, too many for one-hot targets"
             )
+    return None
+
+
+def _find_loss_obstacle(experiment: Experiment) -> str | None:
+    rules, loss = Rules(experiment), experiment.loss
+    if rules.gradients is not None or rules.weighting.needs_norms:
+        return f"loss.weighting '{loss.weighting}' needs the tasks' own gradients"
+    if rules.norms is not None:
+        return f"loss.record '{loss.record}' needs the tasks' own gradients"
+    if experiment.training.compile and not rules.is_fixed:
+        return f"loss.weighting '{loss.weighting}' has no stacked form under training.compile"
     return None
 
 
@@ -39,6 +50,7 @@ class StackedModel:
 
     Attributes:
         tasks: where the tasks' outputs lie side by side.
+        counting: layers that must know, in training, how many of each client's rows are real.
     """
 
     def __init__(self, experiment: Experiment, model: MultiTaskModel, layout: FlatLayout) -> None:
@@ -53,7 +65,8 @@ class StackedModel:
             model.trunk.get_submodule("encoder.layers"), "trunk.encoder.layers.", layout
         )
         self.heads: list[list[StackedLayer]] = []  # task by task, or one that serves them all
-        if layout.heads is not None:
+        # Dropout gives every head features of its own.
+        if layout.heads is not None and not any(t.dropout for t in experiment.tasks.values()):
             self.heads = [[Dense(*layout.heads, (self.tasks.width, features))]]
         else:
             for name in kinds:
@@ -61,6 +74,7 @@ class StackedModel:
                 self.heads.append(stack_layers(head, f"heads.task-{name}.", layout))
         self.layers = [*self.trunk, *(layer for head in self.heads for layer in head)]
         self.dropouts = [layer for layer in self.layers if isinstance(layer, Dropout)]
+        self.counting = [la for la in self.layers if isinstance(la, (Dropout, BatchNorm))]
         self._bound: tuple[int, torch.Size] | None = None
 
     def bind(self, values: Tensor) -> None:
@@ -100,6 +114,10 @@ class StackedModel:
         """
         outputs = self.outputs(inputs)
         kept.copy_(outputs)
+        self.backward(outputs, targets, share, sink)
+
+    def backward(self, outputs: Tensor, targets: Tensor, share: Tensor, sink: Sink) -> None:
+        """Do what `step` does after its forward; `outputs` is overwritten."""
         slope = self._heads_backward(self.tasks.slope(outputs, targets, share), sink)
         for depth in range(len(self.trunk) - 1, -1, -1):
             slope = self.trunk[depth].backward(slope, sink, deeper=depth > 0)

@@ -17,6 +17,7 @@ from client.batches import label_patterns, shuffle_key
 from client.cohort import Cohort, CohortTrainer
 from client.compiling import Compiled
 from client.flat import FlatParameters, FloatArray
+from client.optimisers import Part, make_parts
 from client.row_store import RowStore
 from client.stacked_model import StackedModel, find_obstacle
 from common.dataset import ClientData, Rows
@@ -69,6 +70,7 @@ class Trainer:
         device: where it computes.
         flat: the model's parameters.
         shared: names of those that travel.
+        parts: "trunk" and task name -> what steps together, with its rates of regularisation.
         cohorts: trains the model's stacked form; None where it has none.
     """
 
@@ -77,6 +79,7 @@ class Trainer:
     device: torch.device
     flat: FlatParameters = field(init=False)
     shared: list[str] = field(init=False)
+    parts: dict[str, Part] = field(init=False)
     cohorts: CohortTrainer | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -86,23 +89,26 @@ class Trainer:
         self.initial = self.flat.values.clone()
         self.shared = shared_names(self.flat.layout.slices, self.experiment)
         self._own_names: dict[tuple[str, ...], list[str]] = {}
+        self.parts = make_parts(self.flat.layout, self.experiment)
         self._row = self.flat.values.unsqueeze(0)
         self._cohorts: dict[str, tuple[ClientData, Cohort]] = {}
         self.rules = Rules(self.experiment)
         self._memory: dict[str, dict[str, float]] = {}  # the client's own, under scope "local"
         if find_obstacle(self.experiment) is None:
             stacked = StackedModel(self.experiment, self.model, self.flat.layout)
-            self.cohorts = CohortTrainer(stacked, self.flat.layout, self.experiment.training)
+            self.cohorts = CohortTrainer(stacked, self.flat.layout, self.experiment)
         compiles = self.experiment.training.compile and self.cohorts is None
         compute = Compiled(self.model, "the model") if compiles else self.model
-        self._autograd = AutogradTrainer(self.experiment, self.model, self.flat, compute)
+        self._autograd = AutogradTrainer(
+            self.experiment, self.model, self.flat, self.parts, compute
+        )
 
     def own_names(self, tasks: tuple[str, ...]) -> list[str]:
         """Name the parameters that stay with a client which holds these tasks."""
         if tasks not in self._own_names:
             shared = set(self.shared)
             names = [n for n in self.flat.layout.slices if n not in shared]
-            self._own_names[tasks] = [n for n in names if task_of(n) in tasks]
+            self._own_names[tasks] = [n for n in names if task_of(n) in (None, *tasks)]
         return self._own_names[tasks]
 
     def load(self, shared: Mapping[str, FloatArray], own: Mapping[str, FloatArray]) -> None:
@@ -160,7 +166,10 @@ class Trainer:
         else:
             generators = [] if generator is None else [generator]
             cohort = self._alone(self.cohorts.model, data)
-            sums = self.cohorts.train(cohort, self._row, weights, round_number, generators)
+            learning = None if self.rules.is_fixed else balance
+            sums = self.cohorts.train(
+                cohort, self._row, weights, round_number, generators, learning
+            )
             losses = {task: numbers[0].tolist() for task, numbers in sums.items()}
         return self._write_up(balance, losses, local=local)
 
@@ -170,14 +179,14 @@ class Trainer:
         if self.rules.is_fixed:
             return written
         numbers = [losses.get(task, [0.0, 0.0]) for task in self.rules.tasks]
-        table = torch.tensor([numbers], dtype=torch.float64).to(torch.float32)
-        balance.end_round(table[:, :, 0].to(self.device), table[:, :, 1].to(self.device))
-        rows = {task: count for task, (_, count) in losses.items()}
-        for task, sums in balance.report(rows).items():
-            written[task] |= sums
-        if local:
-            recalled = self.rules.recall(balance.state)
-            self._memory |= {task: recalled[task] for task, count in rows.items() if count}
+        table = torch.tensor([numbers], dtype=torch.float32, device=self.device)
+        balance.end_round(table[:, :, 0], table[:, :, 1])
+        taught = [task for task, (_, rows) in losses.items() if rows]
+        report, recalled = balance.report(table[:, :, 1]), self.rules.recall(balance.state)
+        for task in taught:
+            written[task] |= {name: sums[0].tolist() for name, sums in report[task].items()}
+            if local:
+                self._memory[task] = recalled[task]
         return written
 
     def evaluate(self, data: ClientData, split: str) -> TaskSums:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from common.experiment import Trunk
+from common.norms import make_norm, needs_bias
 
 InputShapes = Mapping[str, tuple[int, ...]]  # input name -> shape of one row
 
@@ -46,9 +47,8 @@ class SeededDropout(nn.Module):
 
 def dense_block(width: int, out: int, settings: Trunk) -> list[nn.Module]:
     """Make one fully connected layer with what follows it."""
-    layers: list[nn.Module] = [nn.Linear(width, out)]
-    if settings.norm == "layer":
-        layers.append(nn.LayerNorm(out))
+    layers: list[nn.Module] = [nn.Linear(width, out, needs_bias(settings))]
+    layers += make_norm(out, settings)
     if settings.activation != "none":
         layers.append(ACTIVATIONS[settings.activation]())
     if settings.dropout:
@@ -96,7 +96,8 @@ class CNN(nn.Module):
     """Per image input: 3x3 convolutions with 2x2 max pooling; then all inputs through dense layers.
 
     The activation follows the pooling, which leaves it a quarter of the values; for one that never
-    falls, such as ReLU, the order makes no difference to the result.
+    falls, such as ReLU, the order makes no difference to the result. A norm comes before the
+    pooling and sees all places.
 
     Attributes:
         width: number of features it gives.
@@ -114,7 +115,8 @@ class CNN(nn.Module):
             channels, height, breadth = shape
             layers: list[nn.Module] = []
             for out in settings.channels:
-                layers += [nn.Conv2d(channels, out, 3, padding=1)]
+                layers += [nn.Conv2d(channels, out, 3, padding=1, bias=needs_bias(settings))]
+                layers += make_norm(out, settings)
                 layers += [nn.MaxPool2d(2, ceil_mode=True), ACTIVATIONS[settings.activation]()]
                 channels, height, breadth = out, (height + 1) // 2, (breadth + 1) // 2
             self.stacks[f"input-{name}"] = nn.Sequential(*layers, nn.Flatten())

@@ -36,6 +36,7 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class Settings(BaseModel):
@@ -158,6 +159,16 @@ class Task(Settings):
         "metrics stay in the target's unit.",
     )
     hidden: Sizes = Field((), description="Hidden layers of the head; empty is a linear head.")
+    dropout: Fraction = Field(
+        0.0,
+        description="Rate of what each layer of the head reads: the features, then hidden layers.",
+    )
+    weight_decay: Rate | None = Field(
+        None, description="For this task's own parameters; default: training.weight-decay."
+    )
+    l1: Rate | None = Field(
+        None, description="For this task's own parameters; default: training.l1."
+    )
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
@@ -219,10 +230,46 @@ class Trunk(Settings):
     options: dict[str, Any] = Field(
         default_factory=dict, description="What the sharing architecture can be told; see below."
     )
-    norm: Literal["none", "layer"] = Field(
-        "none", description="layer: layer normalisation after every fully connected layer."
+    norm: Literal["none", "layer", "batch", "group"] = Field(
+        "none",
+        description="After every layer and convolution. layer: each row over its features; group: "
+        "over groups of them; batch: each feature over the batch's rows. A convolution's features "
+        "are its channels, at all places together.",
+    )
+    norm_groups: int = Field(
+        8, ge=1, description="Norm 'group': number of groups, a divisor of widths and channels."
+    )
+    norm_parameters: Literal["shared", "local", "local-statistics"] = Field(
+        "shared",
+        description="shared: they travel, running statistics too; local: all stay with the client "
+        "(FedBN); local-statistics: of batch norm the running statistics stay (SiloBN).",
     )
     dropout: Fraction = Field(0.0, description="Rate after every fully connected layer.")
+    weight_decay: Rate | None = Field(
+        None, description="For what all tasks share; default: training.weight-decay."
+    )
+    l1: Rate | None = Field(None, description="For what all tasks share; default: training.l1.")
+
+    @model_validator(mode="after")
+    def _has_whole_groups(self) -> Self:
+        if self.norm != "group":
+            return self
+        convolutions = self.channels if self.architecture == "cnn" else ()
+        groups = self.norm_groups
+        for size in (*self.widths, *convolutions):
+            if size % groups:
+                raise ValueError(
+                    f"norm-groups must divide widths and channels, got {groups} for {size}; change "
+                    "one of them"
+                )
+        for size in self.widths:
+            if size < 3 * groups:
+                raise ValueError(
+                    f"norm-groups must leave groups of three features or more of each of widths, "
+                    f"got {groups} for {size}: one feature normalised is 0, two are -1 and 1; "
+                    "change one of them"
+                )
+        return self
 
     @property
     def has_layers(self) -> bool:
@@ -269,7 +316,8 @@ class Training(Settings):
     )
     lr: Finite = Field(0.05, gt=0, description="Learning rate.")
     momentum: Finite = Field(0.0, ge=0, lt=1, description="SGD only.")
-    weight_decay: Finite = Field(0.0, ge=0, description="adamw: decoupled; else an L2 term.")
+    weight_decay: Rate = Field(0.0, description="adamw: decoupled; else an L2 term.")
+    l1: Rate = Field(0.0, description="An L1 term: l1 * sign(w) is added to the gradient.")
     balance: Literal["tasks", "none"] = Field(
         "tasks", description="tasks: every batch holds each task's labelled rows in equal share."
     )

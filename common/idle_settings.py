@@ -23,6 +23,7 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_evaluation(experiment),
         *_idle_inputs(experiment),
         *_idle_trunk(experiment),
+        *_idle_rates(experiment),
         *(_idle_partition(experiment.partition) if experiment.partition else ()),
     ]
 
@@ -113,6 +114,42 @@ def _idle_trunk(experiment: "Experiment") -> Iterator[str]:
             f"trunk.channels is for trunk.architecture 'cnn', got {list(trunk.channels)} with "
             f"'{trunk.architecture}'; set the architecture, or remove channels"
         )
+
+    convolves = trunk.architecture == "cnn" and trunk.channels
+    if trunk.norm != "none" and not trunk.widths and not convolves:
+        yield (
+            f"trunk.norm must be 'none' in a trunk without layers, got '{trunk.norm}'; give it "
+            "widths, or remove it"
+        )
+    if trunk.dropout and not trunk.widths:
+        yield (
+            "trunk.dropout needs fully connected layers, which it follows, got "
+            f"{trunk.dropout:g} without any; give the trunk widths, or remove it"
+        )
+    if trunk.norm != "group" and _is_given(trunk, "norm_groups"):
+        yield (
+            f"trunk.norm-groups is for trunk.norm 'group', got {trunk.norm_groups} with "
+            f"'{trunk.norm}'; set the norm, or remove it"
+        )
+    users = {"local": ("layer", "batch", "group"), "local-statistics": ("batch",)}
+    wanted = users.get(trunk.norm_parameters)
+    if wanted and trunk.norm not in wanted:
+        yield (
+            f"trunk.norm-parameters '{trunk.norm_parameters}' is for trunk.norm "
+            f"{' or '.join(map(repr, wanted))}, got norm '{trunk.norm}'; set the norm, or remove it"
+        )
+
+
+def _idle_rates(experiment: "Experiment") -> Iterator[str]:
+    parts = (experiment.trunk, *experiment.tasks.values())
+    for name in ("weight_decay", "l1"):
+        key = name.replace("_", "-")
+        is_overruled = all(getattr(part, name) is not None for part in parts)
+        if is_overruled and _is_given(experiment.training, name):
+            yield (
+                f"training.{key} must be 0 where trunk and every task have their own, got "
+                f"{getattr(experiment.training, name):g}; remove it, or one of theirs"
+            )
 
 
 def _idle_partition(partition: "Partition") -> Iterator[str]:

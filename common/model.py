@@ -28,10 +28,16 @@ def output_width(task: Task, targets: int) -> int:
 
 
 def build_head(task: Task, features: int, targets: int) -> nn.Sequential:
-    """Make one task's head: hidden ReLU layers, then a linear layer to its outputs."""
+    """Make one task's head: hidden ReLU layers, then a linear layer to its outputs.
+
+    Dropout comes before every layer: a linear head has some too, of features that the heads of
+    other tasks read whole.
+    """
     widths = [features, *task.hidden, output_width(task, targets)]
     layers: list[nn.Module] = []
     for narrow, wide in itertools.pairwise(widths):
+        if task.dropout:
+            layers.append(SeededDropout(task.dropout))
         layers += [nn.Linear(narrow, wide), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -1,8 +1,9 @@
 """Which parameters travel and which stay home: the one place that decides it.
 
 It goes by names. A parameter with ``task-NAME`` in its path belongs to that task, any other to all
-tasks; what is under ``trunk.`` is shared, what is under ``heads.`` is the client's own. Client,
-server and the wire ask here; nothing else filters arrays.
+tasks; what is under ``trunk.`` is shared, what is under ``heads.`` is the client's own, and so are
+the ``norm_...`` that ``trunk.norm-parameters`` keeps at home. Client, server and the wire ask here;
+nothing else filters arrays.
 """
 
 import re
@@ -17,6 +18,17 @@ SHARED: dict[str, Callable[[str], bool]] = {
     "whole-model": lambda name: True,
 }
 
+_NORM = re.compile(r"\.norm_[a-z]+$")
+_STATISTIC = re.compile(r"\.norm_(?:mean|variance)$")
+
+STAYS: dict[str, Callable[[str], bool]] = {
+    "shared": lambda name: False,
+    # Li et al., "FedBN: federated learning on non-IID features via local ...", 2021 (FedBN).
+    "local": lambda name: bool(_NORM.search(name)),
+    # Andreux et al., "Siloed federated learning for multi-centric ...", 2020 (SiloBN).
+    "local-statistics": lambda name: bool(_STATISTIC.search(name)),
+}
+
 _TASK = re.compile(r"(?:^|\.)task-([^.]+)\.")
 
 
@@ -24,11 +36,16 @@ def shared_names(names: Iterable[str], experiment: Experiment) -> list[str]:
     """Select the parameters that travel, in the given order.
 
     >>> from common.experiment_file import load_experiment
-    >>> shared_names(["trunk.w", "heads.task-a.w"], load_experiment("digits"))
+    >>> names = ["trunk.w", "trunk.1.norm_weight", "trunk.1.norm_mean", "heads.task-a.w"]
+    >>> shared_names(names, load_experiment("digits"))
+    ['trunk.w', 'trunk.1.norm_weight', 'trunk.1.norm_mean']
+    >>> fed_bn = load_experiment("digits", ["trunk.norm=batch", "trunk.norm-parameters=local"])
+    >>> shared_names(names, fed_bn)
     ['trunk.w']
     """
     travels = SHARED[experiment.federation.algorithm]
-    return [name for name in names if travels(name)]
+    stays = STAYS[experiment.trunk.norm_parameters]
+    return [name for name in names if travels(name) and not stays(name)]
 
 
 def task_of(name: str) -> str | None:

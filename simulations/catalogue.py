@@ -80,6 +80,33 @@ ARCHITECTURES = {
     "mlp": Choice("fully connected layers over all inputs"),
     "cnn": Choice("3x3 convolutions with 2x2 max pooling per image, then fully connected layers"),
 }
+NORMS = {
+    "none": Choice("layers as they are"),
+    "layer": Choice(
+        "each row by mean and variance of its features",
+        "Ba et al., Layer normalization, 2016",
+    ),
+    "batch": Choice(
+        "each feature by mean and variance over the batch's rows",
+        "Ioffe & Szegedy, Batch normalization, ICML 2015",
+    ),
+    "group": Choice(
+        "each row by mean and variance of groups of its features",
+        "Wu & He, Group normalization, ECCV 2018",
+    ),
+}
+NORM_PARAMETERS = {
+    "shared": Choice("they travel and are averaged, running statistics too"),
+    "local": Choice(
+        "weights, biases and running statistics stay with the client (FedBN)",
+        "Li et al., FedBN: federated learning on non-IID features via local batch normalization, "
+        "ICLR 2021",
+    ),
+    "local-statistics": Choice(
+        "the running statistics of batch norm stay with the client (SiloBN)",
+        "Andreux et al., Siloed federated learning for multi-centric histopathology datasets, 2020",
+    ),
+}
 OPTIMISERS = {
     "sgd": Choice("stochastic gradient descent, with momentum if set"),
     "adam": Choice("adaptive moments", "Kingma & Ba, Adam, ICLR 2015"),
@@ -117,6 +144,8 @@ def catalogue() -> dict[str, Heading]:
         "weightings": Heading(
             "loss.weighting", {name: _choice(method) for name, method in WEIGHTINGS.items()}
         ),
+        "norms": Heading("trunk.norm", NORMS),
+        "norm-parameters": Heading("trunk.norm-parameters", NORM_PARAMETERS),
         "optimisers": Heading("training.optimiser", OPTIMISERS),
         "algorithms": Heading("federation.algorithm", ALGORITHMS),
         "strategies": Heading("federation.strategy", STRATEGIES),

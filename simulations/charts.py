@@ -5,7 +5,7 @@ theme. Text of the user's is escaped here, because Plotly reads simple HTML.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any, TypeGuard, TypeVar
@@ -139,17 +139,43 @@ def weights_chart(record: RunRecord) -> Chart | None:
     series = {t: [line["weights"].get(t) for line in record.rounds] for t in tasks}
     if all(len(set(weights)) <= 1 for weights in series.values()):
         return None
+    return _task_chart(record, "Weight in the loss", series, "Means over the round's steps.")
+
+
+def gradient_charts(record: RunRecord) -> list[Chart]:
+    """Draw the norms of the tasks' gradients, and how hard each task pulls; none where unknown."""
+    drawn = {
+        "norm": ("Gradient norm", "Of each task's loss on the shared trunk or its last layer."),
+        "pull": ("Pull", "The gradient's norm times the task's weight; balanced tasks pull alike."),
+    }
+    charts = []
+    for name, (title, note) in drawn.items():
+        series = {
+            task: [line["train"]["tasks"].get(task, {}).get(name) for line in record.rounds]
+            for task in record.experiment.tasks
+        }
+        if any(value is not None for values in series.values() for value in values):
+            charts.append(_task_chart(record, title, series, note))
+    return charts
+
+
+def _task_chart(
+    record: RunRecord, title: str, series: Mapping[str, Sequence[float | None]], note: str
+) -> Chart:
+    """Draw a curve per task over rounds."""
     return Chart(
-        title="Weight in the loss",
+        title=title,
         traces=[
             curve(
                 task,
-                *unzip(thin(list(zip(rounds_of(record), series[task], strict=True)))),
-                **nth_style(number),
+                *unzip(thin(list(zip(rounds_of(record), values, strict=True)))),
+                f"$c{number % COLOURS}",
+                dash=("solid", "dash", "dot")[number // COLOURS % 3],
             )
-            for number, task in enumerate(tasks)
+            for number, (task, values) in enumerate(series.items())
         ],
         layout=axes("round", zero=True),
+        note=note,
     )
 
 

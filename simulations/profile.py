@@ -40,7 +40,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "forward": (  # outputs and losses, in training
         "client.stacked_model:StackedModel.outputs",
-        "client.cohort:Steps._add_losses",
+        "client.cohort:Steps._sum_losses",
         "client.autograd:AutogradTrainer._forward",
     ),
     "backward": (

@@ -183,15 +183,17 @@ def make_client_table(record: RunRecord) -> str:
 
 
 def make_weights(record: RunRecord, collected: Charts) -> str:
-    """Draw the task weights, or say that they never changed."""
+    """Draw the task weights, or say that they never changed, and gradient norms where known."""
     if not record.rounds:
         return ""
-    chart = charts.weights_chart(record)
-    if chart is not None:
-        return card(collected.figure(chart))
-    weights = record.rounds[-1]["weights"]
-    same = ", ".join(f"{task} {format_figure(weight)}" for task, weight in weights.items())
-    return card(note(f"The same in every round: {same}."))
+    chart, gradients = charts.weights_chart(record), charts.gradient_charts(record)
+    drawn = [collected.figure(each) for each in ([chart] if chart else []) + gradients]
+    parts = side_by_side(drawn) if drawn else ""
+    if chart is None:
+        weights = record.rounds[-1]["weights"]
+        same = ", ".join(f"{task} {format_figure(weight)}" for task, weight in weights.items())
+        parts = card(note(f"The same in every round: {same}.")) + parts
+    return parts
 
 
 def make_cost(record: RunRecord, collected: Charts) -> str:

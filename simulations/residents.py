@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from client.batches import Index, label_patterns, shuffle_key
-from client.cohort import Cohort, LossSums, largest_first
+from client.cohort import Cohort, largest_first
 from client.cohort_evaluation import EvaluationStore, evaluate_cohort
 from client.row_store import RowStore
 from client.session import open_session
+from client.training import MEMORY
 from common.metrics import METRICS
 from common.model import output_width
 from common.preparation import UnusableClientError
 from common.seeding import torch_generator
+from common.weighting.balance import Balance
 from common.wire import FloatArray, Instruction
 from server.bulk import BulkReplies
 from server.sums import Matrix, SumTable
@@ -63,6 +65,11 @@ class Residents:
         width = len(self.trainer.initial[self.own_columns])
         self.own = self.trainer.initial[self.own_columns].expand(len(data), width).clone()
         self.rounds = np.zeros(len(data), np.int64)
+        # What each client's loss weighting remembers, name -> [clients, T]; empty unless "local".
+        self.memory: dict[str, Tensor] = {}
+        if self.experiment.loss.scope == "local":
+            first = self.trainer.rules.remember({}, self.own.device)
+            self.memory = {name: row.repeat(len(data), 1) for name, row in first.items()}
         self.chunk = max(1, CHUNK_BYTES // (4 * self.layout.size))
         # Kept from round to round: fresh memory costs a page fault per page.
         self._values = self.own.new_empty(0, self.layout.size)
@@ -79,7 +86,7 @@ class Residents:
         order = largest_first(self.train_store.counts[members])
         shared, flat = self._columns(list(trunk)), self._flatten(trunk)
         values = self._get_values(len(members))
-        losses = {t: np.zeros((len(members), 2)) for t in self.train_store.tasks}
+        trained: dict[str, dict[str, Matrix]] = {task: {} for task in self.train_store.tasks}
         personal = self.experiment.evaluation.model == "personal"
         sums: Sums = self._blank_sums(len(members)) if instruction.evaluate else {}
         for begin in range(0, len(members), self.chunk):
@@ -88,15 +95,16 @@ class Residents:
             self._load(own_values, members[places], flat, shared)
             if instruction.evaluate and not personal:
                 self._evaluate(members, places, own_values, sums)
-            chunk_losses = self._train(members[places], own_values, instruction)
+            found = self._train(members[places], own_values, instruction, keep=True)
             if instruction.evaluate and personal:
                 self._evaluate(members, places, own_values, sums)
             here = torch.from_numpy(members[places]).to(self.own.device)
             self.own.index_copy_(0, here, own_values[:, self.own_columns])
-            for task, numbers in chunk_losses.items():
-                losses[task][places] = numbers
+            for task, numbers in found.items():
+                for name, matrix in numbers.items():
+                    trained[task].setdefault(name, np.zeros((len(members), 2)))[places] = matrix
         self.rounds[members] = instruction.round
-        sums["train"] = {task: {"loss": numbers} for task, numbers in losses.items()}
+        sums["train"] = trained
         rows = values[:, shared].cpu().numpy()
         if (order[1:] < order[:-1]).any():
             rows = rows[np.argsort(order)]
@@ -117,24 +125,35 @@ class Residents:
             own_values = self._get_values(len(places))
             self._load(own_values, members[places], flat, shared)
             if self.experiment.evaluation.model == "personal":
-                self._train(members[places], own_values, following)
+                self._train(members[places], own_values, following, keep=False)
             self._evaluate(members, places, own_values, sums)
         examples = self.train_store.counts[members]
         return BulkReplies(clients, examples, SumTable(clients, sums))
 
     def own_states(self, clients: Sequence[str]) -> dict[str, Own]:
-        """Cut out what clients keep at home: the heads of the tasks that they hold."""
+        """Cut out what clients keep at home: the heads of their tasks, and norms that stay."""
         values = self.own[self._members(clients)].cpu().numpy()
         states = {}
         for row, client in zip(values, clients, strict=True):
             place = self.place[client]
             cuts = self._cuts(self.tasks[place])
             arrays = {name: row[cut].reshape(shape) for name, cut, shape in cuts}
+            arrays |= self._memory_arrays(place)
             states[client] = Own(int(self.rounds[place]), arrays)
         return states
 
+    def _memory_arrays(self, place: int) -> dict[str, FloatArray]:
+        """Cut out what a client's loss weighting remembers of the tasks that it holds."""
+        rules = self.trainer.rules
+        columns = [kept[place].cpu().numpy() for kept in self.memory.values()]
+        return {
+            f"{MEMORY}{task}": np.array([column[number] for column in columns], np.float32)
+            for number, task in enumerate(rules.tasks)
+            if columns and task in self.tasks[place]
+        }
+
     def _cuts(self, tasks: tuple[str, ...]) -> list[tuple[str, slice, tuple[int, ...]]]:
-        """Say where in a client's own row the parameters of these tasks' heads lie."""
+        """Say where in its own row the parameters of a client with these tasks lie."""
         if tasks not in self._known_cuts:
             held, cuts, start = set(self.trainer.own_names(tasks)), [], 0
             for name in self.own_names:
@@ -156,6 +175,11 @@ class Residents:
             place = self.place[client]
             self.rounds[place] = state.round
             self.trainer.load({}, state.arrays)
+            for number, task in enumerate(self.trainer.rules.tasks):
+                kept = state.arrays.get(f"{MEMORY}{task}")
+                for at, column in enumerate(self.memory.values()):
+                    if kept is not None:
+                        column[place, number] = float(kept[at])
             self.own[place] = self.trainer.flat.values[self.own_columns]
 
     def _members(self, clients: Sequence[str]) -> Index:
@@ -186,7 +210,20 @@ class Residents:
         here = torch.from_numpy(members).to(self.own.device)
         values[:, self.own_columns] = self.own.index_select(0, here)
 
-    def _train(self, members: Index, values: Tensor, instruction: Instruction) -> LossSums:
+    def _train(
+        self, members: Index, values: Tensor, instruction: Instruction, *, keep: bool
+    ) -> dict[str, dict[str, Matrix]]:
+        """Train one chunk of clients.
+
+        Args:
+            members: [K].
+            values: [K, P], their parameters.
+            instruction: of the round.
+            keep: whether they keep what their loss weighting learned.
+
+        Returns:
+            Task -> "loss" and what `Balance.report` adds -> [K, 2].
+        """
         generators = []
         if self.cohorts.model.dropouts:
             names = list(self.place)
@@ -199,7 +236,36 @@ class Residents:
             [self.patterns[m] for m in members],
         )
         weights = instruction.weights or {}
-        return self.cohorts.train(cohort, values, weights, instruction.round, generators)
+        rules, number = self.trainer.rules, instruction.round
+        if rules.is_fixed:
+            losses = self.cohorts.train(cohort, values, weights, number, generators)
+            return {task: {"loss": numbers} for task, numbers in losses.items()}
+        balance = Balance(rules, self._remembered(members, instruction), weights)
+        losses = self.cohorts.train(cohort, values, weights, number, generators, balance)
+        blank = np.zeros((len(members), 2))
+        table = np.stack([losses.get(task, blank) for task in rules.tasks], 1)
+        both = torch.from_numpy(table).to(values)
+        balance.end_round(both[:, :, 0], both[:, :, 1])
+        if keep and self.memory:
+            here = torch.from_numpy(members).to(self.own.device)
+            for name, state in balance.state.items():
+                self.memory[name].index_copy_(0, here, state)
+        report = balance.report(both[:, :, 1])
+        return {
+            task: {
+                "loss": numbers,
+                **{name: sums.cpu().numpy() for name, sums in report[task].items()},
+            }
+            for task, numbers in losses.items()
+        }
+
+    def _remembered(self, members: Index, instruction: Instruction) -> dict[str, Tensor]:
+        """Get what these clients' loss weighting starts the round with: name -> [K, T]."""
+        if self.memory:
+            here = torch.from_numpy(members).to(self.own.device)
+            return {name: kept.index_select(0, here) for name, kept in self.memory.items()}
+        alike = self.trainer.rules.remember(instruction.memory, self.own.device)
+        return {name: row.repeat(len(members), 1) for name, row in alike.items()}
 
     def _blank_sums(self, clients: int) -> Sums:
         blank: Sums = {}

@@ -16,22 +16,24 @@ SHAPES = {"x": (8,)}
 WEIGHTS = {"kind": 1.0, "flag": 0.5, "size": 2.0}
 
 
-def trained(*, compiled: bool, stacked: bool) -> torch.Tensor:
+def trained(norm: str, *, compiled: bool, stacked: bool) -> torch.Tensor:
     training = {"optimiser": "adam", "lr": 0.01, "batch-size": 4, "compile": compiled}
-    trainer = Trainer(make_experiment(training=training), SHAPES, torch.device("cpu"))
+    experiment = make_experiment(training=training, trunk={"widths": [6, 5], "norm": norm})
+    trainer = Trainer(experiment, SHAPES, torch.device("cpu"))
     if not stacked:
         trainer.cohorts = None
     trainer.load({}, {})
-    trainer.train(make_client(), WEIGHTS, 1)
+    trainer.train(make_client(rows=11), WEIGHTS, 1)
     return trainer.flat.values
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stacked", [True, False])
-def test_a_compiled_step_trains_as_an_uncompiled_one(stacked, caplog):
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_a_compiled_step_trains_as_an_uncompiled_one(norm, stacked, caplog):
     caplog.set_level(logging.INFO, "fedmtl.client")
-    ours = trained(compiled=True, stacked=stacked)
-    theirs = trained(compiled=False, stacked=stacked)
+    ours = trained(norm, compiled=True, stacked=stacked)
+    theirs = trained(norm, compiled=False, stacked=stacked)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert "torch.compile: the" in caplog.text
     assert "to compile" in caplog.text

@@ -10,6 +10,7 @@ from client.batches import epoch_order, label_patterns, shuffle_key
 from client.training import Trainer
 from common.dataset import ClientData, Rows
 from common.model import build_model
+from common.sharing import STAYS
 from tests.conftest import make_client, make_experiment
 
 SHAPES = {"x": (8,)}
@@ -151,3 +152,55 @@ def test_a_task_called_like_a_module_attribute_works():
     experiment = make_experiment().model_dump(by_alias=True) | {"tasks": tasks}
     model = build_model(type(make_experiment()).model_validate(experiment), SHAPES)
     assert set(model({"x": torch.zeros(1, 8)}, ["type", "parameters"])[0]) == {"type", "parameters"}
+
+
+def test_dropout_of_one_head_is_its_own():
+    kind = {"kind": "multiclass", "classes": 3, "dropout": 0.5}
+    experiment = make_experiment(tasks={"kind": kind, "flag": {"kind": "binary"}})
+    model = build_model(experiment, SHAPES).train()
+    inputs, ones = {"x": torch.ones(100, 8)}, torch.Generator().manual_seed(0)
+    model.heads["task-kind"][0].generator = ones
+    outputs, _ = model(inputs, ["kind", "flag"])
+    assert outputs["kind"].unique(dim=0).shape[0] > 1  # rows alike, masks unlike
+    assert outputs["flag"].unique(dim=0).shape[0] == 1
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_running_statistics_follow_the_rows_whatever_the_penalties(stacked):
+    statistics = []
+    for rate in (0.0, 5.0):
+        training = {"lr": 1e-9, "epochs": 3, "weight-decay": rate, "l1": rate}
+        norm = {"widths": [6], "norm": "batch"}
+        trainer = trainer_for(make_experiment(trunk=norm, training=training))
+        trainer.cohorts = trainer.cohorts if stacked else None
+        trainer.train(make_client(), WEIGHTS, 1)
+        names = [name for name in trainer.shared if STAYS["local-statistics"](name)]
+        statistics.append(trainer.flat.read(names))
+    assert len(statistics[0]) == 2
+    for name, values in statistics[0].items():
+        assert abs(values - (0 if "mean" in name else 1)).min() > 1e-3  # they moved
+        assert values == pytest.approx(statistics[1][name], rel=1e-5)
+
+
+def test_evaluation_goes_by_the_running_statistics_however_it_is_computed():
+    trainer = trainer_for(make_experiment(trunk={"widths": [6], "norm": "batch"}))
+    data = make_client()
+    trainer.train(data, WEIGHTS, 1)
+    by_hand, before = trainer.evaluate(data, "test"), trainer.flat.values.clone()
+    trainer.cohorts = None
+    by_autograd = trainer.evaluate(data, "test")
+    for task, sums in by_hand.items():
+        assert sums["loss"] == pytest.approx(by_autograd[task]["loss"], rel=1e-5)
+    assert torch.equal(trainer.flat.values, before)
+
+
+def test_norms_that_stay_belong_to_a_client_whatever_its_tasks():
+    norm = {"widths": [6], "norm": "layer", "norm-parameters": "local"}
+    trainer = trainer_for(make_experiment(trunk=norm))
+    own = trainer.own_names(("flag",))
+    assert {name.split(".")[-1] for name in own if "heads" not in name} == {
+        "norm_weight",
+        "norm_bias",
+    }
+    assert all("task-flag" in name for name in own if "heads" in name)
+    assert not set(own) & set(trainer.shared)

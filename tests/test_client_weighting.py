@@ -23,6 +23,7 @@ from tests.test_client_training import with_labels, without_task
 SHAPES = {"x": (8,)}
 ONES = {"kind": 1.0, "flag": 1.0, "size": 1.0}
 EVERY = [*COMBINATIONS, *((method, "none") for method in GRADIENT_METHODS)]
+both_forms = pytest.mark.parametrize("form", ["stacked", "autograd"])
 every = pytest.mark.parametrize(("weighting", "scaling"), EVERY)
 
 
@@ -32,8 +33,11 @@ def experiment_of(weighting="equal", training=None, **loss):
     return make_experiment(loss={"weighting": weighting, **loss}, training=training)
 
 
-def trainer_of(experiment) -> Trainer:
+def trainer_of(experiment, form="stacked") -> Trainer:
+    """A trainer in its stacked form, where there is one, or by autograd."""
     trainer = Trainer(experiment, SHAPES, torch.device("cpu"))
+    if form == "autograd":
+        trainer.cohorts = None
     trainer.load({}, {})
     return trainer
 
@@ -59,12 +63,12 @@ def trained(weighting, data=None, rounds=1, **loss) -> Trainer:
     return trainer
 
 
-def test_equal_weights_measured_step_by_step_train_as_equal_weights_do():
+@both_forms
+def test_equal_weights_measured_step_by_step_train_as_equal_weights_do(form):
     settings = {"training": {"batch-size": 4, "epochs": 2, "optimiser": "adam"}}
     plain = make_experiment(**settings)
     recorded = make_experiment(**settings, loss={"record": "gradients"})
-    left, right = trainer_of(plain), trainer_of(recorded)
-    right.cohorts = None  # by autograd
+    left, right = trainer_of(plain), trainer_of(recorded, form)
     weights = {"kind": 1.0, "flag": 0.5, "size": 2.0}
     sums = [t.train(make_client(), weights, 1) for t in (left, right)]
     torch.testing.assert_close(left.flat.values, right.flat.values, rtol=1e-5, atol=1e-6)
@@ -87,9 +91,10 @@ FIRST_STEP = {  # what a first step's weights are, by paper
 
 @pytest.mark.parametrize("scaling", [name for name in SCALINGS if name != "log"])
 @pytest.mark.parametrize("weighting", FIRST_STEP)
-def test_a_step_goes_down_the_weighted_sum(weighting, scaling):
+@both_forms
+def test_a_step_goes_down_the_weighted_sum(weighting, scaling, form):
     experiment, data = experiment_of(weighting, scaling=scaling, record="gradients"), make_client()
-    trainer, model = trainer_of(experiment), build_model(experiment, SHAPES)
+    trainer, model = trainer_of(experiment, form), build_model(experiment, SHAPES)
     sums = trainer.train(data, ONES, 1)
     losses = losses_of(model, shuffled(data))
     numbers = np.array([loss.item() for loss in losses.values()])
@@ -175,9 +180,10 @@ def test_gradients_of_scaled_losses_are_recorded_as_they_are_unscaled(method):
         assert weight <= 1.01 * max(1.0, 1 / loss) * 3
 
 
-def test_famo_learns_from_a_second_look_at_the_same_batch():
+@both_forms
+def test_famo_learns_from_a_second_look_at_the_same_batch(form):
     experiment, data = experiment_of("famo"), make_client()
-    trainer, model = trainer_of(experiment), build_model(experiment, SHAPES)
+    trainer, model = trainer_of(experiment, form), build_model(experiment, SHAPES)
     rows = shuffled(data)
     before = losses_of(model, rows)
     sums = trainer.train(data, ONES, 1)
@@ -192,12 +198,13 @@ def test_famo_learns_from_a_second_look_at_the_same_batch():
         assert sums[task]["state-logit"] == [pytest.approx(-0.025 * direction * 10, rel=1e-3), 10]
 
 
-def test_gradnorm_measures_the_last_layer_that_all_tasks_share():
+@both_forms
+def test_gradnorm_measures_the_last_layer_that_all_tasks_share(form):
     data, norms = make_client(), {}
     for layer in ("last", "trunk"):
         experiment = experiment_of("gradnorm", options={"layer": layer})
         model = build_model(experiment, SHAPES)
-        sums = trainer_of(experiment).train(data, ONES, 1)
+        sums = trainer_of(experiment, form).train(data, ONES, 1)
         weights = [p for n, p in model.named_parameters() if n.startswith("trunk.")]
         watched = [p for p in weights if p.dim() > 1][-1:] if layer == "last" else weights
         for task, loss in losses_of(model, shuffled(data)).items():
@@ -207,14 +214,15 @@ def test_gradnorm_measures_the_last_layer_that_all_tasks_share():
 
 
 @every
-def test_a_client_without_a_task_trains_as_if_nobody_had_it(weighting, scaling):
+@both_forms
+def test_a_client_without_a_task_trains_as_if_nobody_had_it(weighting, scaling, form):
     data = without_task(make_client(), "flag")
     masked = with_labels(make_client(), "flag", torch.zeros(10, dtype=torch.bool))
-    before = trainer_of(experiment_of(weighting, scaling=scaling))
+    before = trainer_of(experiment_of(weighting, scaling=scaling), form)
     start = before.flat.read(["heads.task-flag.0.weight"])["heads.task-flag.0.weight"]
     states = []
     for client in (data, masked):
-        trainer = trainer_of(experiment_of(weighting, scaling=scaling))
+        trainer = trainer_of(experiment_of(weighting, scaling=scaling), form)
         reported = trainer.train(client, ONES, 1)
         assert set(reported.get("flag", {})) <= {"loss"}
         assert torch.isfinite(trainer.flat.values).all()
@@ -225,12 +233,13 @@ def test_a_client_without_a_task_trains_as_if_nobody_had_it(weighting, scaling):
 
 
 @every
-def test_batches_without_labels_of_some_tasks_or_of_any_spoil_nothing(weighting, scaling):
+@both_forms
+def test_batches_without_labels_of_some_tasks_or_of_any_spoil_nothing(weighting, scaling, form):
     data = make_client()
     for number, task in enumerate(ONES):
         data = with_labels(data, task, (torch.arange(10) % 3 != number) & (torch.arange(10) > 3))
     settings = {"batch-size": 1, "balance": "none", "optimiser": "adam"}
-    trainer = trainer_of(experiment_of(weighting, settings, scaling=scaling))
+    trainer = trainer_of(experiment_of(weighting, settings, scaling=scaling), form)
     for number in (1, 2):
         sums = trainer.train(data, ONES, number)
     assert torch.isfinite(trainer.flat.values).all()
@@ -242,12 +251,13 @@ def test_batches_without_labels_of_some_tasks_or_of_any_spoil_nothing(weighting,
 
 
 @every
-def test_one_round_is_a_matter_of_seed_client_and_round_alone(weighting, scaling):
+@both_forms
+def test_one_round_is_a_matter_of_seed_client_and_round_alone(weighting, scaling, form):
     results = []
     for disturbance in (0, 1):
         torch.manual_seed(disturbance)
         training = {"batch-size": 4}
-        trainer = trainer_of(experiment_of(weighting, training, scaling=scaling))
+        trainer = trainer_of(experiment_of(weighting, training, scaling=scaling), form)
         trainer.train(make_client("other", seed=disturbance), ONES, 3)
         trainer.load({}, {})  # whoever trained before leaves nothing behind
         trainer.train(make_client(), ONES, 1)
@@ -255,9 +265,10 @@ def test_one_round_is_a_matter_of_seed_client_and_round_alone(weighting, scaling
     assert torch.equal(*results)
 
 
-def test_what_a_client_keeps_to_itself_comes_back_with_its_heads():
+@both_forms
+def test_what_a_client_keeps_to_itself_comes_back_with_its_heads(form):
     experiment = experiment_of("uncertainty", scope="local")
-    data, trainer = make_client(), trainer_of(experiment)
+    data, trainer = make_client(), trainer_of(experiment, form)
     sums = trainer.train(data, ONES, 1)
     assert not any(name.startswith("state-") for name in sums["kind"])
     own = {name: array.copy() for name, array in trainer.own_arrays(data.tasks).items()}
@@ -274,10 +285,11 @@ def test_what_a_client_keeps_to_itself_comes_back_with_its_heads():
     assert not torch.equal(trainer.flat.values, once)
 
 
-def test_a_shared_memory_is_where_a_round_starts_from():
+@both_forms
+def test_a_shared_memory_is_where_a_round_starts_from(form):
     experiment, data = experiment_of("uncertainty"), make_client()
     memory = {task: {"log-variance": 1.0} for task in ONES}
-    sums = trainer_of(experiment).train(data, ONES, 1, memory)
+    sums = trainer_of(experiment, form).train(data, ONES, 1, memory)
     factors = {"kind": 1.0, "flag": 1.0, "size": 0.5}
     for task, factor in factors.items():
         assert sums[task]["weight"] == [pytest.approx(factor * np.exp(-1.0)), 1.0]
@@ -293,12 +305,29 @@ def test_a_task_that_a_round_does_not_teach_is_not_reported():
 @pytest.mark.parametrize("weighting", [n for n in WEIGHTINGS if n not in ("equal", "manual")])
 def test_training_under_autocast_is_training_in_coarser_numbers(weighting):
     experiment, data = experiment_of(weighting), make_client()
-    plain, coarse = trainer_of(experiment), trainer_of(experiment)
+    # The stacked form writes into buffers of one type.
+    plain, coarse = trainer_of(experiment, "autograd"), trainer_of(experiment, "autograd")
     plain.train(data, ONES, 1)
     with torch.autocast("cpu", torch.bfloat16):
         coarse.train(data, ONES, 1)
     step = (plain.flat.values - plain.initial).norm()
     assert (coarse.flat.values - plain.flat.values).norm() < 0.2 * step
+
+
+@pytest.mark.parametrize(("weighting", "scaling"), COMBINATIONS)
+def test_both_forms_take_the_same_steps_and_learn_the_same(weighting, scaling):
+    data = with_labels(make_client(), "flag", torch.arange(10) % 3 > 0)
+    training = {"batch-size": 4, "epochs": 2}
+    found = []
+    for form in ("stacked", "autograd"):
+        trainer = trainer_of(experiment_of(weighting, training, scaling=scaling), form)
+        trainer.train(data, ONES, 1)
+        memory = {task: {} for task in ONES}
+        found.append((trainer.train(data, ONES, 2, memory), trainer.flat.values.clone()))
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-5)
+    for task, sums in found[0][0].items():
+        for name, numbers in sums.items():
+            assert found[1][0][task][name] == pytest.approx(numbers, rel=1e-3, abs=1e-5)
 
 
 def test_garbage_of_an_unlabelled_row_reaches_no_weight():

@@ -162,6 +162,12 @@ def test_a_data_path_given_apart_is_relative_to_the_working_folder(small, tmp_pa
         ("partition.alpha=1", "partition.alpha is for partition.kind 'dirichlet', got 1.0 with"),
         ("partition.classes-per-client=1", "partition.classes-per-client is for partition.kind"),
         ("partition.tasks-per-client=2", "partition.tasks-per-client is for partition.task-skew"),
+        ("trunk.norm-groups=2", "trunk.norm-groups is for trunk.norm 'group', got 2 with 'none';"),
+        (
+            "trunk.norm-parameters=local",
+            "trunk.norm-parameters 'local' is for trunk.norm 'layer' or 'batch' or 'group', got",
+        ),
+        ("trunk.l1=-1", "trunk.l1 must be a finite number of at least 0, got -1."),
         ("tasks.é.kind=binary", "tasks: names are letters, digits, - and _, got 'é'."),
     ],
 )
@@ -196,6 +202,35 @@ def test_a_categorical_input_has_no_scale(small):
     assert found.startswith("inputs.x.scale is for numbers and images, got 2 for a categorical")
 
 
+def test_a_rate_that_every_part_overrules_is_refused(small):
+    own = ["trunk.l1=0.1", "tasks.t.l1=0"]
+    (found,) = problems_of(small, "training.l1=0.2", *own)
+    assert found.startswith("training.l1 must be 0 where trunk and every task have their own, got")
+    assert load_experiment(str(small), own).tasks["t"].l1 == 0
+
+
+@pytest.mark.parametrize("setting", ["trunk.norm=layer", "trunk.dropout=0.1"])
+def test_a_trunk_without_layers_has_nothing_to_normalise_or_drop(small, setting):
+    (found,) = problems_of(small, "trunk.widths=[]", setting)
+    assert found.startswith(setting.partition("=")[0])
+
+
+def test_only_batch_norm_has_statistics_to_keep(small):
+    (found,) = problems_of(small, "trunk.norm=layer", "trunk.norm-parameters=local-statistics")
+    assert found.startswith("trunk.norm-parameters 'local-statistics' is for trunk.norm 'batch', ")
+
+
+def test_groups_that_do_not_divide_a_layer_are_refused(small):
+    (found,) = problems_of(small, "trunk.widths=[32, 12]", "trunk.norm=group")
+    assert found.startswith("trunk: norm-groups must divide widths and channels, got 8 for 12;")
+
+
+def test_groups_of_fewer_than_three_features_are_refused(small):
+    norm = ["trunk.norm=group", "trunk.norm-groups=4"]
+    (found,) = problems_of(small, "trunk.widths=[8]", *norm)
+    assert found.startswith("trunk: norm-groups must leave groups of three features or more")
+
+
 def test_every_setting_without_effect_is_a_line_of_its_own(small):
     idle = ["inputs.x.columns=['a', 't']", "trunk.channels=[4]", "data.split-column=when"]
     assert len(problems_of(small, *idle)) == 3
@@ -211,6 +246,9 @@ def test_every_setting_without_effect_is_a_line_of_its_own(small):
         ["partition.kind=dirichlet", "partition.by=a", "partition.alpha=1"],
         ["partition.kind=pathological", "partition.by=a", "partition.classes-per-client=1"],
         ["partition.task-skew=rotate", "partition.tasks-per-client=1"],
+        ["trunk.widths=[8]", "trunk.norm=group", "trunk.norm-groups=2"],
+        ["trunk.norm=batch", "trunk.norm-parameters=local-statistics"],
+        ["trunk.l1=0.1", "training.l1=0.2", "tasks.t.weight-decay=0"],
     ],
 )
 def test_settings_with_an_effect_are_taken_and_survive_writing_and_reading(small, tmp_path, used):

@@ -186,11 +186,11 @@ def test_recorded_means_are_those_of_the_weights(weighting, scaling):
     balance = balance_of(rules_of(weighting, scaling=scaling, record="gradients"))
     norms = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
     weights = torch.cat([take_step(balance, step, norms=norms) for step in steps_of()])
-    report = balance.report(dict.fromkeys(NAMES, 8.0))
+    report = balance.report(torch.full((1, 3), 8.0))
     for place, task in enumerate(NAMES):
-        total, steps = report[task]["weight"]
+        total, steps = report[task]["weight"][0].tolist()
         assert total / steps == pytest.approx(float(weights[:, place].mean()))
-        total, steps = report[task]["pull"]
+        total, steps = report[task]["pull"][0].tolist()
         expected = float(weights[:, place].mean()) * (place + 1)
         assert total / steps == pytest.approx(expected)
 
@@ -259,18 +259,18 @@ def test_state_comes_back_from_flowers_own_context(learned):
 
 def test_a_shared_state_is_reported_for_the_tasks_that_were_taught_and_averages_to_itself(learned):
     rules, balance = learned
-    report = balance.report({"a": 8.0, "c": 2.0})
-    assert set(report) == {"a", "c"}
+    report = balance.report(torch.tensor([[8.0, 0.0, 2.0]]))
+    assert all(count == 0 for count in report["b"]["state-" + next(iter(rules.initial))][:, 1])
     memory = json.loads(json.dumps(rules.recall(balance.state)))
-    for task, sums in report.items():
+    for task in ("a", "c"):
         for name in rules.initial:
-            total, count = sums[f"state-{name}"]
+            total, count = report[task][f"state-{name}"][0].tolist()
             assert total / count == pytest.approx(memory[task][name])
 
 
 def test_a_state_of_ones_own_is_not_reported():
     rules = rules_of("uncertainty", scope="local")
-    report = balance_of(rules).report({"a": 8.0})
+    report = balance_of(rules).report(torch.full((1, 3), 8.0))
     assert not any(name.startswith("state-") for name in report["a"])
 
 

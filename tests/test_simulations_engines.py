@@ -116,7 +116,21 @@ CASES = {
     "personal": ["evaluation.model=personal"],
     "whole model": ["federation.algorithm=whole-model"],
     "sgd, layer norm": ["training.optimiser=sgd", "training.lr=0.1", "trunk.norm=layer"],
+    "batch norm at home": ["trunk.norm=batch", "trunk.norm-parameters=local"],
+    "batch norm, statistics at home": [
+        "trunk.norm=batch",
+        "trunk.norm-parameters=local-statistics",
+        "evaluation.by=message",
+    ],
     "hidden heads": ["tasks.digit.hidden=[8]"],
+    "head dropout, rates of their own": [
+        "partition.kind=dirichlet",
+        "partition.by=digit",
+        "tasks.digit.dropout=0.3",
+        "tasks.ink.dropout=0.1",
+        "tasks.parity.l1=0.01",
+        "trunk.weight-decay=0.01",
+    ],
     "uniform": ["federation.weight-by=uniform"],
 }
 

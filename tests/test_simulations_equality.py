@@ -22,10 +22,17 @@ RAGGED = Workload(
     partial(resample_digits, sizes=np.geomspace(5, 100, 40).astype(int).tolist()),
     10,
 )
+# Batch norm of two rows is their sign, nearly: there, rounding grows from round to round.
+EIGHT_ROWS = Workload(
+    "20 clients, no batch of fewer than eight rows, 10 a round",
+    partial(resample_digits, sizes=[24, 28, 40, 60, 76] * 4),
+    10,
+)
 CASES = {
     "as it is": ("W1", {}, {}),
     "dropout": ("W1", {"dropout": 0.2}, {}),
     "norm and momentum": ("W1", {"norm": "layer"}, {"lr": 0.01, "momentum": 0.9}),
+    "batch norm at home": ("eight", {"norm": "batch", "norm_parameters": "local"}, {}),
     "ragged": ("ragged", {}, {}),
     "ragged, adam, two epochs": ("ragged", {}, {"optimiser": "adam", "lr": 0.001, "epochs": 2}),
     "uneven tasks": ("tasks", {}, {}),
@@ -35,6 +42,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_twenty_rounds_batched_equal_twenty_rounds_of_loopback(case, tmp_path, monkeypatch):
     monkeypatch.setitem(WORKLOADS, "ragged", RAGGED)
+    monkeypatch.setitem(WORKLOADS, "eight", EIGHT_ROWS)
     name, trunk, training = CASES[case]
     experiment = make_experiment(name, write_rows(name, tmp_path))
     experiment = experiment.model_copy(

@@ -24,6 +24,7 @@ SETTINGS = [
     "training.optimiser=adam",
     "training.lr=0.01",
 ]
+HOME_NORMS = ["trunk.norm=batch", "trunk.norm-parameters=local"]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -56,13 +57,24 @@ def figures(run: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if not k.endswith("_s")} for line in lines]
 
 
-@pytest.mark.parametrize(("engine", "workers"), [("loopback", 1), ("loopback", 2), ("batched", 1)])
-def test_killed_and_resumed_equals_never_killed(tmp_path, engine, workers):
-    experiment = load_experiment("digits", SETTINGS)
+CASES = {
+    "loopback": ("loopback", 1, []),
+    "two workers": ("loopback", 2, []),
+    "batched": ("batched", 1, []),
+    "norms at home": ("loopback", 1, HOME_NORMS),
+    "norms at home, batched": ("batched", 1, HOME_NORMS),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_and_resumed_equals_never_killed(tmp_path, case):
+    engine, workers, more = CASES[case]
+    settings = [*SETTINGS, *more]
+    experiment = load_experiment("digits", settings)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     simulate(experiment, engine=engine, workers=workers, out=whole)
     process = subprocess.run(
-        [sys.executable, "-c", KILLED, str(broken), f"{engine}:{workers}", *SETTINGS],
+        [sys.executable, "-c", KILLED, str(broken), f"{engine}:{workers}", *settings],
         env=os.environ,
         timeout=120,
     )
@@ -73,6 +85,9 @@ def test_killed_and_resumed_equals_never_killed(tmp_path, engine, workers):
     simulate(experiment, engine=engine, workers=workers, out=broken, resume=True)
     assert kept(broken) == kept(whole)
     assert any("heads.task-digit" in name for name in kept(whole))
+    at_home = {name for name in kept(whole) if "norm_variance" in name}
+    assert bool(at_home) == bool(more)
+    assert not any(name.startswith("trunk/") for name in at_home)
     assert figures(broken) == figures(whole)
     final = [json.loads((run / "results.json").read_text())["final"] for run in (whole, broken)]
     assert final[0] == final[1]

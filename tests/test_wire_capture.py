@@ -13,7 +13,7 @@ from common.agreement import Description
 from common.clients import open_clients
 from common.errors import NothingLearnedError
 from common.experiment_file import load_experiment
-from common.sharing import SHARED
+from common.sharing import SHARED, STAYS
 from common.weighting.balance import FIGURES
 from common.wire import REFUSED
 from server.federation import federate
@@ -56,12 +56,16 @@ def leaving_bytes(tap: Tap) -> bytes:
     return b"".join(parts)
 
 
+def sent_names(tap: Tap) -> set[str]:
+    return {name for r in tap.sent for a in r.content.array_records.values() for name in a}
+
+
 @pytest.mark.parametrize("algorithm", [name for name in SHARED if name != "whole-model"])
 @pytest.mark.parametrize("by", ["train-reply", "message"])
 def test_no_head_parameter_leaves_a_client(tmp_path, algorithm, by):
     tap = run(tmp_path, f"federation.algorithm={algorithm}", f"evaluation.by={by}")
     outside = leaving_bytes(tap)
-    names = {name for r in tap.sent for a in r.content.array_records.values() for name in a}
+    names = sent_names(tap)
     assert names
     assert all(name.startswith("trunk.") for name in names)
     heads = 0
@@ -75,10 +79,35 @@ def test_no_head_parameter_leaves_a_client(tmp_path, algorithm, by):
     assert heads == 10 * 3 * 2  # clients x tasks x (weight, bias)
 
 
+NORMS_AT_HOME = {
+    ("layer", "local"): {"norm_weight", "norm_bias"},
+    ("batch", "local"): {"norm_weight", "norm_bias", "norm_mean", "norm_variance"},
+    ("batch", "local-statistics"): {"norm_mean", "norm_variance"},
+}
+
+
+@pytest.mark.parametrize(("norm", "stay"), NORMS_AT_HOME)
+@pytest.mark.parametrize("algorithm", SHARED)
+def test_no_norm_parameter_that_stays_home_leaves_a_client(tmp_path, norm, stay, algorithm):
+    settings = [f"trunk.norm={norm}", f"trunk.norm-parameters={stay}"]
+    tap = run(tmp_path, *settings, f"federation.algorithm={algorithm}")
+    kinds = NORMS_AT_HOME[norm, stay]
+    assert not kinds & {name.rpartition(".")[2] for name in sent_names(tap)}
+    outside = leaving_bytes(tap)
+    for node_id in tap.get_node_ids():
+        own = tap.context(node_id).state.array_records[OWN]
+        assert {name.rpartition(".")[2] for name in own if "norm_" in name} == kinds
+        assert all(array.numpy().astype("<f4").tobytes() not in outside for array in own.values())
+
+
+def test_norms_that_are_shared_are_sent_with_their_statistics(tmp_path):
+    names = sent_names(run(tmp_path, "trunk.norm=batch"))
+    assert NORMS_AT_HOME["batch", "local"] <= {name.rpartition(".")[2] for name in names}
+
+
 def test_the_whole_model_is_sent_where_the_experiment_says_so(tmp_path):
     tap = run(tmp_path, "federation.algorithm=whole-model")
-    names = {name for r in tap.sent for a in r.content.array_records.values() for name in a}
-    assert "heads.task-digit.0.weight" in names
+    assert "heads.task-digit.0.weight" in sent_names(tap)
 
 
 def test_a_reply_holds_nothing_but_trunk_and_sums(tmp_path):
@@ -119,6 +148,7 @@ WEIGHED = (
     "weighting remember of it"
 )
 TRUNK = "trunk parameters after local training"
+STATISTICS = "running mean and variance of every batch-normalised feature"
 MIXED = """
 name = "mixed"
 [data]
@@ -135,6 +165,7 @@ columns = ["town"]
 kind = "regression"
 [trunk]
 widths = [2]
+norm = "batch"
 [loss]
 record = "gradients"
 [federation]
@@ -157,6 +188,7 @@ def test_the_page_on_privacy_names_all_that_can_leave_and_nothing_else():
         *MEASURED.values(),
         WEIGHED,
         TRUNK,
+        STATISTICS,
     }
 
 
@@ -175,7 +207,8 @@ def test_all_that_leaves_is_in_the_table_of_the_page(tmp_path, by):
     page, seen = rows_of_the_page(), set()
     for reply in tap.sent:
         kind, content = reply.metadata.message_type, reply.content
-        values = [TRUNK for record in content.array_records.values() for _ in record]
+        arrays = [name for record in content.array_records.values() for name in record]
+        values = [STATISTICS if STAYS["local-statistics"](n) else TRUNK for n in arrays]
         for record in content.metric_records.values():
             assert all(len(key.split("/")) == 3 for key in record if key != "num-examples")
             values += [

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from common.experiment import Experiment
 from common.methods import make_options
-from common.metrics import Sums
 from common.seeding import torch_generator
 from common.weighting.fixed import Fixed
 from common.weighting.gradients import GradientBalancing
@@ -195,30 +194,27 @@ class Balance:
             means, _ = self.rules.scaling.apply(means, self.state.get(SCALE, means))
         self._write(self.rules.weighting.end_round(means, taught, self.state), taught)
 
-    def report(self, rows: Mapping[str, float], client: int = 0) -> dict[str, dict[str, Sums]]:
-        """Write up a client's round as sums and counts, to be added up over clients.
+    def report(self, rows: Tensor) -> dict[str, dict[str, Tensor]]:
+        """Write up the clients' round as sums and counts, to be added up over clients.
 
         Args:
-            rows: task -> labelled rows, for the tasks that the client's round taught.
-            client: its row.
+            rows: [K, T], labelled rows that the round taught.
 
         Returns:
             Task -> "weight", "norm", "pull" (over steps), and under scope "global" "state-NAME"
-            (over rows) -> [sum, count].
+            (over rows) -> float64 [K, 2], sum and count.
         """
-        shared = self.rules.experiment.loss.scope == "global"
-        memory = self.rules.recall(self.state, client) if shared else {}
-        written: dict[str, dict[str, Sums]] = {}
-        for place, task in enumerate(self.rules.tasks):
-            count = rows.get(task, 0.0)
-            if not count:
-                continue
-            written[task] = {
-                name: [float(total[client, place]), float(self._steps[name][client, place])]
-                for name, total in self._sums.items()
-            }
-            for name, value in memory.get(task, {}).items():
-                written[task][f"{STATE}{name}"] = [value * count, count]
+        counts = rows.double()
+        written: dict[str, dict[str, Tensor]] = {task: {} for task in self.rules.tasks}
+        pairs = {name: (total, self._steps[name]) for name, total in self._sums.items()}
+        if self.rules.experiment.loss.scope == "global":
+            for name, values in self.state.items():
+                kept = torch.where(counts > 0, values.double(), 0)
+                pairs[f"{STATE}{name}"] = (kept * counts, counts)
+        for name, (total, count) in pairs.items():
+            both = torch.stack([total.double(), count.double()], 2)
+            for place, task in enumerate(self.rules.tasks):
+                written[task][name] = both[:, place]
         return written
 
     def _rows(self, like: Tensor) -> dict[str, Tensor]:
