@@ -147,15 +147,22 @@ class AutogradTrainer:
         rules = balance.rules
         self.flat.gradients.zero_()
         if rules.gradients is not None:
-            self._combine_gradients(losses, balance)
+            if losses:
+                self._combine_gradients(losses, balance)
             if penalty is not None:
                 torch.autograd.backward(penalty)
             return
         norms = self._norms(losses, rules.norms) if rules.norms else None
         values, taught = self._lay_out(losses)
         weights = balance.weigh(values, taught, norms)[0]
-        loss = torch.stack(list(losses.values())) @ weights[self._columns(losses)]
-        torch.autograd.backward(loss if penalty is None else loss + penalty)
+        # No batch without a label has losses. A dot product would be in half precision under
+        # autocast; a product and a sum are not.
+        total = penalty
+        if losses:
+            loss = (torch.stack(list(losses.values())) * weights[self._columns(losses)]).sum()
+            total = loss if penalty is None else loss + penalty
+        if total is not None:
+            torch.autograd.backward(total)
 
     def _combine_gradients(self, losses: Mapping[str, Tensor], balance: Balance) -> None:
         """Leave the combined gradient on the trunk, and each task's own on what belongs to it."""
@@ -174,7 +181,9 @@ class AutogradTrainer:
         rows = torch.stack(jacobian)
         combined, weights = gradients.combine(rows, places)
         used, norms = torch.zeros_like(values), torch.zeros_like(values)
-        used[0, places], norms[0, places] = weights * slopes[0, places], rows.norm(dim=1)
+        scales = slopes[0, places]
+        used[0, places] = weights * scales
+        norms[0, places] = torch.where(scales > 0, rows.norm(dim=1) / scales, 0)  # unscaled
         balance.record(used, taught, norms)
         start = 0
         for cut in trunk:
@@ -188,7 +197,8 @@ class AutogradTrainer:
         for task, loss in losses.items():
             slopes = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             squares = [slope.square().sum() for slope in slopes if slope is not None]
-            found[0, self.places[task]] = torch.stack(squares).sum().sqrt()
+            if squares:
+                found[0, self.places[task]] = torch.stack(squares).sum().sqrt()
         return found
 
     def _learn(self, batch: Rows, balance: Balance) -> None:
@@ -205,8 +215,9 @@ class AutogradTrainer:
         values = self.flat.values.new_zeros(1, len(self.places))
         taught = torch.zeros_like(values, dtype=torch.bool)
         columns = self._columns(losses)
-        values[0, columns] = torch.stack([loss.detach().float() for loss in losses.values()])
-        taught[0, columns] = True
+        if losses:
+            values[0, columns] = torch.stack([loss.detach().float() for loss in losses.values()])
+            taught[0, columns] = True
         return values, taught
 
     def _columns(self, losses: Mapping[str, Tensor]) -> list[int]:

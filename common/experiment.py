@@ -277,6 +277,11 @@ class Trunk(Settings):
                 )
         return self
 
+    @property
+    def has_layers(self) -> bool:
+        """Whether there is anything to share; a perceptron of no width is its input."""
+        return bool(self.widths) or self.architecture != "mlp"
+
 
 class Loss(Settings):
     """How the task losses become one: ``L = sum_t w_t * L_t`` over labelled rows."""

@@ -177,7 +177,7 @@ def _list(node: Node, schema: Node, plural: bool) -> str:
 
 def _table(node: Node, schema: Node, plural: bool) -> str:
     kind = "tables" if plural else "a table"
-    if "properties" in node:
+    if "properties" in node or node.get("additionalProperties") is True:
         return kind
     return f"{kind} with at least one named table in it"
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from common.architectures.table import SHARINGS
+from common.errors import ConfigError
 from common.weighting.table import WEIGHTINGS
 
 if TYPE_CHECKING:
@@ -52,6 +53,15 @@ def _idle_loss(experiment: "Experiment") -> Iterator[str]:
             f"loss.scaling must be 'none' for one task, got '{loss.scaling}': it has nothing to be "
             "on one scale with; remove it"
         )
+    trunk = experiment.trunk
+    if loss.record == "gradients" and not (
+        trunk.has_layers and SHARINGS[trunk.sharing].has_common_parts
+    ):
+        yield (
+            "loss.record must be 'weights' without parameters that all tasks share, got "
+            f"'gradients' with trunk.widths = {list(trunk.widths)} and trunk.sharing "
+            f"'{trunk.sharing}'; give the trunk a layer that they share, or remove it"
+        )
     if _is_given(loss, "scope") and not loss_memory(loss):
         yield (
             f"loss.scope must be left out, got '{loss.scope}': loss.weighting '{loss.weighting}' "
@@ -70,7 +80,11 @@ def loss_memory(loss: "Loss") -> bool:
     """Tell whether weighting or scaling remember anything from round to round."""
     from common.weighting.scaling import SCALINGS
 
-    return bool(WEIGHTINGS[loss.weighting].load().STATE or SCALINGS[loss.scaling].observe)
+    try:
+        state = WEIGHTINGS[loss.weighting].load().STATE
+    except ConfigError:
+        return True  # a library is missing; `method_problems` tells
+    return bool(state or SCALINGS[loss.scaling].observe)
 
 
 def _idle_data(data: "Data") -> Iterator[str]:

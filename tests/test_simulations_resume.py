@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from client.session import close_sessions
 from common.architectures.table import SHARINGS
 from common.errors import CheckpointError
 from common.experiment_file import load_experiment
@@ -122,6 +123,61 @@ def test_every_sharing_architecture_resumes_bit_for_bit_on_any_number_of_workers
     assert figures(tmp_path / "run") == figures(tmp_path / "once")
     at_home = "home" in SHARINGS[sharing].task_parts
     assert any("/trunk." in name for name in once if not name.startswith("trunk/")) == at_home
+
+
+MEMORIES = {
+    "uncertainty, global": ["loss.weighting=uncertainty"],
+    "famo, local": ["loss.weighting=famo", "loss.scope=local"],
+    "gradnorm, local, scaled": [
+        "loss.weighting=gradnorm",
+        "loss.scaling=running-mean",
+        "loss.scope=local",
+    ],
+    "dwa, global": ["loss.weighting=dwa"],
+    "smooth tchebycheff, global": ["loss.weighting=smooth-tchebycheff"],
+    "gradvac": ["loss.weighting=gradvac"],  # remembers within a round, and draws
+    "random": ["loss.weighting=random", "loss.record=gradients"],
+}
+
+
+@pytest.mark.parametrize("case", MEMORIES)
+def test_what_loss_weighting_remembers_survives_resuming_bit_for_bit(tmp_path, case):
+    settings = [*SETTINGS, *MEMORIES[case], "federation.rounds=4", "partition.clients=5"]
+    longer = load_experiment("digits", [*settings, "federation.clients-per-round=3"])
+    short = load_experiment(
+        "digits", [*settings, "federation.clients-per-round=3", "federation.rounds=2"]
+    )
+    simulate(longer, engine="loopback", out=tmp_path / "whole")
+    simulate(short, engine="loopback", out=tmp_path / "broken")
+    close_sessions()  # as in a new process
+    simulate(longer, engine="loopback", out=tmp_path / "broken", resume=True)
+    assert kept(tmp_path / "broken") == kept(tmp_path / "whole")
+    assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
+    memories = [
+        json.loads((tmp_path / run / "checkpoint" / "checkpoint.json").read_text())["loss_memory"]
+        for run in ("whole", "broken")
+    ]
+    assert memories[0] == memories[1]
+    assert bool(memories[0]) == (case.endswith("global"))
+    at_home = any("loss-memory" in name for name in kept(tmp_path / "whole"))
+    assert at_home == ("local" in case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["famo, local", "uncertainty, global"])
+def test_a_killed_run_goes_on_with_what_loss_weighting_remembers(tmp_path, case):
+    settings = [*SETTINGS, *MEMORIES[case]]
+    experiment = load_experiment("digits", settings)
+    simulate(experiment, engine="loopback", out=tmp_path / "whole")
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "broken"), "loopback:1", *settings],
+        env=os.environ,
+        timeout=120,
+    )
+    assert process.returncode == -signal.SIGKILL
+    simulate(experiment, engine="loopback", out=tmp_path / "broken", resume=True)
+    assert kept(tmp_path / "broken") == kept(tmp_path / "whole")
+    assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
 
 
 def test_a_run_that_stopped_early_does_no_more_rounds_when_resumed(tmp_path):

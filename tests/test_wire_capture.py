@@ -16,6 +16,7 @@ from common.errors import NothingLearnedError
 from common.experiment_file import load_experiment
 from common.model import build_model
 from common.sharing import SHARED, STAYS
+from common.weighting.balance import FIGURES
 from common.wire import REFUSED
 from server.federation import federate
 from server.run_folder import RunFolder
@@ -175,6 +176,10 @@ MEASURED = {
     "validation": "per task and split: summed loss, metric sums, labelled rows",
     "test": "per task and split: summed loss, metric sums, labelled rows",
 }
+WEIGHED = (
+    "per task: summed weights and gradient norms of its loss over steps; what scaling and "
+    "weighting remember of it"
+)
 TRUNK = "trunk parameters after local training"
 STATISTICS = "running mean and variance of every batch-normalised feature"
 MIXED = """
@@ -194,6 +199,8 @@ kind = "regression"
 [trunk]
 widths = [2]
 norm = "batch"
+[loss]
+record = "gradients"
 [federation]
 rounds = 2
 """
@@ -209,7 +216,13 @@ def rows_of_the_page() -> dict[str, str]:
 
 def test_the_page_on_privacy_names_all_that_can_leave_and_nothing_else():
     assert set(Description.model_fields) == set(DESCRIBED)
-    assert set(rows_of_the_page()) == {*DESCRIBED.values(), *MEASURED.values(), TRUNK, STATISTICS}
+    assert set(rows_of_the_page()) == {
+        *DESCRIBED.values(),
+        *MEASURED.values(),
+        WEIGHED,
+        TRUNK,
+        STATISTICS,
+    }
 
 
 @pytest.mark.parametrize("by", ["train-reply", "message"])
@@ -231,7 +244,12 @@ def test_all_that_leaves_is_in_the_table_of_the_page(tmp_path, by):
         values = [STATISTICS if STAYS["local-statistics"](n) else TRUNK for n in arrays]
         for record in content.metric_records.values():
             assert all(len(key.split("/")) == 3 for key in record if key != "num-examples")
-            values += [MEASURED[key.split("/")[0]] for key in record]
+            values += [
+                WEIGHED
+                if key.split("/")[-1] in FIGURES or "/state-" in key
+                else MEASURED[key.split("/")[0]]
+                for key in record
+            ]
         for record in content.config_records.values():
             assert set(record) == {"description"}
             values += [DESCRIBED[key] for key in json.loads(record["description"])]

@@ -190,6 +190,8 @@ class Balance:
         """
         taught = rows > 0
         means = torch.where(taught, sums / rows, torch.nan)
+        if self.rules.weighting.scales_rounds:
+            means, _ = self.rules.scaling.apply(means, self.state.get(SCALE, means))
         self._write(self.rules.weighting.end_round(means, taught, self.state), taught)
 
     def report(self, rows: Tensor) -> dict[str, dict[str, Tensor]]:

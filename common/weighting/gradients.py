@@ -8,6 +8,7 @@ step to step lives for one round, like an optimiser's moments; it is kept apart 
 present tasks.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -21,18 +22,32 @@ from common.weighting.weighting import Weighting
 
 
 class GradientBalancing(Weighting):
-    """Base of the gradient balancing methods: a subclass makes torchjd's aggregator."""
+    """Base of the gradient balancing methods: a subclass makes torchjd's aggregator.
+
+    Attributes:
+        minds_order: goes through the tasks one by one, so that their order matters.
+        draws_on_device: draws its random numbers where the gradients are.
+        weighs_whole_gradients: the combination is a weighted sum of the tasks' gradients.
+    """
 
     balances_gradients: ClassVar[bool] = True
     needs_positive: ClassVar[bool] = False
     needs_trunk: ClassVar[bool] = True
+    minds_order: ClassVar[bool] = False
+    draws_on_device: ClassVar[bool] = False
+    weighs_whole_gradients: ClassVar[bool] = True
 
     def __init__(self, options: Any, experiment: Experiment) -> None:
         super().__init__(options, experiment)
         self._made: dict[tuple[int, ...], nn.Module] = {}  # present tasks -> their aggregator
 
-    def make(self, tasks: Sequence[int]) -> nn.Module:
-        """Make the aggregator for some of the tasks, given by their places."""
+    def make(self, tasks: Sequence[int], like: Tensor) -> nn.Module:
+        """Make the aggregator for some of the tasks.
+
+        Args:
+            tasks: their places.
+            like: of the gradients' type, on their device.
+        """
         raise NotImplementedError
 
     def reset(self) -> None:
@@ -50,13 +65,20 @@ class GradientBalancing(Weighting):
             [P], the gradient for the trunk; and [n], the weights ``w`` of which it is ``J^T w``, or
             nearest to it where a method drops single entries. One task's gradient is its own.
         """
-        from torchjd.aggregation import WeightedAggregator
-
         if len(tasks) == 1:
             return jacobian[0], jacobian.new_ones(1)
-        place = tuple(tasks)
+        if not jacobian.any():  # nothing pulls, and some solvers fail
+            return jacobian[0], jacobian.new_zeros(len(tasks))
+        # Products in half precision would be too coarse for the solvers, or of no type they know.
+        with torch.autocast(jacobian.device.type, enabled=False):
+            return self._combine(jacobian, tuple(tasks))
+
+    def _combine(self, jacobian: Tensor, place: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Ask the aggregator of the tasks at `place`, made at their first step of the round."""
+        from torchjd.aggregation import WeightedAggregator
+
         if place not in self._made:
-            self._made[place] = self.make(place)
+            self._made[place] = self.make(place, jacobian)
         aggregator = self._made[place]
         if isinstance(aggregator, WeightedAggregator):
             weights = aggregator.weighting(jacobian)
@@ -81,32 +103,32 @@ class WithPreference(GradientBalancing):
         yield from super().find_problems(options, experiment)
         yield from preference_problems(options.preference, experiment)
 
-    def preferred(self, tasks: Sequence[int]) -> Tensor | None:
+    def preferred(self, tasks: Sequence[int], like: Tensor) -> Tensor | None:
         """Cut the preference to the present tasks, with mean ``1 / n``, torchjd's own."""
         if self.options.preference is None:
             return None
-        values = torch.tensor([self.options.preference[task] for task in tasks])
+        values = like.new_tensor([self.options.preference[task] for task in tasks])
         return values / values.sum().clamp(min=1e-12)
 
 
 class UPGrad(WithPreference):
     """Project each gradient onto the dual cone of all, then average (Quinton & Rey 2024, eq. 4)."""
 
-    def make(self, tasks: Sequence[int]) -> nn.Module:
+    def make(self, tasks: Sequence[int], like: Tensor) -> nn.Module:
         """Make torchjd's UPGrad."""
         from torchjd import aggregation
 
-        return aggregation.UPGrad(self.preferred(tasks))
+        return aggregation.UPGrad(self.preferred(tasks, like))
 
 
 class DualProj(WithPreference):
     """Project the mean gradient onto the dual cone (Lopez-Paz & Ranzato, GEM, NeurIPS 2017)."""
 
-    def make(self, tasks: Sequence[int]) -> nn.Module:
+    def make(self, tasks: Sequence[int], like: Tensor) -> nn.Module:
         """Make torchjd's DualProj."""
         from torchjd import aggregation
 
-        return aggregation.DualProj(self.preferred(tasks))
+        return aggregation.DualProj(self.preferred(tasks, like))
 
 
 class AlignedMTL(WithPreference):
@@ -124,11 +146,11 @@ class AlignedMTL(WithPreference):
             "min", description="Which singular value all take; min in the paper."
         )
 
-    def make(self, tasks: Sequence[int]) -> nn.Module:
+    def make(self, tasks: Sequence[int], like: Tensor) -> nn.Module:
         """Make torchjd's AlignedMTL."""
         from torchjd import aggregation
 
-        return aggregation.AlignedMTL(self.preferred(tasks), scale_mode=self.options.scale)
+        return aggregation.AlignedMTL(self.preferred(tasks, like), scale_mode=self.options.scale)
 
 
 class ConFIG(WithPreference):
@@ -136,11 +158,11 @@ class ConFIG(WithPreference):
 
     non_negative: ClassVar[bool] = False
 
-    def make(self, tasks: Sequence[int]) -> nn.Module:
+    def make(self, tasks: Sequence[int], like: Tensor) -> nn.Module:
         """Make torchjd's ConFIG."""
         from torchjd import aggregation
 
-        preferred = self.preferred(tasks)
+        preferred = self.preferred(tasks, like)
         return aggregation.ConFIG(None if preferred is None else preferred * len(tasks))
 
 
@@ -153,7 +175,7 @@ class MGDA(GradientBalancing):
         epsilon: float = Field(0.001, gt=0, description="Frank-Wolfe stops at a step below this.")
         max_iters: int = Field(100, ge=1, description="Steps of Frank-Wolfe at most.")
 
-    def make(self, tasks: Sequence[int]) -> nn.Module:
+    def make(self, tasks: Sequence[int], like: Tensor) -> nn.Module:
         """Make torchjd's MGDA."""
         from torchjd import aggregation
 
@@ -163,7 +185,9 @@ class MGDA(GradientBalancing):
 class PCGrad(GradientBalancing):
     """Take from each gradient what conflicts with the others (Yu et al., NeurIPS 2020, Alg. 1)."""
 
-    def make(self, tasks: Sequence[int]) -> nn.Module:
+    minds_order: ClassVar[bool] = True
+
+    def make(self, tasks: Sequence[int], like: Tensor) -> nn.Module:
         """Make torchjd's PCGrad."""
         from torchjd import aggregation
 
@@ -173,6 +197,8 @@ class PCGrad(GradientBalancing):
 class GradVac(GradientBalancing):
     """PCGrad towards the cosines that are usual (Wang et al., ICLR 2021, eq. 6)."""
 
+    minds_order: ClassVar[bool] = True
+
     class Options(Settings):
         """Options of GradVac."""
 
@@ -180,7 +206,7 @@ class GradVac(GradientBalancing):
             0.5, ge=0, le=1, description="Weight of the newest cosine in the usual one."
         )
 
-    def make(self, tasks: Sequence[int]) -> nn.Module:
+    def make(self, tasks: Sequence[int], like: Tensor) -> nn.Module:
         """Make torchjd's GradVac."""
         from torchjd import aggregation
 
@@ -197,7 +223,7 @@ class CAGrad(GradientBalancing):
             0.4, ge=0, lt=1, description="How far from the mean; 0.4 in the paper's NYUv2."
         )
 
-    def make(self, tasks: Sequence[int]) -> nn.Module:
+    def make(self, tasks: Sequence[int], like: Tensor) -> nn.Module:
         """Make torchjd's CAGrad."""
         from torchjd import aggregation
 
@@ -216,7 +242,7 @@ class NashMTL(GradientBalancing):
         every: int = Field(1, ge=1, description="Solve anew in every n-th step only.")
         iterations: int = Field(20, ge=1, description="Of the solver; 20 in the paper's code.")
 
-    def make(self, tasks: Sequence[int]) -> nn.Module:
+    def make(self, tasks: Sequence[int], like: Tensor) -> nn.Module:
         """Make torchjd's NashMTL."""
         from torchjd import aggregation
 
@@ -227,13 +253,19 @@ class NashMTL(GradientBalancing):
             optim_niter=self.options.iterations,
         )
 
+    def _combine(self, jacobian: Tensor, place: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Keep the solver's remarks, on its speed and on steps that it rejects, to ourselves."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return super()._combine(jacobian, place)
+
 
 class IMTLG(GradientBalancing):
     """Equal projections on all gradients' directions (Liu et al., ICLR 2021, eq. 4)."""
 
     non_negative: ClassVar[bool] = False
 
-    def make(self, tasks: Sequence[int]) -> nn.Module:
+    def make(self, tasks: Sequence[int], like: Tensor) -> nn.Module:
         """Make torchjd's IMTLG."""
         from torchjd import aggregation
 
@@ -250,7 +282,7 @@ class FairGrad(GradientBalancing):
             1.0, gt=0, description="1 is proportional fairness, large is max-min fairness."
         )
 
-    def make(self, tasks: Sequence[int]) -> nn.Module:
+    def make(self, tasks: Sequence[int], like: Tensor) -> nn.Module:
         """Make torchjd's FairGrad."""
         from torchjd import aggregation
 
@@ -261,8 +293,10 @@ class GradDrop(GradientBalancing):
     """Keep one sign per entry, drawn by its purity (Chen et al., NeurIPS 2020, Algorithm 1)."""
 
     non_negative: ClassVar[bool] = False
+    draws_on_device: ClassVar[bool] = True
+    weighs_whole_gradients: ClassVar[bool] = False
 
-    def make(self, tasks: Sequence[int]) -> nn.Module:
+    def make(self, tasks: Sequence[int], like: Tensor) -> nn.Module:
         """Make torchjd's GradDrop."""
         from torchjd import aggregation
 

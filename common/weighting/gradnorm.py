@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from common.experiment import Experiment, Settings
-from common.weighting.weighting import TINY, Lesson, State, Weighting, count, mean
+from common.weighting.weighting import TINY, Learned, Lesson, State, Weighting, count, mean
 
 
 class GradNorm(Weighting):
@@ -28,13 +28,19 @@ class GradNorm(Weighting):
             1.5, ge=0, description="Pull on tasks that learn slowly; 1.5 in the paper's NYUv2."
         )
         lr: float = Field(0.025, gt=0, description="Step size of the weights; 0.025 in the paper.")
+        optimiser: Literal["adam", "sgd"] = Field(
+            "adam",
+            description="What learns the weights: sgd steps in proportion to the gradients' norms, "
+            "and jumps to and fro where these are large.",
+        )
         layer: Literal["last", "trunk"] = Field(
             "last",
             description="Whose gradients are balanced: those of the last shared layer, which costs "
             "little, or of the whole trunk.",
         )
 
-    STATE: ClassVar = {"weight": 1.0, "initial-loss": 0.0}  # 0 where not seen yet
+    STATE: ClassVar = {"weight": 1.0, "initial-loss": 0.0, **Learned.MOMENTS}  # 0: not seen yet
+
     needs_trunk: ClassVar[bool] = True
 
     def __init__(self, options: Any, experiment: Experiment) -> None:
@@ -55,11 +61,14 @@ class GradNorm(Weighting):
         rate = ratio / mean(ratio, taught).clamp(min=TINY)
         pulls = lesson.weights * norms
         target = mean(pulls, taught) * rate.pow(self.options.alpha)
-        moved = lesson.weights - self.options.lr * (pulls - target).sign() * norms
+        slope = (pulls - target).sign() * norms
+        adam = self.options.optimiser == "adam"
+        moved, moments = Learned.step(lesson.weights, slope, state, self.options.lr, adam=adam)
         moved = moved.clamp(min=TINY)  # a weight below 0 would train its task backwards
         # The present tasks keep their share of the sum, so that absent ones keep theirs.
         total = torch.where(taught, state["weight"], 0).sum(-1, keepdim=True)
         return {
             "weight": moved * total / (mean(moved, taught) * count(taught)),
             "initial-loss": start,
+            **moments,
         }

@@ -3,7 +3,7 @@
 Lin, Zhang, Yang, Liu, Wang & Zhang, "Smooth Tchebycheff scalarization for multi-objective
 optimization", ICML 2024, eq. 6, as its authors use it for multi-task learning:
 ``T mu log sum_t exp(lambda_t log(L_t / N_t) / mu)`` with N_t the task's mean loss in its first
-round; in that round ``sum_t log L_t``.
+round; in that round ``sum_t log L_t``. The preferences lambda have mean 1 over the present tasks.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.experiment import Experiment, Settings
 from common.weighting.preference import Preference, preference_problems, read_preference
-from common.weighting.weighting import TINY, State, Weighting, count, softmax
+from common.weighting.weighting import TINY, State, Weighting, count, mean, softmax
 
 
 class SmoothTchebycheff(Weighting):
@@ -28,6 +28,7 @@ class SmoothTchebycheff(Weighting):
         preference: Preference = None
 
     STATE: ClassVar = {"first-loss": 0.0}  # mean of a task's first round; 0 where not seen yet
+    scales_rounds: ClassVar[bool] = True
 
     def __init__(self, options: Any, experiment: Experiment) -> None:
         super().__init__(options, experiment)
@@ -42,7 +43,8 @@ class SmoothTchebycheff(Weighting):
     def weigh(self, losses: Tensor, taught: Tensor, state: State, noise: Tensor | None) -> Tensor:
         """Differentiate the scalarisation."""
         above, first = losses.clamp(min=TINY), state["first-loss"]
-        preference = self.preference.to(losses)
+        preference = self.preference.to(losses).expand_as(losses)
+        preference = preference / mean(preference, taught).clamp(min=TINY)
         seen = first > 0
         height = preference * (above / torch.where(seen, first, above)).log() / self.options.mu
         smooth = count(taught) * softmax(height, taught) * preference / above

@@ -57,6 +57,8 @@ class Weighting:
         non_negative: promises that no weight is below 0.
         needs_positive: cannot weigh losses below 0, which scaling "log" makes.
         needs_trunk: looks at gradients on parameters that all tasks share.
+        scales_rounds: `end_round` is told means that are scaled as the losses of `weigh` are, for
+            a method that compares the two; else in the losses' own units.
     """
 
     class Options(Settings):
@@ -70,6 +72,7 @@ class Weighting:
     non_negative: ClassVar[bool] = True
     needs_positive: ClassVar[bool] = True
     needs_trunk: ClassVar[bool] = False
+    scales_rounds: ClassVar[bool] = False
 
     def __init__(self, options: Any, experiment: Experiment) -> None:
         self.options, self.experiment = options, experiment
@@ -88,6 +91,11 @@ class Weighting:
             yield (
                 f"loss.weighting '{experiment.loss.weighting}' needs parameters that all tasks "
                 f"share, got trunk.sharing '{sharing}', which has none; choose another of the two"
+            )
+        elif cls.needs_trunk and not experiment.trunk.has_layers:
+            yield (
+                f"loss.weighting '{experiment.loss.weighting}' needs parameters that all tasks "
+                "share, got trunk.widths = []; give the trunk a layer"
             )
 
     def weigh(self, losses: Tensor, taught: Tensor, state: State, noise: Tensor | None) -> Tensor:
@@ -109,7 +117,7 @@ class Weighting:
         """Return what the state becomes after a client's round; here it stays.
 
         Args:
-            means: [K, T], mean training loss of the round; NaN where absent.
+            means: [K, T], mean training loss of the round, see `scales_rounds`; NaN where absent.
             taught: bool [K, T], tasks that the round taught.
             state: as `STATE` says.
         """
