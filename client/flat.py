@@ -17,7 +17,7 @@ from common.errors import ShapeError
 from common.sharing import task_of
 
 FloatArray = NDArray[np.float32]
-TRUNK = "trunk"
+TRUNK = "trunk."  # a part that no task is called: their names have no dot
 HEADS = "heads."
 
 
@@ -28,7 +28,7 @@ class FlatLayout:
         size: P, number of parameters.
         slices: parameter name -> its columns.
         shapes: parameter name -> its own shape.
-        segments: "trunk" and every task name -> the columns of what is trained and belongs to all
+        segments: `TRUNK` and every task name -> the columns of what is trained and belongs to all
             tasks or to that one (`common.sharing.task_of`), as few slices as can be.
         heads: columns of all weights, and of all biases, of linear heads; None where a head has
             hidden layers.
