@@ -13,17 +13,22 @@ from common.architectures.table import SHARINGS
 from common.errors import ConfigError
 from common.experiment_file import known_experiments
 from common.experiment_problems import suggest
-from common.methods import Method
 from common.sources.registry import SOURCES
 from common.weighting.table import WEIGHTINGS
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice: what it is in a line, and where it is described."""
+    """One choice: what it is in a line, where it is described, and what it costs."""
 
     line: str
     paper: str = ""
+    cost: str = ""
+
+    @classmethod
+    def of(cls, method: Method) -> "Choice":
+        """Show an entry of a table of methods."""
+        return cls(method.line, method.paper, method.cost)
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,17 @@ NORM_PARAMETERS = {
         "Andreux et al., Siloed federated learning for multi-centric histopathology datasets, 2020",
     ),
 }
+SCALINGS = {
+    "none": Choice("losses as they are"),
+    "initial": Choice(
+        "each loss by the task's first one", "Chen et al., GradNorm, ICML 2018: the loss ratio"
+    ),
+    "running-mean": Choice("each loss by the task's running mean"),
+    "log": Choice(
+        "each loss's logarithm, whose gradient has no unit",
+        "Lin et al., Dual-balancing for multi-task learning, 2023",
+    ),
+}
 OPTIMISERS = {
     "sgd": Choice("stochastic gradient descent, with momentum if set"),
     "adam": Choice("adaptive moments", "Kingma & Ba, Adam, ICLR 2015"),
@@ -139,22 +155,18 @@ def catalogue() -> dict[str, Heading]:
         "task-skews": Heading("partition.task-skew", TASK_SKEWS),
         "architectures": Heading("trunk.architecture", ARCHITECTURES),
         "sharings": Heading(
-            "trunk.sharing", {name: _choice(method) for name, method in SHARINGS.items()}
+            "trunk.sharing", {name: Choice.of(method) for name, method in SHARINGS.items()}
         ),
         "weightings": Heading(
-            "loss.weighting", {name: _choice(method) for name, method in WEIGHTINGS.items()}
+            "loss.weighting", {name: Choice.of(method) for name, method in WEIGHTINGS.items()}
         ),
+        "scalings": Heading("loss.scaling", SCALINGS),
         "norms": Heading("trunk.norm", NORMS),
         "norm-parameters": Heading("trunk.norm-parameters", NORM_PARAMETERS),
         "optimisers": Heading("training.optimiser", OPTIMISERS),
         "algorithms": Heading("federation.algorithm", ALGORITHMS),
         "strategies": Heading("federation.strategy", STRATEGIES),
     }
-
-
-def _choice(method: Method) -> Choice:
-    cost = f"; costs {method.cost}" if method.cost else ""
-    return Choice(f"{method.line}{cost}", method.paper)
 
 
 def select(headings: Mapping[str, Heading], what: str) -> dict[str, Heading]:
@@ -185,8 +197,9 @@ def print_catalogue(headings: Mapping[str, Heading], console: Console) -> None:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 2), highlight=False)
         table.add_column(style="cyan", no_wrap=True)
         for key, choice in heading.choices.items():
-            paper = f"\n[dim]{escape(choice.paper)}[/dim]" if choice.paper else ""
-            table.add_row(key, escape(choice.line) + paper)
+            cost = f"costs: {choice.cost}" if choice.cost else ""
+            about = "".join(f"\n[dim]{escape(text)}[/dim]" for text in (cost, choice.paper) if text)
+            table.add_row(key, escape(choice.line) + about)
         console.print(table)
         console.print()
 

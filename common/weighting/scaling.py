@@ -20,7 +20,6 @@ class Scaling:
     """One way to scale.
 
     Attributes:
-        line: what it does, in a line.
         apply: (losses [K, T], scale [K, T]) -> values ``f(L_t)`` and slopes ``f'(L_t)``, [K, T]
             both.
         observe: (losses [K, T], scale [K, T]) -> the scale that these losses use; None where there
@@ -28,7 +27,6 @@ class Scaling:
         positive: whether values stay above 0.
     """
 
-    line: str
     apply: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     observe: Callable[[Tensor, Tensor], Tensor] | None = None
     positive: bool = True
@@ -61,8 +59,8 @@ def _running_mean(losses: Tensor, scale: Tensor) -> Tensor:
 
 
 SCALINGS: dict[str, Scaling] = {
-    "none": Scaling("losses as they are", _keep),
-    "initial": Scaling("divided by the task's first loss", _divide, _first),
-    "running-mean": Scaling("divided by the task's running mean", _divide, _running_mean),
-    "log": Scaling("the logarithm, whose gradient has no unit", _logarithm, positive=False),
+    "none": Scaling(_keep),
+    "initial": Scaling(_divide, _first),
+    "running-mean": Scaling(_divide, _running_mean),
+    "log": Scaling(_logarithm, positive=False),
 }
