@@ -13,6 +13,7 @@ from common.architectures.table import SHARINGS
 from common.errors import ConfigError
 from common.experiment_file import known_experiments
 from common.experiment_problems import suggest
+from common.methods import Method
 from common.sources.registry import SOURCES
 from common.weighting.table import WEIGHTINGS
 
