@@ -54,7 +54,7 @@ class AutogradTrainer:
         experiment: settings of the run.
         model: one client's model.
         flat: its parameters.
-        parts: "trunk" and every task name -> the columns that step together.
+        parts: `TRUNK` and every task name -> the columns that step together.
         compute: the model, or what calls it.
     """
 

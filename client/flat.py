@@ -1,8 +1,9 @@
 """Parameters of one or many copies of a model as rows of one matrix.
 
 Loading a trunk, resetting gradients and an optimiser step are then one operation on a slice of
-columns each, instead of one per parameter and copy. The trunk comes first; where all heads are
-linear, their weights lie side by side and then their biases, so that one product serves all heads.
+columns each, instead of one per parameter and copy. The trunk comes first: what all tasks share,
+then the parts of each task. Where all heads are linear, their weights lie side by side and then
+their biases, so that one product serves all heads.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,7 @@ from common.errors import ShapeError
 from common.sharing import task_of
 
 FloatArray = NDArray[np.float32]
-TRUNK = "trunk"
+TRUNK = "trunk."  # a part that no task is called: their names have no dot
 HEADS = "heads."
 
 
@@ -27,7 +28,7 @@ class FlatLayout:
         size: P, number of parameters.
         slices: parameter name -> its columns.
         shapes: parameter name -> its own shape.
-        segments: "trunk" and every task name -> the columns of what is trained and belongs to all
+        segments: `TRUNK` and every task name -> the columns of what is trained and belongs to all
             tasks or to that one (`common.sharing.task_of`), as few slices as can be.
         heads: columns of all weights, and of all biases, of linear heads; None where a head has
             hidden layers.
@@ -37,7 +38,7 @@ class FlatLayout:
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
         trunk = [name for name in shapes if not name.startswith(HEADS)]
-        trunk.sort(key=lambda name: name in fixed)  # stable
+        trunk.sort(key=lambda name: (name in fixed, task_of(name) or ""))  # stable
         heads = [name for name in shapes if name.startswith(HEADS)]
         tasks = {task_of(name) for name in heads}
         linear = len(heads) == 2 * len(tasks)

@@ -30,7 +30,7 @@ class Part:
     """Columns that step together: the trunk, one task's head, or several that are treated alike.
 
     Attributes:
-        name: "trunk" or the task's name.
+        name: `TRUNK` or the task's name.
         places: its columns.
         active: bool [K], the clients for which it steps; None for all.
         decay: its weight decay.

@@ -5,7 +5,8 @@ where it can tie them.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from common.experiment import Trunk
 from common.norms import make_norm, needs_bias
 
+Shapes = tuple[tuple[int, ...], ...]
 InputShapes = Mapping[str, tuple[int, ...]]  # input name -> shape of one row
+State = tuple[Tensor, ...]  # what a stage hands on: an image of each image input, or one vector
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -56,86 +59,145 @@ def dense_block(width: int, out: int, settings: Trunk) -> list[nn.Module]:
     return layers
 
 
-class DenseLayers(nn.Sequential):
+class Blocks(nn.Sequential):
+    """Layers one after another, in blocks; the modules are those of the sequence.
+
+    Attributes:
+        blocks: the layers of each block.
+    """
+
+    def __init__(self, blocks: Sequence[Sequence[nn.Module]]) -> None:
+        super().__init__(*(layer for block in blocks for layer in block))
+        self.blocks = blocks
+
+    def run_block(self, number: int, features: Tensor) -> Tensor:
+        """Pass features through one block."""
+        for layer in self.blocks[number]:
+            features = layer(features)
+        return features
+
+
+class DenseLayers(Blocks):
     """Fully connected layers, one block after another.
 
     Attributes:
         width: number of features it gives.
-        blocks: the layers of each block; the modules are those of the sequence.
     """
 
     def __init__(self, width: int, settings: Trunk) -> None:
-        self.blocks: list[list[nn.Module]] = []
+        blocks = []
         for out in settings.widths:
-            self.blocks.append(dense_block(width, out, settings))
+            blocks.append(dense_block(width, out, settings))
             width = out
         self.width = width
-        super().__init__(*(layer for block in self.blocks for layer in block))
+        super().__init__(blocks)
 
 
-class MLP(nn.Module):
-    """Flatten and concatenate all inputs, then fully connected layers.
+class Encoder(nn.Module):
+    """Convolutions over some inputs, a stack each; then all inputs through fully connected layers.
+
+    Its stages are the places where encoders can be tied: first every stack's first convolution,
+    then their second, and so on; then one fully connected layer after another.
+
+    Args:
+        settings: sizes of the fully connected layers.
+        shapes: input name -> shape of one row.
+        stacks: input name -> its convolutions; all stacks have as many blocks.
+        convolved: what the stacks make of one row: per stage, a shape for each stack.
 
     Attributes:
         width: number of features it gives.
+        stage_shapes: per stage, the shapes of what it gives for one row: an image for each stack,
+            or one vector.
     """
 
-    def __init__(self, settings: Trunk, shapes: InputShapes) -> None:
+    def __init__(
+        self,
+        settings: Trunk,
+        shapes: InputShapes,
+        stacks: Mapping[str, Blocks],
+        convolved: Sequence[Shapes],
+    ) -> None:
         super().__init__()
-        self.names = tuple(shapes)
-        self.layers = DenseLayers(sum(math.prod(s) for s in shapes.values()), settings)
+        self.names, self.images = tuple(shapes), tuple(stacks)
+        # A prefix, because a ModuleDict refuses names such as "type", which modules have.
+        self.stacks = nn.ModuleDict({f"input-{name}": stack for name, stack in stacks.items()})
+        images = zip(self.images, convolved[-1], strict=True) if convolved else ()
+        joined = {**shapes, **dict(images)}
+        self.layers = DenseLayers(sum(math.prod(s) for s in joined.values()), settings)
         self.width = self.layers.width
+        self.stage_shapes = [*convolved, *(((width,),) for width in settings.widths)]
+        self._convolutions = len(convolved)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Map input name -> [N, ...] to features [N, width]."""
-        features: Tensor = self.layers(side_by_side(inputs, self.names))
-        return features
+        state: State = ()
+        for stage in range(len(self.stage_shapes)):
+            state = self.run_stage(stage, state, inputs)
+        return self.finish(state, inputs)
+
+    def run_stage(self, stage: int, state: State, inputs: Mapping[str, Tensor]) -> State:
+        """Do one stage.
+
+        Args:
+            stage: its number, from 0.
+            state: what the stage before gave; nothing before the first.
+            inputs: input name -> [N, ...].
+
+        Returns:
+            A tensor for each of `stage_shapes`, [N, ...].
+        """
+        dense = stage - self._convolutions
+        if dense < 0:
+            images = state or [_channels_last(inputs[name]) for name in self.images]
+            stacks = cast(Iterable[Blocks], self.stacks.values())
+            return tuple(s.run_block(stage, i) for s, i in zip(stacks, images, strict=True))
+        return (self.layers.run_block(dense, state[0] if dense else self._join(state, inputs)),)
+
+    def finish(self, state: State, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Turn what the last stage gave into features [N, width]."""
+        return state[0] if self.layers.blocks else self._join(state, inputs)
+
+    def _join(self, images: State, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Flatten what came through the stacks and all other inputs, side by side."""
+        convolved = dict(zip(self.images, images, strict=True)) if images else {}
+        return side_by_side({**inputs, **convolved}, self.names)
 
 
-class CNN(nn.Module):
+class MLP(Encoder):
+    """Flatten and concatenate all inputs, then fully connected layers."""
+
+    def __init__(self, settings: Trunk, shapes: InputShapes) -> None:
+        super().__init__(settings, shapes, {}, [])
+
+
+class CNN(Encoder):
     """Per image input: 3x3 convolutions with 2x2 max pooling; then all inputs through dense layers.
 
     The activation follows the pooling, which leaves it a quarter of the values; for one that never
     falls, such as ReLU, the order makes no difference to the result. A norm comes before the
     pooling and sees all places.
-
-    Attributes:
-        width: number of features it gives.
     """
 
     def __init__(self, settings: Trunk, shapes: InputShapes) -> None:
-        super().__init__()
-        self.names = tuple(shapes)
-        self.stacks = nn.ModuleDict()
-        width = 0
+        stacks, convolved = {}, []
         for name, shape in shapes.items():
             if len(shape) != 3:
-                width += math.prod(shape)
                 continue
             channels, height, breadth = shape
-            layers: list[nn.Module] = []
+            blocks, sizes = [], []
             for out in settings.channels:
-                layers += [nn.Conv2d(channels, out, 3, padding=1, bias=needs_bias(settings))]
+                layers: list[nn.Module] = [
+                    nn.Conv2d(channels, out, 3, padding=1, bias=needs_bias(settings))
+                ]
                 layers += make_norm(out, settings)
                 layers += [nn.MaxPool2d(2, ceil_mode=True), ACTIVATIONS[settings.activation]()]
                 channels, height, breadth = out, (height + 1) // 2, (breadth + 1) // 2
-            self.stacks[f"input-{name}"] = nn.Sequential(*layers, nn.Flatten())
-            width += channels * height * breadth
-        self.layers = DenseLayers(width, settings)
-        self.width = self.layers.width
-
-    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Map input name -> [N, ...] to features [N, width]."""
-        parts = []
-        for name in self.names:
-            key = f"input-{name}"
-            values = inputs[name]
-            if key in self.stacks:
-                parts.append(self.stacks[key](_channels_last(values)))
-            else:
-                parts.append(values.flatten(1))
-        features: Tensor = self.layers(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
-        return features
+                blocks.append(layers)
+                sizes.append((channels, height, breadth))
+            stacks[name] = Blocks(blocks)
+            convolved.append(sizes)
+        super().__init__(settings, shapes, stacks, list(zip(*convolved, strict=True)))
 
 
 def side_by_side(inputs: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
@@ -155,7 +217,6 @@ def _channels_last(images: Tensor) -> Tensor:
     return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
 
 
-Encoder = MLP | CNN
 ENCODERS: dict[str, type[MLP] | type[CNN]] = {"mlp": MLP, "cnn": CNN}
 
 

@@ -230,6 +230,12 @@ class Trunk(Settings):
     options: dict[str, Any] = Field(
         default_factory=dict, description="What the sharing architecture can be told; see below."
     )
+    task_parts: Literal["shared", "home"] | None = Field(
+        None,
+        description="The trunk's parts that belong to one task. shared: they travel, averaged over "
+        "the clients that hold the task; home: they stay, as heads do, which is the default where "
+        "the architecture allows both.",
+    )
     norm: Literal["none", "layer", "batch", "group"] = Field(
         "none",
         description="After every layer and convolution. layer: each row over its features; group: "

@@ -7,6 +7,7 @@ must load again.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from common.architectures.table import SHARINGS
 from common.errors import ConfigError
 from common.weighting.table import WEIGHTINGS
 
@@ -24,6 +25,7 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_inputs(experiment),
         *_idle_trunk(experiment),
         *_idle_rates(experiment),
+        *_idle_task_parts(experiment),
         *(_idle_partition(experiment.partition) if experiment.partition else ()),
     ]
 
@@ -51,16 +53,26 @@ def _idle_loss(experiment: "Experiment") -> Iterator[str]:
             f"loss.scaling must be 'none' for one task, got '{loss.scaling}': it has nothing to be "
             "on one scale with; remove it"
         )
-    if loss.record == "gradients" and not experiment.trunk.has_layers:
+    trunk = experiment.trunk
+    if loss.record == "gradients" and not (
+        trunk.has_layers and SHARINGS[trunk.sharing].has_common_parts
+    ):
         yield (
             "loss.record must be 'weights' without parameters that all tasks share, got "
-            "'gradients' with trunk.widths = []; give the trunk a layer"
+            f"'gradients' with trunk.widths = {list(trunk.widths)} and trunk.sharing "
+            f"'{trunk.sharing}'; give the trunk a layer that they share, or remove it"
         )
     if _is_given(loss, "scope") and not loss_memory(loss):
         yield (
             f"loss.scope must be left out, got '{loss.scope}': loss.weighting '{loss.weighting}' "
             f"with loss.scaling '{loss.scaling}' remembers nothing from round to round that a "
             "client or the server could own"
+        )
+    sharing = experiment.trunk.sharing
+    if loss.record == "gradients" and not SHARINGS[sharing].has_common_parts:
+        yield (
+            "loss.record must be 'weights' without parameters that all tasks share, got "
+            f"'gradients' with trunk.sharing '{sharing}'; remove it"
         )
 
 
@@ -150,6 +162,29 @@ def _idle_rates(experiment: "Experiment") -> Iterator[str]:
                 f"training.{key} must be 0 where trunk and every task have their own, got "
                 f"{getattr(experiment.training, name):g}; remove it, or one of theirs"
             )
+
+
+def _idle_task_parts(experiment: "Experiment") -> Iterator[str]:
+    given, sharing = experiment.trunk.task_parts, experiment.trunk.sharing
+    places = SHARINGS[sharing].task_parts
+    if given is None:
+        return
+    if not places:
+        users = ", ".join(f"'{name}'" for name, other in SHARINGS.items() if other.task_parts)
+        yield (
+            f"trunk.task-parts is for trunk.sharing {users}, got '{given}' with '{sharing}', whose "
+            "trunk has no parts of single tasks; set trunk.sharing, or remove it"
+        )
+    elif given not in places:
+        yield (
+            f"trunk.task-parts must be 'shared' under trunk.sharing '{sharing}', whose trunk "
+            f"consists of the tasks' parts: nothing else would be shared, got '{given}'; remove it"
+        )
+    elif experiment.federation.algorithm == "whole-model":
+        yield (
+            "trunk.task-parts is for federation.algorithm 'joint', got "
+            f"'{given}' with 'whole-model', which shares everything; remove it"
+        )
 
 
 def _idle_partition(partition: "Partition") -> Iterator[str]:

@@ -1,21 +1,24 @@
 """Which parameters travel and which stay home: the one place that decides it.
 
 It goes by names. A parameter with ``task-NAME`` in its path belongs to that task, any other to all
-tasks; what is under ``trunk.`` is shared, what is under ``heads.`` is the client's own, and so are
-the ``norm_...`` that ``trunk.norm-parameters`` keeps at home. Client, server and the wire ask here;
-nothing else filters arrays.
+tasks. What is under ``heads.`` is the client's own; what is under ``trunk.`` is shared, except a
+task's own parts where the experiment keeps those at home, and the ``norm_...`` that
+``trunk.norm-parameters`` keeps there. Client, server and the wire ask here; nothing else filters
+arrays.
 """
 
 import re
 from collections.abc import Callable, Iterable
 
+from common.architectures.table import SHARINGS
 from common.experiment import Experiment
 
-SHARED: dict[str, Callable[[str], bool]] = {
+# Algorithm -> whether a parameter travels, by its name and whether the trunk's task parts do.
+SHARED: dict[str, Callable[[str, bool], bool]] = {
     # Arivazhagan et al., "Federated learning with personalization layers", 2019 (FedPer).
-    "joint": lambda name: name.startswith("trunk."),
+    "joint": lambda name, parts: name.startswith("trunk.") and (parts or task_of(name) is None),
     # McMahan et al., "Communication-efficient learning of deep networks ...", 2017 (FedAvg).
-    "whole-model": lambda name: True,
+    "whole-model": lambda name, parts: True,
 }
 
 _NORM = re.compile(r"\.norm_[a-z]+$")
@@ -45,7 +48,14 @@ def shared_names(names: Iterable[str], experiment: Experiment) -> list[str]:
     """
     travels = SHARED[experiment.federation.algorithm]
     stays = STAYS[experiment.trunk.norm_parameters]
-    return [name for name in names if travels(name) and not stays(name)]
+    places = SHARINGS[experiment.trunk.sharing].task_parts
+    parts = (experiment.trunk.task_parts or "".join(places[:1])) == "shared"
+    return [name for name in names if travels(name, parts) and not stays(name)]
+
+
+def task_parts_travel(experiment: Experiment) -> bool:
+    """Whether the trunk's parts of single tasks are shared; so every client has those of all."""
+    return bool(shared_names(["trunk.task-any.weight"], experiment))
 
 
 def task_of(name: str) -> str | None:

@@ -114,7 +114,7 @@ class BulkExchange:
         """Have this round's clients train, and combine their trunks."""
         clients = self.strategy.choose(instruction.round)
         replies = self.grid.train_all(clients, trunk, instruction)
-        following = self.strategy.combine(instruction.round, replies)
+        following = self.strategy.combine(instruction.round, trunk, replies)
         return self._outcome(clients, trunk, instruction, replies, following)
 
     def evaluate(self, trunk: Mapping[str, FloatArray], instruction: Instruction) -> Outcome:

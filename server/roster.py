@@ -58,6 +58,10 @@ class Roster:
         """Names of the clients that can serve, sorted."""
         return sorted(self.node_ids)
 
+    def holds(self, name: str, task: str) -> bool:
+        """Whether a client has training labels of a task."""
+        return self.descriptions[name].labelled.get(task, 0) > 0
+
     def name_of(self, node_id: int) -> str:
         """Name a node, or its id where it is not on the roster."""
         return self._by_id.get(node_id, f"node {node_id}")

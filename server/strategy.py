@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +40,7 @@ from common.wire import METRICS as METRICS_KEY
 from server.bulk import BulkReplies
 from server.roster import Roster
 from server.sums import NOT_FINITE
+from server.task_parts import TaskParts
 
 logger = logging.getLogger("fedmtl.server")
 NO_NUMBER = "NaN or infinity; a smaller training.lr may help"
@@ -91,6 +92,8 @@ class TrunkStrategy(Strategy):
         self.shapes = {name: tuple(array.shape) for name, array in trunk.items()}
         self.dtypes = {name: np.dtype(array.dtype) for name, array in trunk.items()}
         self.last = RoundReplies()
+        self._parts = TaskParts(self.shapes, roster.holds)
+        self._before: Mapping[str, FloatArray] = {}  # the trunk that was sent, if it is needed
         rules = Rules(experiment)
         self._weighting_sums = dict.fromkeys((*FIGURES, *(STATE + n for n in rules.initial)), 2)
         # The accepted trunks, flat; kept, because fresh memory costs a page fault per page.
@@ -100,6 +103,8 @@ class TrunkStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Address the trunk to this round's clients."""
+        if self._parts.columns:
+            self._before = unpack_arrays(arrays)
         return self._messages(self.choose(server_round), arrays, config, MessageType.TRAIN)
 
     def choose(self, server_round: int) -> list[str]:
@@ -127,21 +132,21 @@ class TrunkStrategy(Strategy):
         accepted = self._sift(replies, with_arrays=True)
         if not accepted:
             return None, None
+        examples = np.array(list(self.last.examples.values()))
+        rows, kept = self._stand_in(self._rows[: len(accepted)], examples, list(self.last.examples))
         if type(self.inner) is FedAvg and all(t == "float32" for t in self.dtypes.values()):
-            rows = self._rows[: len(accepted)]
-            examples = np.array(list(self.last.examples.values()))
             mean = self._mean(rows, examples, np.ones(len(rows), dtype=bool))
-            return pack_arrays(self._cut(mean)), None
+            return pack_arrays(self._cut(mean) | kept), None
         alike = [
-            self._for_inner(reply, examples)
-            for reply, examples in zip(accepted, self.last.examples.values(), strict=True)
+            self._for_inner(reply, count, row)
+            for reply, count, row in zip(accepted, examples.tolist(), rows, strict=True)
         ]
         arrays, _ = self.inner.aggregate_train(server_round, alike)
         if arrays is None:
             return None, None
         # Averaging turns integer arrays into float64; the next round needs the trunk's own types.
         restored = {name: np.array(arrays[name].numpy(), self.dtypes[name]) for name in self.shapes}
-        return pack_arrays(restored), None
+        return pack_arrays(restored | kept), None
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -150,18 +155,27 @@ class TrunkStrategy(Strategy):
         self._sift(replies, with_arrays=False)
         return None
 
-    def combine(self, server_round: int, replies: BulkReplies) -> dict[str, FloatArray] | None:
+    def combine(
+        self, server_round: int, trunk: Mapping[str, FloatArray], replies: BulkReplies
+    ) -> dict[str, FloatArray] | None:
         """Combine trunks that came as rows of one matrix; None where none is usable.
 
         Flower's `FedAvg` is a weighted mean, done here as one product; any other inner strategy
         gets the messages that the clients would have sent.
+
+        Args:
+            server_round: the round.
+            trunk: what was sent.
+            replies: what came back.
         """
         if replies.rows is None:
             raise ShapeError("replies to a training round hold trunks")
+        self._before = trunk
         faults = self.leave_out(replies)
         everybody = np.ones(len(replies.clients), dtype=bool)
         mean = self._mean(replies.rows, replies.examples, everybody)
-        if not faults and type(self.inner) is FedAvg and np.isfinite(mean).all():
+        plain = type(self.inner) is FedAvg and not self._parts.columns
+        if not faults and plain and np.isfinite(mean).all():
             return self._cut(mean)  # what is not finite in any row is not finite in the mean
         usable = np.asarray(np.isfinite(replies.rows).all(axis=1), dtype=bool)
         for place, name in enumerate(replies.clients):
@@ -173,7 +187,8 @@ class TrunkStrategy(Strategy):
             return None
         if type(self.inner) is not FedAvg:
             return self._combine_messages(server_round, replies, replies.rows, usable)
-        return self._cut(self._mean(replies.rows, replies.examples, usable))
+        rows, kept = self._stand_in(replies.rows, replies.examples * usable, replies.clients)
+        return self._cut(self._mean(rows, replies.examples, usable)) | kept
 
     def leave_out(self, replies: BulkReplies) -> dict[str, str]:
         """Leave out the clients whose sums are not finite; client -> reason."""
@@ -190,12 +205,22 @@ class TrunkStrategy(Strategy):
         self, rows: FloatArray, examples: NDArray[np.int64], usable: NDArray[np.bool_]
     ) -> FloatArray:
         """Average the usable rows, [K, Q] -> [Q]."""
-        by_examples = self.experiment.federation.weight_by == "examples"
-        weights = usable * (examples if by_examples else 1)
+        weights = usable * self._weights(examples)
         if not usable.all():
             rows = np.where(usable[:, None], rows, 0)  # 0 times NaN is NaN
         mean: FloatArray = (weights / weights.sum()).astype(np.float32) @ rows
         return mean
+
+    def _weights(self, examples: NDArray[np.int64]) -> NDArray[np.int64]:
+        by_examples = self.experiment.federation.weight_by == "examples"
+        return examples if by_examples else np.sign(examples)
+
+    def _stand_in(
+        self, rows: FloatArray, examples: NDArray[np.int64], clients: Sequence[str]
+    ) -> tuple[FloatArray, dict[str, FloatArray]]:
+        """Let tasks' parts be decided by their holders; also returns what stays as it was."""
+        rows, unheld = self._parts.stand_in(rows, self._weights(examples), clients)
+        return rows, {name: self._before[name] for name in unheld}
 
     def _combine_messages(
         self,
@@ -258,12 +283,13 @@ class TrunkStrategy(Strategy):
             accepted.append(reply)
         return accepted
 
-    def _for_inner(self, reply: Message, examples: int) -> Message:
+    def _for_inner(self, reply: Message, examples: int, row: FloatArray) -> Message:
         """Hand on the trunk and one weight: the inner strategy wants equal keys from everyone."""
-        weight = examples if self.experiment.federation.weight_by == "examples" else 1
+        weight = int(self._weights(np.array(examples)))
+        arrays = pack_arrays(self._cut(row)) if self._parts.columns else reply.content[ARRAYS]
         content = RecordDict(
             {
-                ARRAYS: reply.content[ARRAYS],
+                ARRAYS: arrays,
                 METRICS_KEY: MetricRecord({EXAMPLES: weight}),
             }
         )

@@ -6,6 +6,7 @@ clients train, and are read at the round with the lowest validation loss.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from client.training import Trainer, choose_device
 from common.agreement import (
@@ -71,7 +72,8 @@ def train_single_task(
     for task in experiment.tasks:
         alone = {task: experiment.tasks[task]}
         # Alone, a task has nothing to be weighed against, and no other to share a trunk with.
-        trunk = experiment.trunk.model_copy(update={"sharing": "hard", "options": {}})
+        hard: dict[str, Any] = {"sharing": "hard", "options": {}, "task_parts": None}
+        trunk = experiment.trunk.model_copy(update=hard)
         single = experiment.model_copy(update={"tasks": alone, "loss": Loss(), "trunk": trunk})
         holders = [only_task(data, task) for data in clients if task in data.tasks]
         for name, sums in train_local(single, agreement, holders).items():
@@ -84,7 +86,10 @@ def train_centralised(
     experiment: Experiment, agreement: Agreement, clients: Sequence[ClientData]
 ) -> dict[str, SplitSums]:
     """Train one model, one head per task, on the rows of all clients; client name -> sums."""
-    trainer = make_trainer(experiment, agreement)
+    # It has the parts of all tasks, also where it is evaluated at a client that lacks some.
+    federation = experiment.federation.model_copy(update={"algorithm": "whole-model"})
+    whole = experiment.model_copy(update={"federation": federation})
+    trainer = make_trainer(whole, agreement)
     trainer.load({}, {})
     return _best_round(experiment, trainer, pool(clients), clients)
 

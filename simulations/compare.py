@@ -76,7 +76,10 @@ def compare_once(experiment: Experiment, out: Path) -> dict[str, TaskFigures]:
     runs = {}
     for name, algorithm in RUNS.items():
         federation = experiment.federation.model_copy(update={"algorithm": algorithm})
-        runs[name] = experiment.model_copy(update={"federation": federation})
+        trunk = experiment.trunk
+        if algorithm == "whole-model":  # shares everything, and takes no other word for it
+            trunk = trunk.model_copy(update={"task_parts": None})
+        runs[name] = experiment.model_copy(update={"federation": federation, "trunk": trunk})
     possible = {
         FEDERATED: bool(make_trainer(runs[FEDERATED], agreement).shared),
         WHOLE_MODEL: all(set(data.tasks) == set(experiment.tasks) for data in clients),

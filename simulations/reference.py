@@ -3,6 +3,7 @@
 A test compares docs/experiments.md with this, so that the page cannot fall behind the code.
 """
 
+from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -10,8 +11,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from common.architectures.table import SHARINGS
 from common.experiment import Experiment
+from common.methods import Method
+from common.weighting.table import WEIGHTINGS
 
+METHODS: dict[str, Mapping[str, Method]] = {  # setting -> the table of its methods
+    "trunk.sharing": SHARINGS,
+    "loss.weighting": WEIGHTINGS,
+}
 PREFACE = """# The experiment file
 
 One TOML file describes one experiment completely. `fedmtl check FILE` reports every problem of a
@@ -54,6 +62,8 @@ def type_name(annotation: Any) -> str:
         return ", ".join(map(repr, parts))
     if origin in (Union, UnionType):
         return " or ".join(type_name(part) for part in parts if part is not type(None))
+    if origin is dict:
+        return "table"
     if origin is tuple:
         return f"list of {type_name(parts[0])}".replace("number", "numbers")
     return {int: "whole number", float: "number", str: "text", bool: "true or false"}.get(
@@ -62,11 +72,11 @@ def type_name(annotation: Any) -> str:
 
 
 def default_text(field: FieldInfo) -> str:
-    """Spell a field's default in TOML; a field without one is required."""
+    """Spell a field's default in TOML, an empty table as nothing; one without must be given."""
+    if field.default is None or field.default_factory is not None:
+        return ""
     if field.default is PydanticUndefined:
         return "required"
-    if field.default is None:
-        return ""
     if isinstance(field.default, tuple):
         return f"`{list(field.default)}`"
     return (
@@ -78,11 +88,30 @@ def table_of(model: type[BaseModel], heading: str) -> list[str]:
     """Write one table of the file as a section with a row per key."""
     lines = [f"## {heading}", "", (model.__doc__ or "").strip().splitlines()[0], ""]
     lines += ["| key | what it is | default | meaning |", "|---|---|---|---|"]
+    return [*lines, *(f"| {row} |" for row in rows_of(model)), ""]
+
+
+def rows_of(model: type[BaseModel]) -> Iterator[str]:
+    """Write a model's keys, each as the cells of a row."""
     for name, field in model.model_fields.items():
-        key = field.alias or name
-        kind = type_name(field.annotation).replace("|", "\\|")
-        meaning = (field.description or "").replace("|", "\\|")
-        lines.append(f"| `{key}` | {kind} | {default_text(field)} | {meaning} |")
+        cells = [type_name(field.annotation), default_text(field), field.description or ""]
+        kind, default, meaning = (cell.replace("|", "\\|") for cell in cells)
+        yield f"`{field.alias or name}` | {kind} | {default} | {meaning}"
+
+
+def options_of(setting: str, table: Mapping[str, Method]) -> list[str]:
+    """Write the options of all methods of a table as one section."""
+    home, _, key = setting.rpartition(".")
+    rows = {name: list(rows_of(method.load().Options)) for name, method in table.items()}
+    none = ", ".join(f"`{name}`" for name, own in rows.items() if not own)
+    lines = [
+        f"## [{home}.options]",
+        "",
+        f"By `{setting}`; {none} {'take' if ',' in none else 'takes'} none.",
+        "",
+    ]
+    lines += [f"| {key} | key | what it is | default | meaning |", "|---|---|---|---|---|"]
+    lines += [f"| `{name}` | {row} |" for name, own in rows.items() for row in own]
     return [*lines, ""]
 
 
@@ -102,6 +131,9 @@ def write_reference() -> str:
         if model is not None:
             many = get_origin(field.annotation) is dict
             lines += table_of(model, f"[{name}.NAME]" if many else f"[{name}]")
+        for setting, table in METHODS.items():
+            if setting.startswith(f"{name}."):
+                lines += options_of(setting, table)
     return "\n".join(lines).rstrip() + "\n"
 
 

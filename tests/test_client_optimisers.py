@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from client.flat import FlatLayout
+from client.flat import TRUNK, FlatLayout
 from client.optimisers import Part, PlainSGD, make_optimiser, make_parts
 from common.experiment import Training
 from common.model import build_model
@@ -134,7 +134,7 @@ def test_a_part_without_rates_of_its_own_has_those_of_training():
         tasks=tasks, training={"weight-decay": 0.1, "l1": 0.2}, trunk={"weight-decay": 0.0}
     )
     rates = {name: (part.decay, part.l1) for name, part in parts.items()}
-    assert rates["trunk"] == (0.0, 0.2)
+    assert rates[TRUNK] == (0.0, 0.2)
     assert rates["kind"] == (0.1, 0.0)
     assert rates["flag"] == (0.5, 0.2)
 

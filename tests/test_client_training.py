@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from client.batches import epoch_order, label_patterns, shuffle_key
+from client.flat import TRUNK, FlatLayout
 from client.training import Trainer
 from common.dataset import ClientData, Rows
 from common.model import build_model
@@ -123,7 +124,7 @@ def test_a_zero_weight_task_leaves_the_trunk_alone():
     with_it, without = trainer_for(make_experiment()), trainer_for(make_experiment())
     with_it.train(data, weights, 1)
     without.train(without_task(data, "flag"), weights, 1)
-    (trunk,) = with_it.flat.layout.segments["trunk"]
+    (trunk,) = with_it.flat.layout.segments[TRUNK]
     torch.testing.assert_close(with_it.flat.values[trunk], without.flat.values[trunk])
 
 
@@ -136,6 +137,17 @@ def test_dropout_depends_on_seed_client_and_round_alone():
         trainer.train(data, WEIGHTS, 1)
         results.append(trainer.flat.values.clone())
     assert torch.equal(*results)
+
+
+def test_a_task_may_be_called_trunk():
+    experiment = make_experiment().model_dump(by_alias=True)
+    experiment["tasks"] = {"trunk": experiment["tasks"]["kind"]}
+    experiment["tasks"]["trunk"]["target"] = "kind"
+    model = build_model(type(make_experiment()).model_validate(experiment), SHAPES)
+    segments = FlatLayout(model).segments
+    assert set(segments) == {TRUNK, "trunk"}
+    columns = [set(range(c.start, c.stop)) for name in segments for c in segments[name]]
+    assert sum(map(len, columns)) == len(set().union(*columns))
 
 
 def test_evaluation_sums_are_means_times_counts():

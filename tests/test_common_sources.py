@@ -215,7 +215,9 @@ def test_school_has_139_schools_and_scores_from_0_to_1():
     assert (len(tables), len(scores)) == (139, 15362)
     assert list(tables)[::138] == ["school-001", "school-139"]
     assert (scores.min(), scores.max()) == (0.0, 1.0)
-    assert len(tables["school-001"].columns) == 27 + 1
+    assert len(tables["school-001"].columns) == 27 + 2
+    upper = np.concatenate([table.columns["upper"] for table in tables.values()])
+    assert np.array_equal(upper == 1, scores >= 19 / 69)
 
 
 @needs_public_data

@@ -41,7 +41,7 @@ def replies(rows, examples):
 
 @pytest.mark.parametrize("kind", [FedAvg, OtherStrategy])
 def test_rows_are_averaged_by_examples_and_cut_into_the_trunk(kind):
-    trunk = strategy_for(kind).combine(1, replies(ROWS, [1, 1, 2]))
+    trunk = strategy_for(kind).combine(1, TRUNK, replies(ROWS, [1, 1, 2]))
     assert trunk["trunk.w"].tolist() == [[3.0, 3.0]]  # (0+4+8)/4, (4+0+8)/4
     assert trunk["trunk.b"].tolist() == [1.0]
 
@@ -49,7 +49,7 @@ def test_rows_are_averaged_by_examples_and_cut_into_the_trunk(kind):
 @pytest.mark.parametrize("kind", [FedAvg, OtherStrategy])
 def test_rows_count_alike_where_asked_for(kind):
     strategy = strategy_for(kind, **{"weight-by": "uniform"})
-    trunk = strategy.combine(1, replies(ROWS, [1, 1, 100]))
+    trunk = strategy.combine(1, TRUNK, replies(ROWS, [1, 1, 100]))
     np.testing.assert_allclose(trunk["trunk.w"], [[8 / 3, 8 / 3]], rtol=1e-6)
 
 
@@ -59,11 +59,13 @@ def test_a_row_that_is_not_finite_is_left_out_and_named(kind, poison, caplog):
     rows = ROWS.copy()
     rows[2, 1] = poison
     strategy = strategy_for(kind)
-    trunk = strategy.combine(1, replies(rows, [1, 3, 50]))
+    trunk = strategy.combine(1, TRUNK, replies(rows, [1, 3, 50]))
     assert trunk["trunk.w"].tolist() == [[3.0, 1.0]]  # (0+12)/4, (4+0)/4
     assert list(strategy.last.left_out) == ["cleo"]
     assert "cleo" in caplog.text
 
 
 def test_without_a_usable_row_there_is_no_trunk():
-    assert strategy_for(FedAvg).combine(1, replies(np.full((3, 3), np.nan), [1, 1, 1])) is None
+    assert (
+        strategy_for(FedAvg).combine(1, TRUNK, replies(np.full((3, 3), np.nan), [1, 1, 1])) is None
+    )

@@ -2,18 +2,21 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from client.training import Trainer
 from common.agreement import Agreement
+from common.architectures.table import SHARINGS
 from common.errors import CheckpointError, ConfigError
 from common.experiment_file import load_experiment
 from simulations import baselines
 from simulations.baselines import (
     only_task,
     pool,
+    train_centralised,
     train_local,
     train_single_task,
     validation_loss,
@@ -55,6 +58,30 @@ def test_the_whole_model_needs_every_task_everywhere(tmp_path):
     settings = [*QUICK, "partition.task-skew=rotate", "partition.tasks-per-client=2"]
     result = compare(load_experiment("digits", settings), [0], tmp_path / "out")
     assert WHOLE_MODEL not in result["contenders"]
+
+
+def test_task_parts_are_for_the_federated_trunk_and_a_task_alone_shares_with_nobody(tmp_path):
+    settings = [*QUICK, "trunk.sharing=cgc", "trunk.task-parts=shared"]
+    result = compare(load_experiment("digits", settings), [0], tmp_path / "out")
+    assert list(result["contenders"]) == list(ORDER)
+    plain = compare(load_experiment("digits", QUICK), [0], tmp_path / "hard")
+    alone = "single-task local"
+    assert result["contenders"][alone] == plain["contenders"][alone]
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_the_pooled_model_judges_a_client_with_one_task_as_one_with_all(sharing):
+    experiment = make_experiment(trunk={"sharing": sharing}, federation={"rounds": 1})
+    agreement = Agreement(columns={"x": tuple("abcdefgh")}, shapes={"x": (8,)})
+    whole = make_client("a")
+    part = replace(only_task(whole, "flag"), name="b")
+    with_none_to_train = {**part.splits, "train": part.train.select(slice(0, 0))}
+    clients = [whole, replace(part, splits=with_none_to_train)]
+    sums = train_centralised(experiment, agreement, clients)
+    for figures, alone in zip(
+        sums["a"]["test"]["flag"].values(), sums["b"]["test"]["flag"].values(), strict=True
+    ):
+        assert alone == pytest.approx(figures)
 
 
 def test_a_model_without_a_trunk_has_nothing_to_federate_but_the_whole(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from client.session import close_sessions
+from common.architectures.table import SHARINGS
 from common.errors import CheckpointError
 from common.experiment_file import load_experiment
 from simulations.client_log import ClientLog
@@ -100,6 +101,28 @@ def test_more_rounds_can_be_asked_for_when_resuming(tmp_path):
     simulate(longer, engine="loopback", out=tmp_path / "run", resume=True)
     simulate(longer, engine="loopback", out=tmp_path / "once")
     assert kept(tmp_path / "run") == kept(tmp_path / "once")
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_every_sharing_architecture_resumes_bit_for_bit_on_any_number_of_workers(tmp_path, sharing):
+    settings = [
+        *SETTINGS,
+        f"trunk.sharing={sharing}",
+        "partition.clients=4",
+        "federation.clients-per-round=3",
+        "partition.task-skew=rotate",
+        "partition.tasks-per-client=2",
+    ]
+    short = load_experiment("digits", [*settings, "federation.rounds=2"])
+    longer = load_experiment("digits", [*settings, "federation.rounds=3"])
+    simulate(short, engine="loopback", out=tmp_path / "run")
+    simulate(longer, engine="loopback", out=tmp_path / "run", resume=True)
+    simulate(longer, engine="loopback", workers=2, out=tmp_path / "once")
+    once = kept(tmp_path / "once")
+    assert kept(tmp_path / "run") == once
+    assert figures(tmp_path / "run") == figures(tmp_path / "once")
+    at_home = "home" in SHARINGS[sharing].task_parts
+    assert any("/trunk." in name for name in once if not name.startswith("trunk/")) == at_home
 
 
 MEMORIES = {

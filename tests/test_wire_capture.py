@@ -10,9 +10,11 @@ from flwr.app import Message
 from client.app import app
 from client.state import OWN
 from common.agreement import Description
+from common.architectures.table import SHARINGS
 from common.clients import open_clients
 from common.errors import NothingLearnedError
 from common.experiment_file import load_experiment
+from common.model import build_model
 from common.sharing import SHARED, STAYS
 from common.weighting.balance import FIGURES
 from common.wire import REFUSED
@@ -103,6 +105,37 @@ def test_no_norm_parameter_that_stays_home_leaves_a_client(tmp_path, norm, stay,
 def test_norms_that_are_shared_are_sent_with_their_statistics(tmp_path):
     names = sent_names(run(tmp_path, "trunk.norm=batch"))
     assert NORMS_AT_HOME["batch", "local"] <= {name.rpartition(".")[2] for name in names}
+
+
+def own_arrays(tap: Tap) -> dict[str, list[bytes]]:
+    """What clients keep at home: name -> its bytes at each of them."""
+    kept: dict[str, list[bytes]] = {}
+    for node_id in tap.get_node_ids():
+        for name, array in tap.context(node_id).state.array_records[OWN].items():
+            kept.setdefault(name, []).append(array.numpy().astype("<f4").tobytes())
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("sharing", "place"),
+    [(s, place) for s in SHARINGS for place in SHARINGS[s].task_parts or ("shared",)],
+)
+def test_exactly_the_declared_parameters_leave_a_client(tmp_path, sharing, place):
+    settings = [f"trunk.sharing={sharing}", "federation.rounds=2", "partition.clients=3"]
+    settings += ["partition.task-skew=rotate", "partition.tasks-per-client=2"]
+    if SHARINGS[sharing].task_parts:
+        settings.append(f"trunk.task-parts={place}")
+    tap = run(tmp_path, *settings)
+    experiment = load_experiment("digits", [*SETTINGS, *settings])
+    names = {name for name, _ in build_model(experiment, {"pixels": (64,)}).named_parameters()}
+    declared = {n for n in names if n[:6] == "trunk." and (place == "shared" or "task-" not in n)}
+    for reply in tap.sent:
+        if reply.metadata.message_type == "train":
+            assert set(reply.content.array_records["arrays"]) == declared
+    outside, kept = leaving_bytes(tap), own_arrays(tap)
+    assert set(kept) == names - declared
+    assert all(len(copies) == 2 for copies in kept.values())  # of three clients, each with two
+    assert all(values not in outside for copies in kept.values() for values in copies)
 
 
 def test_the_whole_model_is_sent_where_the_experiment_says_so(tmp_path):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from common.architectures.table import SHARINGS
 from common.experiment import Experiment, Settings
 
 State = Mapping[str, Tensor]  # name -> [K, T], a number for every client and task
@@ -85,7 +86,13 @@ class Weighting:
                 f"'{experiment.loss.weighting}', which cannot weigh losses below 0; choose "
                 "'initial' or 'running-mean'"
             )
-        if cls.needs_trunk and not experiment.trunk.has_layers:
+        sharing = experiment.trunk.sharing
+        if cls.needs_trunk and not SHARINGS[sharing].has_common_parts:
+            yield (
+                f"loss.weighting '{experiment.loss.weighting}' needs parameters that all tasks "
+                f"share, got trunk.sharing '{sharing}', which has none; choose another of the two"
+            )
+        elif cls.needs_trunk and not experiment.trunk.has_layers:
             yield (
                 f"loss.weighting '{experiment.loss.weighting}' needs parameters that all tasks "
                 "share, got trunk.widths = []; give the trunk a layer"
