@@ -84,9 +84,19 @@ def test_gradnorm_lets_a_slow_task_pull_harder():
     # (alpha 1): the fast task's pull is too large, the slow one's too small.
     options = {"optimiser": "sgd", "lr": 0.1, "alpha": 1.0}
     balance = balance_of(rules_of("gradnorm", ("a", "b"), options=options))
-    balance.state["initial-loss"].copy_(row(2, 2))
+    take_step(balance, row(2, 2), norms=row(1, 1))
     take_step(balance, row(1, 2), norms=row(1, 1))
     assert_close(balance.state["weight"], row(0.9, 1.1))
+    take_step(balance, row(1, 2), norms=row(1, 1))  # against the first losses still: 0.9 > 2/3
+    assert_close(balance.state["weight"], row(0.8, 1.2))
+
+
+def test_gradnorm_brings_pulls_together_that_are_a_hundred_times_each_others():
+    norms = row(1, 10, 100)
+    balance = balance_of(rules_of("gradnorm", options={"alpha": 0.0}))
+    weights = [take_step(balance, row(1, 1, 1), norms=norms) for _ in range(300)]
+    pulls = norms * torch.cat(weights)[-100:].mean(0)
+    assert pulls.max() < 2 * pulls.min()
 
 
 def test_a_gradnorm_weight_never_passes_zero():

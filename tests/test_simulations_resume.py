@@ -140,12 +140,17 @@ MEMORIES = {
 }
 
 
-@pytest.mark.parametrize("case", MEMORIES)
+OFTEN = ("uncertainty, global", "famo, local", "gradvac")  # the others: by hand, with -m slow
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=() if c in OFTEN else pytest.mark.slow) for c in MEMORIES]
+)
 def test_what_loss_weighting_remembers_survives_resuming_bit_for_bit(tmp_path, case):
-    settings = [*SETTINGS, *MEMORIES[case], "federation.rounds=4", "partition.clients=5"]
+    settings = [*SETTINGS, *MEMORIES[case], "federation.rounds=3", "partition.clients=4"]
     longer = load_experiment("digits", [*settings, "federation.clients-per-round=3"])
     short = load_experiment(
-        "digits", [*settings, "federation.clients-per-round=3", "federation.rounds=2"]
+        "digits", [*settings, "federation.clients-per-round=3", "federation.rounds=1"]
     )
     simulate(longer, engine="loopback", out=tmp_path / "whole")
     simulate(short, engine="loopback", out=tmp_path / "broken")
