@@ -152,7 +152,7 @@ class AutogradTrainer:
             if penalty is not None:
                 torch.autograd.backward(penalty)
             return
-        norms = self._norms(losses, rules.norms) if rules.norms else None
+        norms = {where: self._norms(losses, where) for where in rules.norms}
         values, taught = self._lay_out(losses)
         weights = balance.weigh(values, taught, norms)[0]
         # No batch without a label has losses. A dot product would be in half precision under

@@ -33,7 +33,7 @@ def _find_loss_obstacle(experiment: Experiment) -> str | None:
     rules, loss = Rules(experiment), experiment.loss
     if rules.gradients is not None or rules.weighting.needs_norms:
         return f"loss.weighting '{loss.weighting}' needs the tasks' own gradients"
-    if rules.norms is not None:
+    if rules.norms:
         return f"loss.record '{loss.record}' needs the tasks' own gradients"
     if experiment.training.compile and not rules.is_fixed:
         return f"loss.weighting '{loss.weighting}' has no stacked form under training.compile"

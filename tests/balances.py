@@ -50,6 +50,7 @@ def take_step(
     """Weigh [K, T] losses and learn from the step; returns the weights."""
     taught = torch.ones_like(losses, dtype=torch.bool) if taught is None else taught
     norms = losses.sqrt() if norms is None and balance.rules.norms else norms
+    norms = None if norms is None else dict.fromkeys(balance.rules.norms, norms)
     weights = balance.weigh(losses, taught, norms)
     if balance.rules.weighting.needs_after:
         after = 0.9 * losses if after is None else after

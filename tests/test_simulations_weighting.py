@@ -15,59 +15,15 @@ from common.experiment_file import load_experiment
 from common.wire import Instruction, arrays_of, config_of, metrics_of
 from server.federation import federate
 from server.run_folder import RunFolder
+from simulations.benchmarks.unlike_losses import TASKS, write_clients
 from simulations.loopback import LoopbackGrid
 from simulations.simulate import simulate
-
-TASKS = ("one", "ten", "hundred", "sort")
-UNLIKE = """
-name = "unlike"
-[data]
-source = "folder"
-path = "rows"
-validation = 0.1
-test = 0.1
-[inputs.x]
-columns = ["x*"]
-[tasks.one]
-kind = "regression"
-[tasks.ten]
-kind = "regression"
-[tasks.hundred]
-kind = "regression"
-[tasks.sort]
-kind = "binary"
-[trunk]
-widths = [8]
-[training]
-optimiser = "adam"
-lr = 0.01
-batch-size = 16
-device = "cpu"
-[federation]
-rounds = 4
-[loss]
-record = "gradients"
-"""
 
 
 @pytest.fixture(scope="module")
 def unlike(tmp_path_factory) -> Path:
     """Ten clients, each without one of four tasks, whose targets measure 1, 10 and 100."""
-    folder = tmp_path_factory.mktemp("unlike")
-    (folder / "rows").mkdir()
-    draw = np.random.default_rng(0)
-    mix = draw.normal(size=(4, 4))
-    for client in range(10):
-        inputs = draw.normal(size=(20, 4))
-        hidden = np.tanh(inputs @ mix)
-        columns = {f"x{i}": inputs[:, i] for i in range(4)}
-        truths = [*(hidden * [1, 10, 100, 1]).T[:3], (hidden[:, 3] > 0).astype(int)]
-        columns |= {t: truths[i] for i, t in enumerate(TASKS) if (client + i) % 4}
-        rows = zip(*columns.values(), strict=True)
-        lines = [",".join(f"{value:.6g}" for value in row) for row in rows]
-        (folder / "rows" / f"c{client}.csv").write_text("\n".join([",".join(columns), *lines]))
-    (folder / "unlike.toml").write_text(UNLIKE)
-    return folder / "unlike.toml"
+    return write_clients(tmp_path_factory.mktemp("unlike"))
 
 
 class Tap(LoopbackGrid):

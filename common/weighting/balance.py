@@ -50,7 +50,7 @@ class Rules:
     def is_fixed(self) -> bool:
         """Whether weights are those of the round at every step, and nothing else is recorded."""
         plain = isinstance(self.weighting, Fixed) and self.experiment.loss.scaling == "none"
-        return plain and self.norms is None
+        return plain and not self.norms
 
     @property
     def gradients(self) -> GradientBalancing | None:
@@ -58,10 +58,10 @@ class Rules:
         return self.weighting if isinstance(self.weighting, GradientBalancing) else None
 
     @property
-    def norms(self) -> str | None:
-        """Whose gradient norms each step needs: "last" shared layer, "trunk", or None."""
-        recorded = "trunk" if self.experiment.loss.record == "gradients" else None
-        return self.weighting.needs_norms or recorded
+    def norms(self) -> set[str]:
+        """Whose gradient norms each step needs: "last" shared layer, "trunk", both or neither."""
+        needed = {self.weighting.needs_norms} if self.weighting.needs_norms else set()
+        return needed | ({"trunk"} if self.experiment.loss.record == "gradients" else set())
 
     def remember(self, memory: Memory, device: torch.device) -> dict[str, Tensor]:
         """Lay out what one client remembers: name -> [1, T]; initial where there is nothing."""
@@ -99,7 +99,6 @@ class Balance:
         self._steps: dict[str, Tensor] = {}  # figure -> [K, T], over how many
         self._noise: torch.Generator | None = None
         self._lesson: Lesson | None = None
-        self._slopes: Tensor
         if rules.gradients is not None:
             rules.gradients.reset()
 
@@ -127,13 +126,15 @@ class Balance:
         values, slopes = scaling.apply(losses, self._rows(losses).get(SCALE, losses))
         return values, torch.where(taught, slopes * self._base.to(slopes), 0)
 
-    def weigh(self, losses: Tensor, taught: Tensor, norms: Tensor | None = None) -> Tensor:
+    def weigh(
+        self, losses: Tensor, taught: Tensor, norms: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Compute one step's weights for the first clients, ``dL / dL_t``.
 
         Args:
             losses: [K', T], mean over labelled rows.
             taught: bool [K', T].
-            norms: [K', T], norms of the unscaled losses' gradients, where `Rules.norms` asks.
+            norms: for each of `Rules.norms`, the norms of the unscaled losses' gradients, [K', T].
 
         Returns:
             [K', T], 0 where absent.
@@ -144,10 +145,11 @@ class Balance:
             noise = torch.randn(len(self.rules.tasks), generator=self._noise).to(losses)
         weights = self.rules.weighting.weigh(values, taught, self._rows(losses), noise)
         weights = torch.where(taught, weights, 0)
-        scaled_norms = None if norms is None else norms * slopes
-        self._lesson = Lesson(values, taught, weights, scaled_norms)
-        self._slopes = slopes
-        return self.record(weights * slopes, taught, norms)
+        norms = norms or {}
+        watched = norms.get(self.rules.weighting.needs_norms or "")
+        scaled = None if watched is None else watched * slopes
+        self._lesson = Lesson(values, taught, weights, scaled)
+        return self.record(weights * slopes, taught, norms.get("trunk", watched))
 
     def learn(self, after: Tensor | None = None) -> None:
         """Learn from the step that `weigh` was last asked about.

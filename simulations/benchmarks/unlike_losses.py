@@ -1,8 +1,9 @@
 """``python -m simulations.benchmarks.unlike_losses``: what balances losses of unlike scales?
 
 Ten clients, each without one of four tasks: three regressions whose targets measure 1, 10 and 100,
-so that their losses lie a factor of 10,000 apart, and a classification. Every weighting trains them
-for some rounds; a table says how far the tasks' gradients and shares of the objective then lie apart.
+so that their losses lie a factor of 10,000 apart, and a classification. Every weighting trains
+them for some rounds; a table says how far the tasks' gradients and shares of the objective then
+lie apart.
 """
 
 import json
