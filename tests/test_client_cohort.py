@@ -97,13 +97,15 @@ def test_together_equals_one_by_one(sizes, model, optimiser, labels):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_gradients_by_hand_equal_autograd(model):
+    # Batch norm over three or four rows turns the rounding of sums into differences that show.
+    size = 11 if model == "batch norm" else 4
     experiment = make_experiment(
         trunk={"widths": [6, 5], **MODELS[model]},
-        training={"lr": 0.1, "batch-size": 4, "epochs": 2},
+        training={"lr": 0.1, "batch-size": size, "epochs": 2},
         tasks={"tags": {"kind": "multilabel", "target": ["a", "b"]}},
     )
-    rows = make_rows(11, 0)
-    targets = {**rows.targets, "tags": (torch.randn(11, 2) > 0).float()}
+    rows, draw = make_rows(11, 0), torch.Generator().manual_seed(0)
+    targets = {**rows.targets, "tags": (torch.randn(11, 2, generator=draw) > 0).float()}
     labelled = {**rows.labelled, "tags": torch.arange(11) % 2 == 0}
     rows = Rows(rows.inputs, targets, labelled)
     by_hand, _ = train_one_by_one_with(experiment, rows, stacked=True)
