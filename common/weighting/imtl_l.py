@@ -19,9 +19,11 @@ class ImpartialLosses(Weighting):
     class Options(Settings):
         """Options of IMTL-L."""
 
-        lr: float = Field(0.025, gt=0, description="Step size of s; the paper leaves it open.")
+        lr: float = Field(
+            0.025, gt=0, description="Step size of s; open in the paper, this one is ours."
+        )
         optimiser: Literal["adam", "sgd"] = Field(
-            "adam", description="What learns s: adam does not mind the scale of a loss."
+            "adam", description="What learns s; sgd steps in proportion to the loss."
         )
 
     STATE: ClassVar = {"log-scale": 0.0, **Learned.MOMENTS}
