@@ -42,7 +42,7 @@ class Rules:
         options = make_options(WEIGHTINGS, loss.weighting, loss.options)
         self.weighting: Weighting = WEIGHTINGS[loss.weighting].load()(options, experiment)
         self.scaling = SCALINGS[loss.scaling]
-        self.initial = dict(self.weighting.STATE)
+        self.initial = self.weighting.initial
         if self.scaling.observe is not None:
             self.initial[SCALE] = 0.0
 

@@ -98,6 +98,13 @@ class Weighting:
                 "share, got trunk.widths = []; give the trunk a layer"
             )
 
+    @property
+    def initial(self) -> dict[str, float]:
+        """`STATE` as far as these options need it: plain gradient descent has no moments."""
+        by_adam = getattr(self.options, "optimiser", "adam") == "adam"
+        needed = self.STATE.items()
+        return {name: value for name, value in needed if by_adam or name not in Learned.MOMENTS}
+
     def weigh(self, losses: Tensor, taught: Tensor, state: State, noise: Tensor | None) -> Tensor:
         """Compute the weights of one step, [K, T]; those of absent tasks are not looked at.
 
