@@ -69,7 +69,10 @@ class AutogradTrainer:
         self.experiment, self.model, self.flat, self.parts = experiment, model, flat, parts
         self.compute = compute
         self.places = {task: place for place, task in enumerate(experiment.tasks)}
-        self._watched = {"last": flat.last_shared_layer(), "trunk": flat.shared_trunk()}
+        trunk = flat.shared_trunk()
+        # Experts side by side have no last layer that all tasks read.
+        last = flat.last_shared_layer() if experiment.trunk.sharing == "hard" else trunk
+        self._watched = {"last": last, "trunk": trunk}
 
     def train(
         self,

@@ -24,6 +24,10 @@ class Compiled:
     """
 
     def __init__(self, function: Callable[..., Any], what: str) -> None:
+        import torch._functorch.config as functorch
+
+        # Gradients task by task go backward through one forward several times.
+        functorch.donated_buffer = False
         self._function, self._what = torch.compile(function), what
 
     def __call__(self, *arguments: object) -> Any:

@@ -28,7 +28,7 @@ from common.losses import ROW_LOSSES
 from common.metrics import Sums, metric_sums
 from common.model import build_model
 from common.seeding import torch_generator
-from common.sharing import shared_names, task_of
+from common.sharing import shared_names, task_of, task_parts_travel
 from common.threads import set_threads
 from common.weighting.balance import Balance, Memory, Rules
 
@@ -104,11 +104,20 @@ class Trainer:
         )
 
     def own_names(self, tasks: tuple[str, ...]) -> list[str]:
-        """Name the parameters that stay with a client which holds these tasks."""
+        """Name the parameters that stay with a client which holds these tasks.
+
+        Where the trunk's parts of single tasks travel, a client computes with those of all tasks;
+        what of them stays home, such as norms, it keeps for all tasks.
+        """
         if tasks not in self._own_names:
             shared = set(self.shared)
             names = [n for n in self.flat.layout.slices if n not in shared]
-            self._own_names[tasks] = [n for n in names if task_of(n) in (None, *tasks)]
+            everything = task_parts_travel(self.experiment)
+            self._own_names[tasks] = [
+                name
+                for name in names
+                if task_of(name) in (None, *tasks) or (everything and name.startswith("trunk."))
+            ]
         return self._own_names[tasks]
 
     def load(self, shared: Mapping[str, FloatArray], own: Mapping[str, FloatArray]) -> None:
@@ -162,7 +171,9 @@ class Trainer:
         state = self.rules.remember(self._memory if local else memory or {}, self.device)
         balance = Balance(self.rules, state, {**dict.fromkeys(self.rules.tasks, 1.0), **weights})
         if self.cohorts is None:
+            before = self.flat.values.clone()
             losses = self._autograd.train(data, balance, round_number, generator)
+            self._put_back(before, data.tasks)
         else:
             generators = [] if generator is None else [generator]
             cohort = self._alone(self.cohorts.model, data)
@@ -172,6 +183,16 @@ class Trainer:
             )
             losses = {task: numbers[0].tolist() for task, numbers in sums.items()}
         return self._write_up(balance, losses, local=local)
+
+    def _put_back(self, before: Tensor, tasks: tuple[str, ...]) -> None:
+        """Undo what batch norm learned in shared parts of tasks that the client lacks.
+
+        No step moves them, but computing with them moves their running statistics.
+        """
+        for name in self.shared:
+            if task_of(name) not in (None, *tasks) and name.startswith("trunk."):
+                place = self.flat.layout.slices[name]
+                self.flat.values[place] = before[place]
 
     def _write_up(self, balance: Balance, losses: dict[str, Sums], *, local: bool) -> TaskSums:
         """Put losses and what the rules report together, and keep what is the client's own."""

@@ -32,5 +32,9 @@ class NothingLearnedError(FedMTLError):
         self.best = best
 
 
+class WeightingError(FedMTLError):
+    """A loss weighting found no weights for a step. Names and counts only."""
+
+
 class CheckpointError(FedMTLError):
     """A run folder cannot be used: it exists, is incomplete, or is another experiment's."""

@@ -280,7 +280,7 @@ class Trunk(Settings):
     @property
     def has_layers(self) -> bool:
         """Whether there is anything to share; a perceptron of no width is its input."""
-        return bool(self.widths) or self.architecture != "mlp"
+        return bool(self.widths) or (self.architecture == "cnn" and bool(self.channels))
 
 
 class Loss(Settings):

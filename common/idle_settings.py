@@ -54,25 +54,21 @@ def _idle_loss(experiment: "Experiment") -> Iterator[str]:
             "on one scale with; remove it"
         )
     trunk = experiment.trunk
-    if loss.record == "gradients" and not (
-        trunk.has_layers and SHARINGS[trunk.sharing].has_common_parts
-    ):
+    if loss.record == "gradients" and not SHARINGS[trunk.sharing].has_common_parts:
         yield (
             "loss.record must be 'weights' without parameters that all tasks share, got "
-            f"'gradients' with trunk.widths = {list(trunk.widths)} and trunk.sharing "
-            f"'{trunk.sharing}'; give the trunk a layer that they share, or remove it"
+            f"'gradients' with trunk.sharing '{trunk.sharing}'; remove it"
+        )
+    elif loss.record == "gradients" and not trunk.has_layers:
+        yield (
+            "loss.record must be 'weights' without parameters that all tasks share, got "
+            "'gradients' with trunk.widths = []; give the trunk a layer"
         )
     if _is_given(loss, "scope") and not loss_memory(loss):
         yield (
             f"loss.scope must be left out, got '{loss.scope}': loss.weighting '{loss.weighting}' "
             f"with loss.scaling '{loss.scaling}' remembers nothing from round to round that a "
             "client or the server could own"
-        )
-    sharing = experiment.trunk.sharing
-    if loss.record == "gradients" and not SHARINGS[sharing].has_common_parts:
-        yield (
-            "loss.record must be 'weights' without parameters that all tasks share, got "
-            f"'gradients' with trunk.sharing '{sharing}'; remove it"
         )
 
 
@@ -153,7 +149,16 @@ def _idle_trunk(experiment: "Experiment") -> Iterator[str]:
 
 
 def _idle_rates(experiment: "Experiment") -> Iterator[str]:
-    parts = (experiment.trunk, *experiment.tasks.values())
+    trunk = experiment.trunk
+    has_trunk = trunk.has_layers and SHARINGS[trunk.sharing].has_common_parts
+    parts = (*((trunk,) if has_trunk else ()), *experiment.tasks.values())
+    for name in ("weight_decay", "l1"):
+        if not has_trunk and getattr(trunk, name) is not None:
+            yield (
+                f"trunk.{name.replace('_', '-')} is for what all tasks share, got "
+                f"{getattr(trunk, name):g} with trunk.sharing '{trunk.sharing}' and trunk.widths = "
+                f"{list(trunk.widths)}, where there is no such part; set it for training or tasks"
+            )
     for name in ("weight_decay", "l1"):
         key = name.replace("_", "-")
         is_overruled = all(getattr(part, name) is not None for part in parts)

@@ -3,8 +3,8 @@
 Liu, Johns & Davison, "End-to-end multi-task learning with attention", CVPR 2019, eq. 7: with
 ``r_t = L_t(n-1) / L_t(n-2)``, ``w_t = T exp(r_t / temperature) / sum_i exp(r_i / temperature)``. An
 epoch there is a round here. Under scope "global" the averages of the clients' mean losses, by
-labelled rows, are the federation's training losses, so that the weights are those of the pooled
-run.
+labelled rows, are the training losses of the round's clients; all clients go by the same rates r_t,
+shared out among the tasks that a batch has.
 """
 
 from typing import ClassVar
@@ -18,13 +18,18 @@ from common.weighting.weighting import State, Weighting, count, softmax
 
 
 class DynamicWeightAverage(Weighting):
-    """Weights sum to the number of present tasks; 1 each until two rounds have been seen."""
+    """Weights sum to the number of present tasks; 1 each until two rounds have been seen.
+
+    It goes by losses as they are, whatever the scaling: a rate has no unit.
+    """
+
+    needs_positive: ClassVar[bool] = False
 
     class Options(Settings):
         """Options of dynamic weight average."""
 
         temperature: float = Field(
-            2.0, gt=0, description="Large evens the weights out; 2 in the paper."
+            2.0, ge=0.01, description="Large evens the weights out; 2 in the paper."
         )
 
     STATE: ClassVar = {"last": 0.0, "before": 0.0}  # mean losses; 0 where not seen yet

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from common.errors import WeightingError
 from common.experiment import Experiment, Settings
 from common.weighting.preference import Preference, preference_problems
 from common.weighting.weighting import Weighting
@@ -67,26 +68,41 @@ class GradientBalancing(Weighting):
         """
         if len(tasks) == 1:
             return jacobian[0], jacobian.new_ones(1)
+        if not jacobian.isfinite().all():  # no solver need tell: the trunk will, to the server
+            return torch.full_like(jacobian[0], torch.nan), jacobian.new_zeros(len(tasks))
         if not jacobian.any():  # nothing pulls, and some solvers fail
             return jacobian[0], jacobian.new_zeros(len(tasks))
-        # Products in half precision would be too coarse for the solvers, or of no type they know.
+        # In single precision a Gramian loses what is 3000 times smaller than the largest, and
+        # products in half precision under autocast would be coarser still.
         with torch.autocast(jacobian.device.type, enabled=False):
-            return self._combine(jacobian, tuple(tasks))
+            precise = jacobian.double() if self.weighs_whole_gradients else jacobian
+            combined, weights = self._combine(precise, tuple(tasks))
+        return combined.to(jacobian), weights.to(jacobian)
 
     def _combine(self, jacobian: Tensor, place: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Ask the aggregator of the tasks at `place`, made at their first step of the round."""
+        """Ask the aggregator of the tasks at `place`, made at their first step of the round.
+
+        Raises:
+            WeightingError: its solver found nothing.
+        """
         from torchjd.aggregation import WeightedAggregator
 
         if place not in self._made:
             self._made[place] = self.make(place, jacobian)
         aggregator = self._made[place]
-        if isinstance(aggregator, WeightedAggregator):
-            weights = aggregator.weighting(jacobian)
-            return weights @ jacobian, weights
-        combined = aggregator(jacobian)
-        gramian = (jacobian @ jacobian.T).double()
-        weights = torch.linalg.pinv(gramian, hermitian=True) @ (jacobian @ combined).double()
-        return combined, weights.to(jacobian)
+        try:
+            if isinstance(aggregator, WeightedAggregator):
+                weights = aggregator.weighting(jacobian)
+                return weights @ jacobian, weights
+            combined = aggregator(jacobian)
+            weights = torch.linalg.pinv(jacobian.T) @ combined
+        except Exception as error:  # each solver has kinds of its own
+            method = self.experiment.loss.weighting
+            raise WeightingError(
+                f"loss.weighting '{method}': its solver failed ({type(error).__name__}) on "
+                f"gradients of {len(place)} tasks; try another weighting, or a smaller training.lr"
+            ) from error
+        return combined, weights
 
 
 class WithPreference(GradientBalancing):
@@ -112,7 +128,7 @@ class WithPreference(GradientBalancing):
 
 
 class UPGrad(WithPreference):
-    """Project each gradient onto the dual cone of all, then average (Quinton & Rey 2024, eq. 4)."""
+    """Project each gradient onto the dual cone of all, then average (Quinton & Rey 2024)."""
 
     def make(self, tasks: Sequence[int], like: Tensor) -> nn.Module:
         """Make torchjd's UPGrad."""
@@ -195,7 +211,7 @@ class PCGrad(GradientBalancing):
 
 
 class GradVac(GradientBalancing):
-    """PCGrad towards the cosines that are usual (Wang et al., ICLR 2021, eq. 6)."""
+    """PCGrad towards the cosines that are usual (Wang et al., ICLR 2021, Alg. 1)."""
 
     minds_order: ClassVar[bool] = True
 
@@ -214,7 +230,7 @@ class GradVac(GradientBalancing):
 
 
 class CAGrad(GradientBalancing):
-    """The worst task's best step near the mean gradient (Liu et al., NeurIPS 2021, eq. 4)."""
+    """The worst task's best step near the mean gradient (Liu et al., NeurIPS 2021, Alg. 1)."""
 
     class Options(Settings):
         """Options of CAGrad."""
@@ -227,7 +243,17 @@ class CAGrad(GradientBalancing):
         """Make torchjd's CAGrad."""
         from torchjd import aggregation
 
-        return aggregation.CAGrad(c=self.options.c)
+        # Its own norm_eps, 1e-4, gives up where one gradient is 10,000 times another.
+        return aggregation.CAGrad(c=self.options.c, norm_eps=1e-8)
+
+    def _combine(self, jacobian: Tensor, place: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Combine at a size at which the solver's tolerances, which are absolute, do not matter."""
+        size = jacobian.norm()
+        combined, weights = super()._combine(jacobian / size, place)
+        if not weights.any():  # no convex combination of the gradients is long: keep to their mean
+            weights = torch.full_like(weights, 1 / len(weights))
+            combined = weights @ jacobian / size
+        return combined * size, weights
 
 
 class NashMTL(GradientBalancing):
@@ -261,7 +287,7 @@ class NashMTL(GradientBalancing):
 
 
 class IMTLG(GradientBalancing):
-    """Equal projections on all gradients' directions (Liu et al., ICLR 2021, eq. 4)."""
+    """Equal projections on all gradients' directions (Liu et al., ICLR 2021, section 3.1)."""
 
     non_negative: ClassVar[bool] = False
 
@@ -273,13 +299,13 @@ class IMTLG(GradientBalancing):
 
 
 class FairGrad(GradientBalancing):
-    """Alpha-fair progress ``G w = w^(-1/alpha)`` (Ban & Ji, FairGrad, ICML 2024, eq. 5)."""
+    """Alpha-fair progress ``G w = w^(-1/alpha)`` (Ban & Ji, FairGrad, ICML 2024, Alg. 1)."""
 
     class Options(Settings):
         """Options of FairGrad."""
 
         alpha: float = Field(
-            1.0, gt=0, description="1 is proportional fairness, large is max-min fairness."
+            1.0, ge=0.1, description="1 is proportional fairness, large is max-min fairness."
         )
 
     def make(self, tasks: Sequence[int], like: Tensor) -> nn.Module:

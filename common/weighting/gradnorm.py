@@ -36,7 +36,7 @@ class GradNorm(Weighting):
         layer: Literal["last", "trunk"] = Field(
             "last",
             description="Whose gradients are balanced: those of the last shared layer, which costs "
-            "little, or of the whole trunk.",
+            "little, or of the whole trunk, as always where trunk.sharing is not 'hard'.",
         )
 
     STATE: ClassVar = {"weight": 1.0, "initial-loss": 0.0, **Learned.MOMENTS}  # 0: not seen yet

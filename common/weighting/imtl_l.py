@@ -1,6 +1,6 @@
 """IMTL-L: a learned scale per task that brings all losses to 1.
 
-Liu et al., "Towards impartial multi-task learning", ICLR 2021, section 3.3: the objective
+Liu et al., "Towards impartial multi-task learning", ICLR 2021, section 3.2: the objective
 ``sum_t exp(s_t) L_t - s_t``, whose minimum in s has ``exp(s_t) L_t = 1``.
 """
 

@@ -24,7 +24,7 @@ class SmoothTchebycheff(Weighting):
     class Options(Settings):
         """Options of smooth Tchebycheff scalarisation."""
 
-        mu: float = Field(1.0, gt=0, description="Smoothness: 0 would be the maximum itself.")
+        mu: float = Field(1.0, ge=0.001, description="Smoothness: 0 would be the maximum itself.")
         preference: Preference = None
 
     STATE: ClassVar = {"first-loss": 0.0}  # mean of a task's first round; 0 where not seen yet

@@ -60,7 +60,7 @@ WEIGHTINGS: dict[str, Method] = {
     "imtl-l": Method(
         "common.weighting.imtl_l:ImpartialLosses",
         "a learned scale per task brings every loss to 1",
-        "Liu et al., IMTL, ICLR 2021, section 3.3",
+        "Liu et al., IMTL, ICLR 2021, section 3.2",
         LOSSES,
         fewest_tasks=2,
     ),
@@ -81,7 +81,7 @@ WEIGHTINGS: dict[str, Method] = {
     "upgrad": Method(
         "common.weighting.gradients:UPGrad",
         "each gradient is freed of conflict, then they are averaged; takes a preference",
-        "Quinton & Rey, Jacobian descent, 2024, eq. 4",
+        "Quinton & Rey, Jacobian descent, 2024, UPGrad",
         JACOBIAN,
         QUADPROG,
         fewest_tasks=2,
@@ -113,7 +113,7 @@ WEIGHTINGS: dict[str, Method] = {
     "gradvac": Method(
         "common.weighting.gradients:GradVac",
         "gradients are turned towards their usual cosines",
-        "Wang et al., ICLR 2021, eq. 6",
+        "Wang et al., Gradient vaccine, ICLR 2021, Algorithm 1",
         JACOBIAN,
         TORCHJD,
         fewest_tasks=2,
@@ -121,7 +121,7 @@ WEIGHTINGS: dict[str, Method] = {
     "cagrad": Method(
         "common.weighting.gradients:CAGrad",
         "the best step for the worst task, near the mean gradient",
-        "Liu et al., NeurIPS 2021, eq. 4",
+        "Liu et al., NeurIPS 2021, Algorithm 1",
         f"{JACOBIAN}, and a small conic program",
         CVXPY,
         fewest_tasks=2,
@@ -137,7 +137,7 @@ WEIGHTINGS: dict[str, Method] = {
     "imtl-g": Method(
         "common.weighting.gradients:IMTLG",
         "equal projections on all gradients' directions",
-        "Liu et al., IMTL, ICLR 2021, eq. 4",
+        "Liu et al., IMTL, ICLR 2021, section 3.1",
         JACOBIAN,
         TORCHJD,
         fewest_tasks=2,
@@ -153,7 +153,7 @@ WEIGHTINGS: dict[str, Method] = {
     "fairgrad": Method(
         "common.weighting.gradients:FairGrad",
         "alpha-fair progress for all tasks",
-        "Ban & Ji, ICML 2024, eq. 5",
+        "Ban & Ji, ICML 2024, Algorithm 1",
         f"{JACOBIAN}, and a small least-squares problem",
         TORCHJD,
         fewest_tasks=2,
