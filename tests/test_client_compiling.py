@@ -16,9 +16,10 @@ SHAPES = {"x": (8,)}
 WEIGHTS = {"kind": 1.0, "flag": 0.5, "size": 2.0}
 
 
-def trained(norm: str, *, compiled: bool, stacked: bool) -> torch.Tensor:
+def trained(norm: str, *, compiled: bool, stacked: bool, weighting="equal") -> torch.Tensor:
     training = {"optimiser": "adam", "lr": 0.01, "batch-size": 4, "compile": compiled}
-    experiment = make_experiment(training=training, trunk={"widths": [6, 5], "norm": norm})
+    trunk = {"widths": [6, 5], "norm": norm}
+    experiment = make_experiment(training=training, trunk=trunk, loss={"weighting": weighting})
     trainer = Trainer(experiment, SHAPES, torch.device("cpu"))
     if not stacked:
         trainer.cohorts = None
@@ -37,6 +38,14 @@ def test_a_compiled_step_trains_as_an_uncompiled_one(norm, stacked, caplog):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert "torch.compile: the" in caplog.text
     assert "to compile" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", ["uncertainty", "famo", "gradnorm", "mgda"])
+def test_every_kind_of_weighting_trains_compiled(weighting):
+    ours = trained("none", compiled=True, stacked=True, weighting=weighting)
+    theirs = trained("none", compiled=False, stacked=True, weighting=weighting)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_compiler_the_setting_is_named(monkeypatch):

@@ -430,3 +430,33 @@ def test_autocast_changes_no_combination(method):
     with torch.autocast("cpu", torch.bfloat16):
         cast, _ = combine(method, jacobian().float(), (0, 1, 2))
     assert torch.equal(plain, cast)
+
+
+@pytest.mark.parametrize("ratio", [1e4, 1e5])
+@pytest.mark.parametrize("method", ["imtl-g", "aligned-mtl", "config"])
+def test_what_balances_directions_does_so_beside_a_gradient_of_another_size(method, ratio):
+    """The combination has like cosines with all gradients, in whatever units they are."""
+    matrix = torch.randn(3, 500, generator=torch.Generator().manual_seed(0))
+    matrix[0] *= ratio
+    combined, _ = combine(method, matrix, (0, 1, 2))
+    cosines = matrix @ combined / matrix.norm(dim=1) / combined.norm()
+    assert cosines.max() < 1.2 * cosines.min()
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("ratio", [1.0, 1e4, 1e5])
+def test_cagrad_keeps_its_distance_from_the_mean_whatever_the_gradients_measure(ratio, factor):
+    # Liu et al. 2021, eq. 4: |d - g0| <= c |g0|, with equality off the Pareto front.
+    matrix = torch.randn(3, 500, generator=torch.Generator().manual_seed(0))
+    matrix[0] *= ratio
+    combined, _ = combine("cagrad", matrix * factor, (0, 1, 2), c=0.4)
+    mean = (matrix * factor).mean(0)
+    assert (combined - mean).norm() / mean.norm() == pytest.approx(0.4, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", GRADIENT_METHODS)
+def test_gradients_that_are_no_numbers_give_none(method):
+    matrix = torch.ones(3, 5)
+    matrix[1, 2] = torch.inf
+    combined, _ = combine(method, matrix, (0, 1, 2))
+    assert combined.isnan().all()

@@ -69,6 +69,8 @@ def problem_of(*overrides: str, experiment: str = "digits") -> str:
             ["scope=local"],
             ["loss.scope must be left out, got 'local'", "'equal'", "remembers nothing"],
         ),
+        (["weighting=dwa", "options.temperature=1e-9"], ["a finite number of at least 0.01"]),
+        (["weighting=fairgrad", "options.alpha=0.01"], ["a finite number of at least 0.1"]),
         (["weighting=mgda", "scope=local"], ["loss.scope must be left out", "'mgda'"]),
         (
             ["weighting=gradnorm", "scaling=log"],
@@ -166,3 +168,9 @@ def test_an_ordinary_experiment_is_read_without_pytorch():
         "load_experiment('digits'); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("rate", ["weight-decay", "l1"])
+def test_a_rate_for_a_trunk_that_tasks_do_not_share_is_refused(rate):
+    line = problem_of("trunk.sharing=soft", f"trunk.{rate}=0.5")
+    assert line.startswith(f"trunk.{rate} is for what all tasks share, got 0.5 with")

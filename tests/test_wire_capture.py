@@ -138,6 +138,33 @@ def test_exactly_the_declared_parameters_leave_a_client(tmp_path, sharing, place
     assert all(values not in outside for copies in kept.values() for values in copies)
 
 
+@pytest.mark.parametrize("sharing", ["soft", "cross-stitch", "ple"])
+def test_parts_of_tasks_that_a_client_lacks_go_back_as_they_came(tmp_path, sharing):
+    """Running statistics too, which computing with them would move."""
+    settings = [f"trunk.sharing={sharing}", "trunk.norm=batch", "trunk.task-parts=shared"]
+    settings += ["partition.clients=3", "partition.task-skew=rotate", "federation.rounds=1"]
+    tap = run(tmp_path, *settings)
+    replies = [r.content for r in tap.sent if r.metadata.message_type == "train"]
+    arrays = [content.array_records["arrays"] for content in replies]
+    parts = [name for name in arrays[0] if "task-" in name]
+    assert any(name.endswith("norm_mean") for name in parts)
+    for name in parts:  # one of three clients holds the task: the two others agree
+        one, two, three = (own[name].numpy() for own in arrays)
+        assert any(np.array_equal(*pair) for pair in ((one, two), (one, three), (two, three)))
+
+
+def test_norms_at_home_of_tasks_that_a_client_lacks_are_kept(tmp_path):
+    settings = ["trunk.sharing=cross-stitch", "trunk.norm=batch", "trunk.norm-parameters=local"]
+    tap = run(tmp_path, *settings, "partition.clients=3", "partition.task-skew=rotate")
+    for node_id in tap.get_node_ids():
+        own = tap.context(node_id).state.array_records[OWN]
+        assert {n.split("task-")[1].split(".")[0] for n in own if "norm_mean" in n} == {
+            "digit",
+            "parity",
+            "ink",
+        }
+
+
 def test_the_whole_model_is_sent_where_the_experiment_says_so(tmp_path):
     tap = run(tmp_path, "federation.algorithm=whole-model")
     assert "heads.task-digit.0.weight" in sent_names(tap)
@@ -196,11 +223,15 @@ kind = "categorical"
 columns = ["town"]
 [tasks.t]
 kind = "regression"
+[tasks.again]
+kind = "regression"
+target = "t"
 [trunk]
 widths = [2]
 norm = "batch"
 [loss]
 record = "gradients"
+scaling = "initial"
 [federation]
 rounds = 2
 """
