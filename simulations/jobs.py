@@ -1,10 +1,12 @@
 """Independent jobs, in turn or in processes of their own; Ctrl-C ends them all without a word."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from typing import TypeVar
 
 Job = TypeVar("Job")
@@ -33,7 +35,8 @@ def run_jobs(
             on_result(job, run(job))
         return
     others = set(active_children())
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(processes, context, initializer=_end_with_the_parent) as pool:
         try:
             with _interrupts_for_this_process():
                 futures = {pool.submit(run, job): job for job in jobs}
@@ -43,6 +46,18 @@ def run_jobs(
             for process in set(active_children()) - others:
                 process.terminate()
             raise
+
+
+def _end_with_the_parent() -> None:
+    """Watch the process that started this one: were it killed, this would go on for nobody."""
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
