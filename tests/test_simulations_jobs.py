@@ -1,51 +1,91 @@
-"""Jobs in processes of their own end with whoever started them."""
+"""Jobs in turn and in processes: results as they come, errors and Ctrl-C at once."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-STARTED = """
 from simulations.jobs import run_jobs
-from tests.test_simulations_jobs import sleep_for_long
-
-if __name__ == "__main__":
-    run_jobs(sleep_for_long, [{0!r}, {0!r}], 2, print)
-"""
 
 
-def sleep_for_long(folder: str) -> None:
-    (Path(folder) / f"{os.getpid()}.started").touch()
-    time.sleep(60)
+def collect(processes, jobs=(3, -1, 2)):
+    results = {}
+    run_jobs(abs, jobs, processes, lambda job, result: results.update({job: result}))
+    return results
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]
+def test_jobs_in_turn_are_done_in_their_order():
+    assert list(collect(1).items()) == [(3, 3), (-1, 1), (2, 2)]
 
 
 @pytest.mark.slow
-def test_jobs_end_where_the_process_that_wants_them_is_killed(tmp_path):
-    script = tmp_path / "start.py"
-    script.write_text(STARTED.format(str(tmp_path)))
-    root = str(Path(__file__).parent.parent)
-    starter = subprocess.Popen(
-        [sys.executable, str(script)], cwd=root, env={**os.environ, "PYTHONPATH": root}
+def test_jobs_in_processes_give_the_same():
+    assert collect(2) == collect(1)
+
+
+@pytest.mark.slow
+def test_an_error_does_not_wait_for_the_other_jobs():
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="non-negative"):
+        run_jobs(time.sleep, [600, -1], 2, lambda *_: None)
+    assert time.monotonic() - started < 60
+
+
+def wait_for_the_end_of_group(group):
+    """multiprocessing's own tracker ends a moment after the process that it tracked for."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("a process is left")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0.0, 1.0])
+def test_ctrl_c_ends_all_processes_without_a_word(after_s):
+    code = (
+        "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from simulations.jobs import run_jobs\n"
+        "if __name__ == '__main__':\n"
+        "    print('ready', flush=True)\n"
+        "    try: run_jobs(time.sleep, [600, 600], 2, print)\n"
+        "    except KeyboardInterrupt: sys.exit(7)\n"
     )
-    deadline = time.monotonic() + 60
-    while len(started := list(tmp_path.glob("*.started"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert len(started) == 2
-    starter.send_signal(signal.SIGKILL)
-    starter.wait()
-    workers = [int(path.stem) for path in started]
-    while any(map(is_alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(is_alive, workers))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    process.stdout.readline()
+    time.sleep(0.2 + after_s)  # at first the other processes still start
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 7
+    assert errors == ""
+    wait_for_the_end_of_group(process.pid)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_leaves_no_other_behind():
+    code = (
+        "import time\n"
+        "from simulations.jobs import run_jobs\n"
+        "if __name__ == '__main__':\n"
+        "    print('ready', flush=True)\n"
+        "    run_jobs(time.sleep, [600, 600], 2, print)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True
+    )
+    process.stdout.readline()
+    time.sleep(3)  # the other processes start
+    process.kill()
+    process.wait()
+    wait_for_the_end_of_group(process.pid)
