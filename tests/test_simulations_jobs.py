@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,7 @@ def test_a_process_that_is_killed_leaves_no_other_behind():
     )
     process.stdout.readline()
     time.sleep(3)  # the other processes start
+    process.stdout.close()
     process.kill()
     process.wait()
     deadline = time.monotonic() + 30
@@ -98,5 +100,9 @@ def test_a_process_that_is_killed_leaves_no_other_behind():
 
 def running(group: int) -> list[str]:
     """The processes of a group that still do something: nobody may be there to bury the dead."""
-    states = [path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("*/stat")]
-    return [state for state, _, of, *_ in states if of == str(group) and state != "Z"]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            state, _, of, *_ = path.read_text().rpartition(")")[2].split()
+            found += [path.parent.name] if of == str(group) and state != "Z" else []
+    return found
