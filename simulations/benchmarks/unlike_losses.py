@@ -50,7 +50,8 @@ rounds = 4
 record = "gradients"
 """
 SETTINGS = [
-    *(f"loss.weighting={name}" for name in WEIGHTINGS if name != "manual"),
+    # GradDrop keeps single entries: no weights say how hard a task pulls.
+    *(f"loss.weighting={name}" for name in WEIGHTINGS if name not in ("manual", "graddrop")),
     *(f"loss.scaling={name}" for name in SCALINGS if name != "none"),
     "loss.weighting=uncertainty loss.scaling=initial",
     "loss.weighting=imtl-l loss.scaling=initial",
