@@ -15,7 +15,7 @@ from client.flat import TRUNK, FlatParameters
 from client.optimisers import Part, make_optimiser
 from common.dataset import ClientData, Rows
 from common.experiment import Experiment
-from common.losses import ROW_LOSSES
+from common.losses import ROW_LOSSES, combine_losses
 from common.metrics import Sums
 from common.model import MultiTaskModel
 from common.seeding import derive_key
@@ -77,7 +77,8 @@ class AutogradTrainer:
     def train(
         self,
         data: ClientData,
-        balance: Balance,
+        weights: Mapping[str, float],
+        balance: Balance | None,
         round_number: int,
         generator: torch.Generator | None,
     ) -> dict[str, Sums]:
@@ -85,7 +86,8 @@ class AutogradTrainer:
 
         Args:
             data: the client's rows, on any device.
-            balance: the rules, and what the client remembers.
+            weights: task name -> w_t of the round.
+            balance: weighs every step's losses; None where the round's weights are all.
             round_number: names the random streams.
             generator: for dropout.
 
@@ -105,19 +107,21 @@ class AutogradTrainer:
         self.model.train()
         self.model.give_generator(generator)
         # Some ways to balance gradients draw from PyTorch's global state.
-        with torch.random.fork_rng(devices=[], enabled=balance.rules.gradients is not None):
-            if balance.rules.gradients is not None:
+        draws = balance is not None and balance.rules.gradients is not None
+        with torch.random.fork_rng(devices=[], enabled=draws):
+            if draws:
                 torch.manual_seed(derive_key(seed, "gradients", data.name, round_number))
             for epoch in range(settings.epochs):
-                balance.start_epoch(round_number, epoch)
+                if balance is not None:
+                    balance.start_epoch(round_number, epoch)
                 order = epoch_order(count, patterns, settings.balance, key, round_number, epoch)
                 rows = data.train.select(torch.from_numpy(order)).to(self.flat.values.device)
                 for start in range(0, len(order), settings.batch_size):
                     batch = rows.select(slice(start, start + settings.batch_size))
                     losses, penalty = self._forward(batch, taught)
-                    self._backward(losses, penalty, balance)
+                    self._backward(losses, penalty, weights, balance)
                     optimiser.step(1, [self.parts[name] for name in (TRUNK, *losses)])
-                    if not balance.rules.is_fixed:
+                    if balance is not None:
                         self._learn(batch, balance)
         return {task: taught.sums(task) for task in data.tasks}
 
@@ -144,28 +148,39 @@ class AutogradTrainer:
         return losses, penalty
 
     def _backward(
-        self, losses: Mapping[str, Tensor], penalty: Tensor | None, balance: Balance
+        self,
+        losses: Mapping[str, Tensor],
+        penalty: Tensor | None,
+        weights: Mapping[str, float],
+        balance: Balance | None,
     ) -> None:
         """Leave the gradient of the weighted losses and the penalty in the flat vector."""
-        rules = balance.rules
         self.flat.gradients.zero_()
-        if rules.gradients is not None:
+        total: Tensor | None
+        if balance is not None and balance.rules.gradients is not None:
             if losses:
                 self._combine_gradients(losses, balance)
+            total = penalty
+        else:
+            total = self._weigh(losses, weights, balance)
             if penalty is not None:
-                torch.autograd.backward(penalty)
-            return
-        norms = {where: self._norms(losses, where) for where in rules.norms}
-        values, taught = self._lay_out(losses)
-        weights = balance.weigh(values, taught, norms)[0]
-        # No batch without a label has losses. A dot product would be in half precision under
-        # autocast; a product and a sum are not.
-        total = penalty
-        if losses:
-            loss = (torch.stack(list(losses.values())) * weights[self._columns(losses)]).sum()
-            total = loss if penalty is None else loss + penalty
+                total = penalty if total is None else total + penalty
         if total is not None:
             torch.autograd.backward(total)
+
+    def _weigh(
+        self, losses: Mapping[str, Tensor], weights: Mapping[str, float], balance: Balance | None
+    ) -> Tensor | None:
+        """Weigh the losses and sum them, []; None in a batch without a label."""
+        if balance is None:
+            return combine_losses(losses, weights) if losses else None
+        norms = {where: self._norms(losses, where) for where in balance.rules.norms}
+        values, taught = self._lay_out(losses)
+        found = balance.weigh(values, taught, norms)[0]
+        if not losses:
+            return None
+        # A dot product would be in half precision under autocast; a product and a sum are not.
+        return (torch.stack(list(losses.values())) * found[self._columns(losses)]).sum()
 
     def _combine_gradients(self, losses: Mapping[str, Tensor], balance: Balance) -> None:
         """Leave the combined gradient on the trunk, and each task's own on what belongs to it."""

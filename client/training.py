@@ -5,7 +5,7 @@ parameters it was sent and the client's own are written in, trained, and read ou
 stacked form (`client.stacked_model`) train there, as a cohort of one; any other trains by autograd.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from client.autograd import AutogradTrainer
 from client.batches import label_patterns, shuffle_key
-from client.cohort import Cohort, CohortTrainer
+from client.cohort import Cohort, CohortTrainer, LossSums
 from client.compiling import Compiled
 from client.flat import FlatParameters, FloatArray
 from client.optimisers import Part, make_parts
@@ -58,6 +58,12 @@ def choose_device(wanted: str) -> torch.device:
             "'auto' takes the best there is"
         )
     return device
+
+
+def memory_arrays(memory: Memory, tasks: Iterable[str]) -> dict[str, FloatArray]:
+    """Put what a client remembers of these tasks' losses into arrays to be kept with its heads."""
+    kept = {task: list(memory[task].values()) for task in tasks if task in memory}
+    return {f"{MEMORY}{task}": np.array(values, np.float32) for task, values in kept.items()}
 
 
 @dataclass
@@ -140,12 +146,7 @@ class Trainer:
 
     def own_arrays(self, tasks: tuple[str, ...]) -> dict[str, FloatArray]:
         """Get what stays with a client which holds these tasks; good until it changes."""
-        arrays = self.flat.peek(self.own_names(tasks))
-        for task in tasks:
-            if task in self._memory:
-                kept = list(self._memory[task].values())
-                arrays[f"{MEMORY}{task}"] = np.array(kept, np.float32)
-        return arrays
+        return self.flat.peek(self.own_names(tasks)) | memory_arrays(self._memory, tasks)
 
     def train(
         self,
@@ -167,48 +168,49 @@ class Trainer:
             `Balance.report` adds.
         """
         generator = self._generator(data.name, round_number)
-        local = self.experiment.loss.scope == "local"
-        state = self.rules.remember(self._memory if local else memory or {}, self.device)
-        balance = Balance(self.rules, state, {**dict.fromkeys(self.rules.tasks, 1.0), **weights})
+        balance = None if self.rules.is_fixed else self._balance(weights, memory or {})
         if self.cohorts is None:
-            before = self.flat.values.clone()
-            losses = self._autograd.train(data, balance, round_number, generator)
-            self._put_back(before, data.tasks)
+            # Parts of tasks that the client lacks go back as they came: no step moves them, but
+            # computing with them moves batch norm's running statistics.
+            places = [self.flat.layout.slices[name] for name in self._foreign_names(data.tasks)]
+            kept = [self.flat.values[place].clone() for place in places]
+            sums = self._autograd.train(data, weights, balance, round_number, generator)
+            for place, values in zip(places, kept, strict=True):
+                self.flat.values[place] = values
+            losses = {task: np.array([numbers]) for task, numbers in sums.items()}
         else:
             generators = [] if generator is None else [generator]
             cohort = self._alone(self.cohorts.model, data)
-            learning = None if self.rules.is_fixed else balance
-            sums = self.cohorts.train(
-                cohort, self._row, weights, round_number, generators, learning
+            losses = self.cohorts.train(
+                cohort, self._row, weights, round_number, generators, balance
             )
-            losses = {task: numbers[0].tolist() for task, numbers in sums.items()}
-        return self._write_up(balance, losses, local=local)
-
-    def _put_back(self, before: Tensor, tasks: tuple[str, ...]) -> None:
-        """Undo what batch norm learned in shared parts of tasks that the client lacks.
-
-        No step moves them, but computing with them moves their running statistics.
-        """
-        for name in self.shared:
-            if task_of(name) not in (None, *tasks) and name.startswith("trunk."):
-                place = self.flat.layout.slices[name]
-                self.flat.values[place] = before[place]
-
-    def _write_up(self, balance: Balance, losses: dict[str, Sums], *, local: bool) -> TaskSums:
-        """Put losses and what the rules report together, and keep what is the client's own."""
-        written: TaskSums = {task: {"loss": numbers} for task, numbers in losses.items()}
-        if self.rules.is_fixed:
-            return written
-        numbers = [losses.get(task, [0.0, 0.0]) for task in self.rules.tasks]
-        table = torch.tensor([numbers], dtype=torch.float32, device=self.device)
-        balance.end_round(table[:, :, 0], table[:, :, 1])
-        taught = [task for task, (_, rows) in losses.items() if rows]
-        report, recalled = balance.report(table[:, :, 1]), self.rules.recall(balance.state)
-        for task in taught:
-            written[task] |= {name: sums[0].tolist() for name, sums in report[task].items()}
-            if local:
-                self._memory[task] = recalled[task]
+        written: TaskSums = {task: {"loss": both[0].tolist()} for task, both in losses.items()}
+        if balance is not None:
+            self._write_up(balance, losses, written)
         return written
+
+    def remember(self) -> dict[str, Tensor]:
+        """Lay out what the loaded client's loss weighting remembers, as `Rules.remember`."""
+        return self.rules.remember(self._memory, self.device)
+
+    def _balance(self, weights: Mapping[str, float], memory: Memory) -> Balance:
+        """Put the rules to work on what they remember."""
+        local = self.experiment.loss.scope == "local"
+        state = self.remember() if local else self.rules.remember(memory, self.device)
+        return Balance(self.rules, state, {**dict.fromkeys(self.rules.tasks, 1.0), **weights})
+
+    def _foreign_names(self, tasks: tuple[str, ...]) -> list[str]:
+        """Name the shared parts of the trunk that belong to other tasks than these."""
+        trunk = [name for name in self.shared if name.startswith("trunk.")]
+        return [name for name in trunk if task_of(name) not in (None, *tasks)]
+
+    def _write_up(self, balance: Balance, losses: LossSums, written: TaskSums) -> None:
+        """Add what the rules report of the tasks that were taught; keep what is the client's."""
+        report, recalled = balance.close(losses, self.device), self.rules.recall(balance.state)
+        for task in [task for task, both in losses.items() if both[0, 1]]:
+            written[task] |= {name: sums[0].tolist() for name, sums in report[task].items()}
+            if self.experiment.loss.scope == "local":
+                self._memory[task] = recalled[task]
 
     def evaluate(self, data: ClientData, split: str) -> TaskSums:
         """Sum loss and metric per task over one split; tasks without a label there are absent."""

@@ -19,7 +19,7 @@ from client.cohort import Cohort, largest_first
 from client.cohort_evaluation import EvaluationStore, evaluate_cohort
 from client.row_store import RowStore
 from client.session import open_session
-from client.training import MEMORY
+from client.training import memory_arrays
 from common.metrics import METRICS
 from common.model import output_width
 from common.preparation import UnusableClientError
@@ -138,19 +138,11 @@ class Residents:
             place = self.place[client]
             cuts = self._cuts(self.tasks[place])
             arrays = {name: row[cut].reshape(shape) for name, cut, shape in cuts}
-            arrays |= self._memory_arrays(place)
+            if self.memory:
+                recalled = self.trainer.rules.recall(self.memory, place)
+                arrays |= memory_arrays(recalled, self.tasks[place])
             states[client] = Own(int(self.rounds[place]), arrays)
         return states
-
-    def _memory_arrays(self, place: int) -> dict[str, FloatArray]:
-        """Cut out what a client's loss weighting remembers of the tasks that it holds."""
-        rules = self.trainer.rules
-        columns = [kept[place].cpu().numpy() for kept in self.memory.values()]
-        return {
-            f"{MEMORY}{task}": np.array([column[number] for column in columns], np.float32)
-            for number, task in enumerate(rules.tasks)
-            if columns and task in self.tasks[place]
-        }
 
     def _cuts(self, tasks: tuple[str, ...]) -> list[tuple[str, slice, tuple[int, ...]]]:
         """Say where in its own row the parameters of a client with these tasks lie."""
@@ -175,11 +167,9 @@ class Residents:
             place = self.place[client]
             self.rounds[place] = state.round
             self.trainer.load({}, state.arrays)
-            for number, task in enumerate(self.trainer.rules.tasks):
-                kept = state.arrays.get(f"{MEMORY}{task}")
-                for at, column in enumerate(self.memory.values()):
-                    if kept is not None:
-                        column[place, number] = float(kept[at])
+            if self.memory:
+                for name, row in self.trainer.remember().items():
+                    self.memory[name][place] = row[0]
             self.own[place] = self.trainer.flat.values[self.own_columns]
 
     def _members(self, clients: Sequence[str]) -> Index:
@@ -237,27 +227,19 @@ class Residents:
         )
         weights = instruction.weights or {}
         rules, number = self.trainer.rules, instruction.round
-        if rules.is_fixed:
-            losses = self.cohorts.train(cohort, values, weights, number, generators)
-            return {task: {"loss": numbers} for task, numbers in losses.items()}
-        balance = Balance(rules, self._remembered(members, instruction), weights)
+        balance = None
+        if not rules.is_fixed:
+            balance = Balance(rules, self._remembered(members, instruction), weights)
         losses = self.cohorts.train(cohort, values, weights, number, generators, balance)
-        blank = np.zeros((len(members), 2))
-        table = np.stack([losses.get(task, blank) for task in rules.tasks], 1)
-        both = torch.from_numpy(table).to(values)
-        balance.end_round(both[:, :, 0], both[:, :, 1])
+        trained = {task: {"loss": numbers} for task, numbers in losses.items()}
+        if balance is None:
+            return trained
+        report = balance.close(losses, values.device)
         if keep and self.memory:
             here = torch.from_numpy(members).to(self.own.device)
             for name, state in balance.state.items():
                 self.memory[name].index_copy_(0, here, state)
-        report = balance.report(both[:, :, 1])
-        return {
-            task: {
-                "loss": numbers,
-                **{name: sums.cpu().numpy() for name, sums in report[task].items()},
-            }
-            for task, numbers in losses.items()
-        }
+        return {task: numbers | report[task] for task, numbers in trained.items()}
 
     def _remembered(self, members: Index, instruction: Instruction) -> dict[str, Tensor]:
         """Get what these clients' loss weighting starts the round with: name -> [K, T]."""

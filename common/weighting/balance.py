@@ -7,7 +7,9 @@ side by side; T that of the experiment's tasks, in its order.
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.experiment import Experiment
@@ -195,6 +197,28 @@ class Balance:
         if self.rules.weighting.scales_rounds:
             means, _ = self.rules.scaling.apply(means, self.state.get(SCALE, means))
         self._write(self.rules.weighting.end_round(means, taught, self.state), taught)
+
+    def close(
+        self, losses: Mapping[str, NDArray[np.float64]], device: torch.device
+    ) -> dict[str, dict[str, NDArray[np.float64]]]:
+        """Learn from the round, and write it up.
+
+        Args:
+            losses: task -> [K, 2], summed training loss and the labelled rows it was summed over;
+                tasks that no client was taught may be absent.
+            device: where the state is.
+
+        Returns:
+            As `report`.
+        """
+        blank = np.zeros_like(next(iter(losses.values())))
+        table = np.stack([losses.get(task, blank) for task in self.rules.tasks], 1)
+        both = torch.from_numpy(table).to(device, torch.float32)
+        self.end_round(both[:, :, 0], both[:, :, 1])
+        return {
+            task: {name: sums.cpu().numpy() for name, sums in written.items()}
+            for task, written in self.report(both[:, :, 1]).items()
+        }
 
     def report(self, rows: Tensor) -> dict[str, dict[str, Tensor]]:
         """Write up the clients' round as sums and counts, to be added up over clients.
