@@ -36,6 +36,8 @@ def _is_given(table: "Settings", name: str) -> bool:
 
 def _idle_weights(experiment: "Experiment") -> Iterator[str]:
     if experiment.loss.weighting == "manual":
+        if not any(task.weight for task in experiment.tasks.values()):
+            yield "tasks: every weight is 0, nothing would be learned; give one a weight"
         return
     for name, task in experiment.tasks.items():
         if _is_given(task, "weight"):

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from common.experiment import Experiment
 from common.weighting.balance import Balance, Rules
+from common.weighting.gradients import GradientBalancing
 from common.weighting.scaling import SCALINGS
 from common.weighting.table import WEIGHTINGS
 
@@ -64,7 +65,7 @@ def fits(weighting: str, scaling: str) -> bool:
     return SCALINGS[scaling].positive or not WEIGHTINGS[weighting].load().needs_positive
 
 
-LOSS_WEIGHTINGS = [n for n, m in WEIGHTINGS.items() if not m.load().balances_gradients]
-GRADIENT_METHODS = [n for n, m in WEIGHTINGS.items() if m.load().balances_gradients]
+LOSS_WEIGHTINGS = [n for n, m in WEIGHTINGS.items() if not issubclass(m.load(), GradientBalancing)]
+GRADIENT_METHODS = [n for n, m in WEIGHTINGS.items() if issubclass(m.load(), GradientBalancing)]
 LEARNING = [n for n in LOSS_WEIGHTINGS if WEIGHTINGS[n].load().STATE]
 COMBINATIONS = [(w, s) for w in LOSS_WEIGHTINGS for s in SCALINGS if fits(w, s)]

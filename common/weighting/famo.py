@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from common.experiment import Settings
-from common.weighting.weighting import TINY, Learned, Lesson, State, Weighting, mean, softmax
+from common.weighting.weighting import TINY, Learned, Lesson, State, Weighting, softmax, total
 
 
 class FastAdaptive(Weighting):
@@ -31,7 +31,7 @@ class FastAdaptive(Weighting):
     def weigh(self, losses: Tensor, taught: Tensor, state: State, noise: Tensor | None) -> Tensor:
         """Divide each task's share by its loss."""
         pulls = softmax(state["logit"], taught) / losses.clamp(min=TINY)
-        return pulls / (mean(pulls, taught) * taught.sum(-1, keepdim=True))
+        return pulls / total(pulls, taught)
 
     def learn(self, lesson: Lesson, state: State) -> dict[str, Tensor]:
         """Step xi: a task whose loss fell less than the others' gains weight."""
@@ -39,7 +39,7 @@ class FastAdaptive(Weighting):
             raise RuntimeError("FAMO asked for the losses after the step")
         shares = softmax(state["logit"], lesson.taught)
         fallen = lesson.losses.clamp(min=TINY).log() - lesson.after.clamp(min=TINY).log()
-        average = mean(shares * fallen, lesson.taught) * lesson.taught.sum(-1, keepdim=True)
+        average = total(shares * fallen, lesson.taught)
         slope = shares * (fallen - average) + self.options.weight_decay * state["logit"]
         logit, moments = Learned.step(state["logit"], slope, state, self.options.lr, adam=True)
         return {"logit": logit, **moments}

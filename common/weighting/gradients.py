@@ -31,7 +31,6 @@ class GradientBalancing(Weighting):
         weighs_whole_gradients: the combination is a weighted sum of the tasks' gradients.
     """
 
-    balances_gradients: ClassVar[bool] = True
     needs_positive: ClassVar[bool] = False
     needs_trunk: ClassVar[bool] = True
     minds_order: ClassVar[bool] = False

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from common.experiment import Experiment, Settings
-from common.weighting.weighting import TINY, Learned, Lesson, State, Weighting, count, mean
+from common.weighting.weighting import TINY, Learned, Lesson, State, Weighting, mean, total
 
 
 class GradNorm(Weighting):
@@ -66,9 +66,8 @@ class GradNorm(Weighting):
         moved, moments = Learned.step(lesson.weights, slope, state, self.options.lr, adam=adam)
         moved = moved.clamp(min=TINY)  # a weight below 0 would train its task backwards
         # The present tasks keep their share of the sum, so that absent ones keep theirs.
-        total = torch.where(taught, state["weight"], 0).sum(-1, keepdim=True)
         return {
-            "weight": moved * total / (mean(moved, taught) * count(taught)),
+            "weight": moved * total(state["weight"], taught) / total(moved, taught),
             "initial-loss": start,
             **moments,
         }

@@ -4,27 +4,18 @@ Liu et al., "Towards impartial multi-task learning", ICLR 2021, section 3.2: the
 ``sum_t exp(s_t) L_t - s_t``, whose minimum in s has ``exp(s_t) L_t = 1``.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
-from common.experiment import Settings
-from common.weighting.weighting import Learned, Lesson, State, Weighting
+from common.weighting.weighting import Learned, LearnedOptions, Lesson, State, Weighting
 
 
 class ImpartialLosses(Weighting):
     """``w_t = exp(s_t)``; s_t is learned by gradient."""
 
-    class Options(Settings):
+    class Options(LearnedOptions):
         """Options of IMTL-L."""
-
-        lr: float = Field(
-            0.025, gt=0, description="Step size of s; open in the paper, this one is ours."
-        )
-        optimiser: Literal["adam", "sgd"] = Field(
-            "adam", description="What learns s; sgd steps in proportion to the loss."
-        )
 
     STATE: ClassVar = {"log-scale": 0.0, **Learned.MOMENTS}
 

@@ -21,6 +21,7 @@ WEIGHTINGS: dict[str, Method] = {
         "common.weighting.fixed:Fixed",
         "each task's own weight",
         cost="none",
+        always_fits=True,
     ),
     "uncertainty": Method(
         "common.weighting.uncertainty:Uncertainty",

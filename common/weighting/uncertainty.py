@@ -5,28 +5,20 @@ and 10. With ``s = log sigma^2`` a task adds ``exp(-s) L / 2 + s / 2`` to the ob
 loss is a squared error, ``exp(-s) L + s / 2`` where it is a cross-entropy.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from common.experiment import Experiment, Settings
-from common.weighting.weighting import Learned, Lesson, State, Weighting
+from common.experiment import Experiment
+from common.weighting.weighting import Learned, LearnedOptions, Lesson, State, Weighting
 
 
 class Uncertainty(Weighting):
     """``w_t = exp(-s_t) / 2`` for squared errors, ``exp(-s_t)`` else; s_t is learned."""
 
-    class Options(Settings):
+    class Options(LearnedOptions):
         """Options of uncertainty weighting."""
-
-        lr: float = Field(
-            0.025, gt=0, description="Step size of s; open in the paper, this one is ours."
-        )
-        optimiser: Literal["adam", "sgd"] = Field(
-            "adam", description="What learns s; sgd steps in proportion to the loss."
-        )
 
     STATE: ClassVar = {"log-variance": 0.0, **Learned.MOMENTS}
 

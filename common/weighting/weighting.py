@@ -7,9 +7,10 @@ method that reads it instead of leaving it out shows at once.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from common.architectures.table import SHARINGS
@@ -52,8 +53,6 @@ class Weighting:
         needs_norms: asks for gradient norms: "last" shared layer, or the whole "trunk".
         needs_after: asks for the losses after the step.
         needs_noise: asks for a standard normal draw per task and step, the same for all clients.
-        balances_gradients: combines the tasks' gradients on the trunk; see
-            `common.weighting.gradients`.
         non_negative: promises that no weight is below 0.
         needs_positive: cannot weigh losses below 0, which scaling "log" makes.
         needs_trunk: looks at gradients on parameters that all tasks share.
@@ -68,7 +67,6 @@ class Weighting:
     needs_norms: str | None = None
     needs_after: ClassVar[bool] = False
     needs_noise: ClassVar[bool] = False
-    balances_gradients: ClassVar[bool] = False
     non_negative: ClassVar[bool] = True
     needs_positive: ClassVar[bool] = True
     needs_trunk: ClassVar[bool] = False
@@ -136,9 +134,14 @@ def count(taught: Tensor) -> Tensor:
     return taught.sum(-1, keepdim=True).clamp(min=1)
 
 
+def total(values: Tensor, taught: Tensor) -> Tensor:
+    """Add up over the present tasks, [K, 1]."""
+    return torch.where(taught, values, 0).sum(-1, keepdim=True)
+
+
 def mean(values: Tensor, taught: Tensor) -> Tensor:
     """Average over the present tasks, [K, 1]."""
-    return torch.where(taught, values, 0).sum(-1, keepdim=True) / count(taught)
+    return total(values, taught) / count(taught)
 
 
 def softmax(values: Tensor, taught: Tensor) -> Tensor:
@@ -149,6 +152,17 @@ def softmax(values: Tensor, taught: Tensor) -> Tensor:
     """
     shares = torch.where(taught, values, -torch.inf).softmax(-1)
     return torch.where(taught, shares, 0)
+
+
+class LearnedOptions(Settings):
+    """Options of a method whose numbers s are learned by gradient."""
+
+    lr: float = Field(
+        0.025, gt=0, description="Step size of s; open in the paper, this one is ours."
+    )
+    optimiser: Literal["adam", "sgd"] = Field(
+        "adam", description="What learns s; sgd steps in proportion to the loss."
+    )
 
 
 class Learned:
