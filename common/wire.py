@@ -50,6 +50,9 @@ class Instruction:
         weights: task name -> w_t of this round, the same for every client.
         evaluate: whether the reply carries an evaluation of the received trunk.
         memory: task -> name -> what loss scaling and weighting remember, the same for every client.
+        run: names the run, the same after a resume; what a client keeps on disk is kept by it.
+        clients: how many clients are asked in this round.
+        heads_from: name of an earlier run, with whose heads a client starts that has none yet.
     """
 
     experiment: str
@@ -58,6 +61,9 @@ class Instruction:
     weights: Mapping[str, float] | None = None
     evaluate: bool = False
     memory: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    run: str = ""
+    clients: int = 0
+    heads_from: str = ""
 
     def to_record(self) -> ConfigRecord:
         """Pack for a message."""
@@ -77,6 +83,9 @@ class Instruction:
             "weights": [float(w) for w in weights.values()],
             "evaluate": self.evaluate,
             "memory": json.dumps(self.memory) if self.memory else "",
+            "run": self.run,
+            "clients": self.clients,
+            "heads-from": self.heads_from,
         }
 
     @classmethod
@@ -91,6 +100,9 @@ class Instruction:
             weights=dict(zip(names, weights, strict=True)),
             evaluate=cast(bool, record["evaluate"]),
             memory=json.loads(cast(str, record["memory"]) or "{}"),
+            run=cast(str, record["run"]),
+            clients=cast(int, record["clients"]),
+            heads_from=cast(str, record["heads-from"]),
         )
 
 

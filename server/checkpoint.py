@@ -39,6 +39,8 @@ class Progress:
         agreement: what the clients agreed on, as JSON.
         loss_memory: task -> name -> what loss scaling and weighting remember, for all clients.
         files: role -> file name; "trunk", and what an engine keeps of its clients.
+        run: names the run to its clients, over all sittings.
+        heads_from: name of the earlier run with whose heads clients start.
     """
 
     fingerprint: str
@@ -53,6 +55,8 @@ class Progress:
     agreement: str = ""
     loss_memory: dict[str, dict[str, float]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    run: str = ""
+    heads_from: str = ""
 
 
 # Writes an engine's client state for a round into the folder; returns role -> file name.

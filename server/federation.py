@@ -1,6 +1,7 @@
 """A whole run on the server's side: meet the clients, start or resume, loop, record."""
 
 import logging
+from secrets import token_hex
 
 from flwr.serverapp import Grid
 
@@ -72,7 +73,7 @@ def federate(
     needed = max(federation.min_clients, 1 if wanted == "all" or strict else wanted)
     roster = Roster(experiment)
     trunk: dict[str, FloatArray] | None = None
-    progress = Progress(experiment.fingerprint())
+    progress = Progress(experiment.fingerprint(), run=f"{experiment.name}-{token_hex(4)}")
     if resume:
         progress, trunk = checkpoints.load(experiment.fingerprint())
         folder.rewind(progress.round)

@@ -191,9 +191,18 @@ class RoundLoop:
         return f"{what}; correct the cause and start anew with another --out"
 
     def _instruct(self, number: int, evaluate: bool) -> Instruction:
-        agreement = self.progress.agreement
-        memory = self.progress.loss_memory
-        return Instruction(self.experiment_json, agreement, number, self.weights, evaluate, memory)
+        progress = self.progress
+        return Instruction(
+            self.experiment_json,
+            progress.agreement,
+            number,
+            self.weights,
+            evaluate,
+            progress.loss_memory,
+            run=progress.run,
+            clients=self.roster.asked_per_round,
+            heads_from=progress.heads_from,
+        )
 
     def _count(self, outcome: Outcome) -> Outcome:
         self.progress.sent_bytes += outcome.sent_bytes

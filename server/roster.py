@@ -58,6 +58,12 @@ class Roster:
         """Names of the clients that can serve, sorted."""
         return sorted(self.node_ids)
 
+    @property
+    def asked_per_round(self) -> int:
+        """How many clients a round asks."""
+        wanted, there = self.experiment.federation.clients_per_round, len(self.node_ids)
+        return there if wanted == "all" else min(wanted, there)
+
     def holds(self, name: str, task: str) -> bool:
         """Whether a client has training labels of a task."""
         return self.descriptions[name].labelled.get(task, 0) > 0

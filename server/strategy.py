@@ -109,10 +109,9 @@ class TrunkStrategy(Strategy):
 
     def choose(self, server_round: int) -> list[str]:
         """Draw this round's clients by the run's seed; their names, sorted."""
-        names, wanted = self.roster.names, self.experiment.federation.clients_per_round
-        if wanted == "all":
+        names, count = self.roster.names, self.roster.asked_per_round
+        if count == len(names):
             return names
-        count = min(wanted, len(names))
         return sorted(sample_names(names, count, self.experiment.seed, "sampling", server_round))
 
     def configure_evaluate(
