@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -83,7 +84,7 @@ class Federation:
         times = self.folder / f"times-{turn}"
         self._submit(QUICKSTART, f'rounds={rounds} times="{times}"')
         ends = [float(line) for line in times.read_text().split()]
-        return [after - before for before, after in zip(ends, ends[1:], strict=False)]
+        return [after - before for before, after in pairwise(ends)]
 
     def stop(self) -> None:
         """End everything."""
@@ -132,9 +133,7 @@ class Federation:
 @app.command()
 def main(
     nodes: Annotated[int, typer.Option(min=1, help="Nodes of each federation.")] = 3,
-    rounds: Annotated[
-        int, typer.Option(min=2, help="Rounds of a turn; the first is left out.")
-    ] = 5,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds a turn; the first is left out.")] = 5,
     turns: Annotated[int, typer.Option(min=1, help="Turns of each.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
@@ -143,9 +142,8 @@ def main(
         seconds: dict[str, list[float]] = {"quickstart": [], "fedmtl": []}
         for turn in range(turns):
             for name in seconds:
-                with running(
-                    Path(folder) / f"{name}-{turn}", nodes, name == "fedmtl"
-                ) as federation:
+                place = Path(folder) / f"{name}-{turn}"
+                with running(place, nodes, name == "fedmtl") as federation:
                     seconds[name] += federation.run(rounds, turn)
         medians = {name: statistics.median(times) for name, times in seconds.items()}
         ratio = medians["fedmtl"] / medians["quickstart"]
@@ -154,9 +152,7 @@ def main(
             return
         for name, times in seconds.items():
             spread = f"{min(times):.2f} to {max(times):.2f}"
-            typer.echo(
-                f"{name}: median {medians[name]:.2f} s a round, {spread}, {len(times)} rounds"
-            )
+            typer.echo(f"{name}: median {medians[name]:.2f} s ({spread}), {len(times)} rounds")
         typer.echo(f"ratio: {ratio:.2f}")
 
 
