@@ -188,13 +188,16 @@ def folder_name(name: str) -> str:
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
-def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
+def replace_file(
+    path: Path, content: bytes, *, durable: bool = False, private: bool = False
+) -> None:
     """Write a file so that a crash leaves the old content or the new one, whole.
 
     Args:
         path: the file; folders above it are made, for the owner's eyes only.
         content: what it is to hold.
         durable: whether it must survive a loss of power from now on.
+        private: whether others on the machine must not read it, wherever it lies.
 
     Raises:
         StateError: it cannot be written.
@@ -202,7 +205,7 @@ def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with partial.open("wb") as file:
+        with open(partial, "wb", opener=_open_private if private else None) as file:
             file.write(content)
             if durable:
                 file.flush()
@@ -216,6 +219,10 @@ def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
             f"state: {path} cannot be written: {error.strerror or error}; make room or correct its "
             "permissions. What was kept before is whole"
         ) from error
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
 
 
 def _sync_folder(folder: Path) -> None:
