@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.errors import CheckpointError, ConfigError, FedMTLError
+from simulations.cli_predict import predict
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
@@ -248,6 +249,9 @@ def list_choices(
             print_json(to_json(chosen))
         else:
             print_catalogue(chosen, Console())
+
+
+app.command()(predict)
 
 
 def run(
