@@ -133,21 +133,24 @@ def _check_names(names: Sequence[str], columns: Sequence[str]) -> None:
         )
 
 
-def _notes(kept: KeptModel, rows: NewRows) -> Iterator[str]:
+def describe_gaps(kept: KeptModel) -> Iterator[str]:
+    """Say in a line each what a model does not answer, or answers otherwise than was measured."""
     lacking = [task for task in kept.experiment.tasks if task not in kept.tasks]
     if lacking:
+        yield f"client '{kept.client}' has no head for task {list_names(lacking)}: it is left out"
+    if kept.experiment.evaluation.model == "personal":
         yield (
-            f"client '{kept.client}' has no head for task {list_names(lacking)}; no columns for it"
+            "the run measured trunks after local epochs (evaluation.model 'personal'); here the "
+            "trunk is as it was received"
         )
+
+
+def _notes(kept: KeptModel, rows: NewRows) -> Iterator[str]:
+    yield from describe_gaps(kept)
     if dropped := int((~rows.usable).sum()):
         yield f"{count_rows(dropped)} with empty cells in the inputs: predictions are empty there"
     for (name, column), count in rows.unknown.items():
         yield (
             f"column '{column}' (inputs.{name}) has a category that training did not know in "
             f"{count_rows(count)}; it counts as none"
-        )
-    if kept.experiment.evaluation.model == "personal":
-        yield (
-            "the run measured trunks after local epochs (evaluation.model 'personal'); predictions "
-            "are by the trunk as it was received"
         )

@@ -38,3 +38,7 @@ class WeightingError(FedMTLError):
 
 class CheckpointError(FedMTLError):
     """A run folder cannot be used: it exists, is incomplete, or is another experiment's."""
+
+
+class ExportError(FedMTLError):
+    """A model cannot be written as a file, or the file would not give the model's numbers."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.errors import CheckpointError, ConfigError, FedMTLError
-from simulations.cli_predict import predict
+from simulations.cli_predict import export, predict
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
@@ -252,6 +252,7 @@ def list_choices(
 
 
 app.command()(predict)
+app.command()(export)
 
 
 def run(

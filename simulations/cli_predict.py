@@ -74,6 +74,39 @@ def predict(
         )
 
 
+def export(
+    folder: Folder,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
+    format_name: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="torch, onnx or both.")
+    ] = "both",
+    client: Client = "",
+    run: RunName = "",
+    data: RunData = None,
+) -> None:
+    """Write a trained trunk and a client's heads as files that need no fedmtl.
+
+    FOLDER is the state folder of a node or the run folder of a simulation. DIR gets model.pt2
+    (torch.export), model.onnx and model.json, which describes inputs and outputs. Every file is
+    read back and must give the model's numbers.
+    """
+    with told_in_lines():
+        chosen = {"both": ("torch", "onnx"), "torch": ("torch",), "onnx": ("onnx",)}
+        if format_name not in chosen:
+            raise ConfigError(f"--format must be torch, onnx or both, got '{format_name}'")
+        kept = open_kept(folder, run, client, data)
+        from client.export import describe_check
+        from client.export import export as export_files
+        from client.prediction import describe_gaps
+
+        differences = export_files(kept, out, chosen[format_name])
+        for note in describe_gaps(kept):
+            typer.echo(note, err=True)
+        for line in describe_check(differences):
+            typer.echo(line)
+        typer.echo(f"{out}: {tell(kept)}")
+
+
 def open_kept(folder: Path, run: str, client: str, data: str | None) -> "KeptModel":
     """Read a client's model from either kind of folder.
 
