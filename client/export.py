@@ -143,8 +143,8 @@ def _chance_of(classes: Tensor, probability: Tensor) -> Tensor:
 
 
 def _one_hot(rows: int, places: int, generator: torch.Generator) -> Tensor:
-    chosen = torch.randint(places, (rows,), generator=generator)
-    return torch.nn.functional.one_hot(chosen, places).float()
+    chosen = torch.randint(max(places, 1), (rows,), generator=generator)
+    return (chosen[:, None] == torch.arange(places)).float()
 
 
 def _trace(model: ExportedModel, example: Inputs) -> torch.export.ExportedProgram:
