@@ -2,31 +2,25 @@
 
 import json
 import logging
-import math
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
+from client.export_check import TOLERANCE, Inputs, Outputs, join, largest_difference, random_rows
 from client.exported_model import ExportedModel
 from client.kept_model import KeptModel
 from client.model_description import describe
-from common.encoding import places_of
 from common.errors import ExportError
 
-TOLERANCE = 1e-5  # of probabilities; of values, relative to the largest of a column
 BATCHES = (1, 7, 256)
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
-Inputs = dict[str, Tensor]
-Outputs = Mapping[str, Tensor]
 Run = Callable[[Inputs], Outputs]  # a model that was read back from its file
 
 
@@ -67,7 +61,7 @@ def _write_all(
 ) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     batches = [random_rows(kept, model, rows, generator) for rows in BATCHES]
-    expected = _join(model(batch) for batch in batches)
+    expected = join(model(batch) for batch in batches)
     differences = {}
     program: torch.export.ExportedProgram | None = None
     for name in formats:
@@ -75,7 +69,7 @@ def _write_all(
         with _told_in_a_line(name):
             program = program or _trace(model, batches[-1])
             run = FORMATS[name].write(program, batches[-1], list(expected), path)
-            found = _join(run(batch) for batch in batches)
+            found = join(run(batch) for batch in batches)
         differences[path.name] = largest_difference(expected, found)
         if not differences[path.name] <= TOLERANCE:
             raise ExportError(
@@ -83,68 +77,6 @@ def _write_all(
                 f"a difference of {differences[path.name]:.1e}; nothing was written"
             )
     return differences
-
-
-def random_rows(
-    kept: KeptModel, model: ExportedModel, rows: int, generator: torch.Generator
-) -> Inputs:
-    """Draw raw inputs like those that the model was trained on, gaps included."""
-    drawn = {}
-    for name, settings in kept.experiment.inputs.items():
-        shape = (rows, *kept.agreement.shapes[name])
-        if settings.kind == "categorical":
-            columns = places_of(name, kept.experiment, kept.agreement)
-            drawn[name] = torch.cat([_one_hot(rows, len(c), generator) for c in columns], 1)
-        elif settings.kind == "image":
-            drawn[name] = torch.rand(shape, generator=generator) * settings.scale
-        else:
-            values = model.unscale(name, torch.randn(shape, generator=generator).double())
-            if settings.missing in ("mean", "zero"):
-                values[torch.rand(shape, generator=generator) < 0.1] = torch.nan
-            drawn[name] = values
-    return drawn
-
-
-def largest_difference(expected: Outputs, found: Outputs) -> float:
-    """Compare two models' outputs: values relative to the largest of their column.
-
-    Classes differ by what the class that is missed has more of probability; so that one of two
-    equally likely ones will do. Outputs of another name, shape or type are infinitely unlike.
-    """
-    if _layout(expected) != _layout(found):
-        return math.inf
-    differences = [0.0]
-    for name, mine in expected.items():
-        its, chance = found[name], expected.get(f"{name}.probability")
-        largest = torch.ones(1)
-        if chance is not None:
-            mine, its = (_chance_of(classes, chance) for classes in (mine, its))
-        elif not name.endswith(".probability"):
-            largest = mine.abs().amax(dim=0).clamp(min=torch.finfo(mine.dtype).tiny)
-        differences.append(float(((mine - its).abs() / largest).max()))
-    return math.nan if any(map(math.isnan, differences)) else max(differences)
-
-
-def _layout(outputs: Outputs) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {name: (values.shape, values.dtype) for name, values in outputs.items()}
-
-
-def _join(batches: Iterable[Outputs]) -> Outputs:
-    """Put the outputs of several batches together."""
-    parts = list(batches)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _chance_of(classes: Tensor, probability: Tensor) -> Tensor:
-    """Take the probability of the classes that were chosen."""
-    if classes.shape == probability.shape:  # of two each
-        return torch.where(classes > 0, probability, 1 - probability)
-    return probability.gather(1, classes.unsqueeze(1))
-
-
-def _one_hot(rows: int, places: int, generator: torch.Generator) -> Tensor:
-    chosen = torch.randint(max(places, 1), (rows,), generator=generator)
-    return (chosen[:, None] == torch.arange(places)).float()
 
 
 def _trace(model: ExportedModel, example: Inputs) -> torch.export.ExportedProgram:
@@ -245,7 +177,7 @@ def _told_in_a_line(name: str) -> Iterator[None]:
         talking.setLevel(level)
 
 
-def describe_check(differences: Mapping[str, Any]) -> list[str]:
+def describe_check(differences: Mapping[str, float]) -> list[str]:
     """Say in a line for each file how well it passed."""
     return [
         f"{file}: as the model, for batches of {', '.join(map(str, BATCHES))}; largest relative "

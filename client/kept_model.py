@@ -63,6 +63,8 @@ class KeptModel:
             CheckpointError: parameters are missing.
             ShapeError: one does not fit the experiment's model.
         """
+        if not self.tasks:
+            raise CheckpointError(f"run '{self.run}', client '{self.client}' has no heads; {OLD}")
         model = build_model(self.experiment, input_shapes(self.agreement)).eval()
         parameters = dict(model.named_parameters())
         needed = [n for n in parameters if task_of(n) in (None, *self.tasks)]

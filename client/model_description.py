@@ -6,7 +6,6 @@ import numpy as np
 
 from client.exported_model import DTYPES
 from client.kept_model import KeptModel
-from client.prediction import name_outputs
 from common.encoding import places_of
 from common.targets import class_names
 
@@ -62,7 +61,7 @@ def describe_outputs(kept: KeptModel, task: str) -> list[dict[str, Any]]:
     chance = {"name": f"{task}.probability", **about, "holds": "probability", "dtype": "float32"}
     shape: list[str | int] = ["batch"]
     if settings.kind == "multilabel":
-        labels = name_outputs(kept.experiment, task)
+        labels = list(kept.experiment.targets(task))
         return [{**part, "shape": [*shape, width], "columns": labels} for part in (value, chance)]
     count = settings.class_count or 2
     classes = class_names(settings, np.arange(count))

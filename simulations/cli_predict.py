@@ -9,6 +9,8 @@ from common.errors import CheckpointError, ConfigError, DataError
 from simulations.terminal import told_in_lines
 
 if TYPE_CHECKING:
+    import torch
+
     from client.kept_model import KeptModel
 
 Folder = Annotated[
@@ -55,14 +57,13 @@ def predict(
 
         check_paths(rows, out)
         from client.prediction import predict as predict_rows
-        from client.training import choose_device
         from common.tables import ClientTable
 
         kept = open_kept(folder, run, client, data)
         new = read_rows(rows)
         try:
             table = ClientTable(kept.client, new.columns)
-            predictions = predict_rows(kept, table, choose_device(device), prefix)
+            predictions = predict_rows(kept, table, pick_device(device), prefix)
         except DataError as error:
             raise DataError(f"--rows {rows}: {error}") from error
         write_predictions(new, predictions, out)
@@ -130,6 +131,24 @@ def open_kept(folder: Path, run: str, client: str, data: str | None) -> "KeptMod
         f"{folder} must be the state folder of a node, with runs/ in it, or the run folder of a "
         "simulation, with experiment.toml in it, got neither"
     )
+
+
+def pick_device(name: str) -> "torch.device":
+    """Pick the device that an option names.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    from client.training import choose_device
+
+    try:
+        return choose_device(name)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("training.device", "--device")) from error
+    except (RuntimeError, KeyError) as error:
+        raise ConfigError(
+            f"--device must be auto, cpu, cuda, cuda:N or mps, got '{name}'"
+        ) from error
 
 
 def tell(kept: "KeptModel") -> str:

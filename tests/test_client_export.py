@@ -1,5 +1,6 @@
 """An exported model gives the numbers of the model it was made from, without fedmtl."""
 
+import itertools
 import json
 import sys
 from importlib.util import find_spec
@@ -11,7 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 from client import export as export_module
-from client.export import NEEDED, TOLERANCE, export, largest_difference
+from client.export import NEEDED, export
+from client.export_check import TOLERANCE, largest_difference
 from client.exported_model import ExportedModel
 from client.kept_model import KeptModel
 from client.model_description import describe
@@ -112,7 +114,8 @@ def test_the_module_says_of_raw_rows_what_predict_says(trained, client):
             assert (found == predicted[f"p {task}.probability"]).all()
         else:
             ending = ".probability" if one["holds"] == "probability" else ""
-            names = [task] if len(one["columns"]) == 1 else one["columns"]
+            alone = len(one["columns"]) == 1
+            names = [task] if alone else [f"{task}.{column}" for column in one["columns"]]
             for place, name in enumerate(names):
                 assert (found[:, place] == predicted[f"p {name}{ending}"]).all()
 
@@ -188,9 +191,17 @@ def test_both_files_give_the_numbers_of_the_model(trained, kept, tmp_path):
 
 @needs_onnx
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["batch", "group", "layer"])
-@pytest.mark.parametrize("encoder", SHAPES)
-@pytest.mark.parametrize("sharing", SHARINGS)
+@pytest.mark.parametrize(
+    ("sharing", "encoder", "norm"),
+    [
+        (*case, norm)
+        for case, norm in zip(
+            itertools.product(SHARINGS, SHAPES),
+            itertools.cycle(["batch", "group", "layer"]),
+            strict=False,
+        )
+    ],
+)
 def test_every_architecture_can_be_exported(sharing, encoder, norm, tmp_path):
     trunk = {"norm": norm, "widths": [6], **({"norm-groups": 1} if norm == "group" else {})}
     place = next(iter(SHARINGS[sharing].task_parts), None)

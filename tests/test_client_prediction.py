@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -61,6 +63,17 @@ def error_of(result):
     assert result.exit_code == 2, result.output
     (line,) = result.stderr.splitlines()
     return line
+
+
+@pytest.mark.parametrize("command", ["predict", "export"])
+def test_help_imports_no_heavy_library(command):
+    code = (
+        "import sys; from typer.testing import CliRunner; from simulations.cli import app; "
+        f"result = CliRunner().invoke(app, [{command!r}, '--help']); assert not result.exit_code; "
+        "print(*{'torch', 'flwr', 'pandas', 'pydantic', 'numpy', 'onnx'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 # Fitted scalings ---------------------------------------------------------------------------------
@@ -337,6 +350,14 @@ def test_dropped_rows_are_empty_in_their_places(fedmtl, tmp_path):
 def test_files_are_checked_first(fedmtl, new_rows, tmp_path, rows, out, error):
     (tmp_path / "new.txt").touch()
     assert error_of(fedmtl("predict", ".", "--rows", rows, "--out", out)) == f"error: {error}"
+
+
+@pytest.mark.parametrize("device", ["gpu", "xpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(trained, fedmtl, new_rows, device):
+    arguments = ["predict", trained, "--client", "a", "--rows", new_rows, "--out", "p.csv"]
+    line = error_of(fedmtl(*arguments, "--device", device))
+    assert line.startswith("error: --device must be ")
+    assert f"got '{device}'" in line
 
 
 def test_names_that_clash_are_refused(trained, fedmtl, new_rows, tmp_path):
