@@ -7,6 +7,7 @@ so that the round after a restart is the round of a node that never died::
     <state>/runs/<run>/<client>/own-00000003.safetensors   what stays home, after round 3
     <state>/runs/<run>/<client>/trunk.safetensors          the last trunk received
     <state>/runs/<run>/<client>/run.json                   experiment and agreement of the run
+    <state>/runs/<run>/<client>/fitted.json                scalings of the client's own rows
 
 Every file is replaced whole. Two rounds are kept: a server that resumes from its checkpoint may ask
 for the last one again, and then the heads from before it are taken.
@@ -34,7 +35,7 @@ logger = logging.getLogger("fedmtl.client")
 OWN, INFO = "own-arrays", "own-info"  # keys of the records in Context.state
 GENERATIONS = 2
 OWN_FILE = re.compile(r"own-(\d{8,})\.safetensors")
-TRUNK_FILE, RUN_FILE = "trunk.safetensors", "run.json"
+TRUNK_FILE, RUN_FILE, FITTED_FILE = "trunk.safetensors", "run.json", "fitted.json"
 
 
 class OwnState(Protocol):
@@ -135,15 +136,20 @@ class FolderState:
         content = save(dict(trunk), metadata={"round": str(round_number)})
         replace_file(self.folder / TRUNK_FILE, content)
 
-    def save_run(self, run: Mapping[str, Any]) -> None:
-        """Write once what the run is about.
+    def save_run(self, run: Mapping[str, Any], fitted: str) -> None:
+        """Write once what the run is about, and by what new rows are encoded for it.
+
+        Args:
+            run: what ``run.json`` is to hold.
+            fitted: what encoding learned from the training rows, as JSON.
 
         Raises:
             StateError: it cannot be written.
         """
-        path = self.folder / RUN_FILE
-        if not path.exists():
-            replace_file(path, json.dumps(run, indent=1).encode(), durable=True)
+        if not (self.folder / RUN_FILE).exists():
+            replace_file(self.folder / FITTED_FILE, fitted.encode(), durable=True)
+            content = json.dumps(run, indent=1).encode()
+            replace_file(self.folder / RUN_FILE, content, durable=True)
 
 
 def open_state(context: Context, client: str, run: str, heads_from: str = "") -> OwnState:
