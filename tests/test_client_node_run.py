@@ -32,7 +32,7 @@ class FakeTask:
         self.message = message
         self.context = Context(1, 1, node_config, RecordDict(), {})
         self.fab = SimpleNamespace(hash_str="ab" * 32, content=b"")
-        self.replies, self.dropped = [], []
+        self.replies, self.dropped, self.pull_s = [], [], 0.0
 
     def wanted(self):
         return True

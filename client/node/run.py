@@ -118,6 +118,7 @@ class Node:
             reply = refusal(message, f"the node could not answer: {refused}")
         if reply.has_error() and not refused:
             refused = reply.error.reason or "no reason given"
+        answered = time.monotonic()
         sent = size_bytes(reply.content) if reply.has_content() else 0
         try:
             task.reply(reply, context)
@@ -126,7 +127,9 @@ class Node:
             return
         facts = {
             "kind": message.metadata.message_type,
-            "seconds": round(time.monotonic() - started, 4),
+            "pull_s": round(task.pull_s, 4),
+            "work_s": round(answered - started, 4),
+            "push_s": round(time.monotonic() - answered, 4),
             "received_bytes": size_bytes(message.content) if message.has_content() else 0,
             "sent_bytes": sent,
         }
