@@ -38,3 +38,7 @@ class WeightingError(FedMTLError):
 
 class CheckpointError(FedMTLError):
     """A run folder cannot be used: it exists, is incomplete, or is another experiment's."""
+
+
+class ClientsMissingError(FedMTLError):
+    """Too few clients are connected for a round; the run can go on from its last checkpoint."""
