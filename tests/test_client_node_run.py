@@ -90,8 +90,7 @@ def node(tmp_path):
     made = Node(policy, ["--insecure", "--node-config", CONFIG_TEXT.format(tmp_path / "state")])
     made._worker = HereWorker()
     yield made
-    made.runtime.close()
-    made.supernode.stop()
+    made.close()
 
 
 def message(experiment, kind, round_number=1, **changes) -> Message:
