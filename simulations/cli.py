@@ -1,4 +1,4 @@
-"""The `fedmtl` command: simulate, compare, check, report, list.
+"""The `fedmtl` command: simulate, compare, check, report, list, health.
 
 What a command needs is imported inside it, so that `fedmtl --help` answers without PyTorch.
 """
@@ -16,6 +16,7 @@ import typer
 
 from common.errors import CheckpointError, ConfigError, FedMTLError
 from common.resuming import check_changes
+from simulations.cli_health import health
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
@@ -224,6 +225,9 @@ def report(
         from simulations.report import write_report
 
         typer.echo(write_report(run_folder))
+
+
+app.command()(health)
 
 
 @app.command("list")

@@ -46,6 +46,7 @@ def test_flower_stays_at_the_rims():
         "client/app.py", "client/state.py", "client/session.py",
         "server/app.py", "server/strategy.py", "server/loop.py", "server/roster.py",
         "server/federation.py", "server/exchange.py", "server/bulk.py",
+        "server/patient_grid.py",
         "simulations/loopback.py", "simulations/workers.py", "simulations/worker_messages.py",
         "simulations/batched.py", "simulations/flower_engine.py",
     }  # fmt: skip
