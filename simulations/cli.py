@@ -1,4 +1,4 @@
-"""The `fedmtl` command: simulate, compare, check, report, list.
+"""The `fedmtl` command: simulate, compare, check, report, list, health.
 
 What a command needs is imported inside it, so that `fedmtl --help` answers without PyTorch.
 """
@@ -18,6 +18,7 @@ from common.errors import CheckpointError, ConfigError, FedMTLError
 from common.resuming import check_changes
 from simulations.cli_node import app as node_app
 from simulations.cli_predict import export, predict
+from simulations.cli_health import health
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
@@ -228,6 +229,9 @@ def report(
         from simulations.report import write_report
 
         typer.echo(write_report(run_folder))
+
+
+app.command()(health)
 
 
 @app.command("list")
