@@ -4,11 +4,11 @@ import time
 from pathlib import Path
 
 from common.figures_file import FiguresFile
+from common.sums_form import NOT_FINITE
 from server.exchange import SILENT
 from server.figures import Figures
 from server.patient_grid import LOST, NOT_TAKEN, OFFLINE, UNREADABLE
 from server.strategy import NO_NUMBER
-from server.sums import NOT_FINITE
 
 # A part of the reason for which a client was left out -> its class; the first that fits.
 CLASSES = {

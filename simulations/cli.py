@@ -16,9 +16,9 @@ import typer
 
 from common.errors import CheckpointError, ConfigError, FedMTLError
 from common.resuming import check_changes
+from simulations.cli_health import health
 from simulations.cli_node import app as node_app
 from simulations.cli_predict import export, predict
-from simulations.cli_health import health
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
