@@ -1,6 +1,5 @@
 """The `fedmtl deploy` commands: helper files for those who operate a deployment."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -66,13 +65,13 @@ def node(
     """Add a node to a deployment folder; no other file of it changes."""
     with told_in_lines():
         from server.deployment.folder import add_node
+        from server.deployment.rotation import quoted, register_command
 
         add_node(folder, node, gpu)
         tell(
             [
-                f"export FLWR_HOME={shlex.quote(str(folder.resolve() / 'operator'))}",
-                f"flwr supernode register {shlex.quote(str(folder / 'keys' / node))}.pub fedmtl "
-                f"--name {node}",
+                f"export FLWR_HOME={quoted(folder.resolve() / 'operator')}",
+                register_command(folder, node),
                 f"on the node's host: its files, as {folder / 'README.md'} says",
             ]
         )

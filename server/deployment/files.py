@@ -105,8 +105,9 @@ def told_which(path: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as error:
+        found = error.filename2 or error.filename or path
         raise ConfigError(
-            f"{path} exists already and is not overwritten; move it away first"
+            f"{found} exists already and is not overwritten; move it away first"
         ) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -158,9 +158,7 @@ def _node_keys(folder: Path) -> Iterator[Finding]:
 
 def _modes(folder: Path) -> Iterator[Finding]:
     certificates, keys = folder / "certificates", folder / "keys"
-    found = sorted(
-        {*certificates.glob("*.key*"), *certificates.glob(".*.key.new"), *keys.glob("*")}
-    )
+    found = sorted({*certificates.glob("*.key*"), *keys.glob("*")})
     open_ones = 0
     for path in found:
         if ".pub" in path.name or not path.is_file():

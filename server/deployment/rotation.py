@@ -1,5 +1,7 @@
 """New keys and certificates in the place of old ones, and what the operator does next."""
 
+import json
+import shlex
 from pathlib import Path
 
 from cryptography import x509
@@ -25,6 +27,7 @@ from server.deployment.folder import (
 from server.deployment.keys import make_node_key
 from server.deployment.plan import Plan, read_plan
 
+REGISTERED = "nodes/{node}/registered.json"  # what `flwr supernode register` answered
 NewFiles = dict[Path, tuple[bytes, int]]
 
 
@@ -63,14 +66,13 @@ def rotate_node(folder: Path, node: str) -> tuple[list[Path], list[str]]:
     files = {keys / node: (private, PRIVATE), keys / f"{node}.pub": (public, PUBLIC)}
     return replace_keeping_old(files), [
         "between rounds, or wait: a round in progress goes on without this node",
-        f"export FLWR_HOME={folder / 'operator'}",
-        f"flwr supernode list fedmtl    # find the ID of {node}",
-        "flwr supernode unregister ID fedmtl",
-        f"flwr supernode register {keys / node}.pub fedmtl --name {node}",
+        f"export FLWR_HOME={quoted(folder.resolve() / 'operator')}",
+        f"flwr supernode unregister {_node_id(folder, node)} fedmtl",
+        register_command(folder, node),
         f"on the node's host: put {keys / node} in the place of /etc/fedmtl/{node}/node.key "
         "(mode 0600), then",
         f"systemctl restart fedmtl-node@{node}    # or restart its container or pod",
-        f"fedmtl deploy check {folder}, and remove *.old-* once the node is back",
+        f"fedmtl deploy check {quoted(folder)}    # and remove *.old-* once the node is back",
     ]
 
 
@@ -95,7 +97,7 @@ def rotate_authority(folder: Path) -> tuple[list[Path], list[str]]:
     return kept, [
         "nodes that trust both CAs for a while stay connected; if the old key leaked, leave out "
         "this step and give every node the new ca.crt at once:",
-        f"cat {folder / CA_CERTIFICATE} {old} > ca-both.crt",
+        f"cat {quoted(folder / CA_CERTIFICATE)} {quoted(old)} > ca-both.crt",
         "on every node's host: put ca-both.crt in the place of /etc/fedmtl/NAME/ca.crt, then",
         "systemctl restart fedmtl-node@NAME    # or restart its container or pod",
         *_server_steps(folder),
@@ -128,6 +130,28 @@ def read_authority(folder: Path) -> Authority:
     return Authority(certificate, key)
 
 
+def register_command(folder: Path, node: str) -> str:
+    """Write the command that registers a node, and keeps the ID that it gets."""
+    return (
+        f"flwr supernode register {quoted(folder / 'keys' / f'{node}.pub')} fedmtl --name {node} "
+        f"--format json > {quoted(folder / REGISTERED.format(node=node))}"
+    )
+
+
+def quoted(path: Path) -> str:
+    """Write a path so that a shell reads it back."""
+    return shlex.quote(str(path))
+
+
+def _node_id(folder: Path, node: str) -> str:
+    """Find the ID that the SuperLink gave a node; Flower's own list of nodes shows no names."""
+    try:
+        content = (folder / REGISTERED.format(node=node)).read_text(encoding="utf-8")
+        return str(int(json.loads(content)["node-id"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return "ID"
+
+
 def _new_server(folder: Path, plan: Plan, authority: Authority) -> NewFiles:
     certificate, key = make_server_certificate(authority, plan)
     return {
@@ -142,5 +166,5 @@ def _server_steps(folder: Path) -> list[str]:
         f"on the server: put ca.crt, server.crt and server.key of {place} in the place of those in "
         "/etc/fedmtl (the key with mode 0600), then",
         "systemctl restart fedmtl-superlink    # or restart its container or pod",
-        f"fedmtl deploy check {folder}, and remove *.old-* once the nodes are back",
+        f"fedmtl deploy check {quoted(folder)}    # and remove *.old-* once the nodes are back",
     ]

@@ -3,6 +3,7 @@
 What has no tool on this machine is said to be unchecked; every YAML file is parsed at least.
 """
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -75,32 +76,41 @@ def _units(folder: Path) -> Iterator[Told]:
     if not shutil.which("systemd-analyze"):
         yield "note", "systemd/: unchecked; systemd-analyze is not installed here"
         return
-    for path in sorted((folder / "systemd").glob("*.service")):
-        complaint = verify_unit(path)
-        if complaint is None:
-            yield "ok", f"systemd/{path.name}: accepted by systemd-analyze verify"
-        else:
-            yield "wrong", f"systemd/{path.name}: {complaint}"
+    place = folder / "systemd"
+    for path in sorted(place.glob("*.service")):
+        # A template is read for one instance, and for each that has settings of its own.
+        drop_ins = sorted(place.glob(path.name.replace("@.", "@*.") + ".d"))
+        for drop_in in (*drop_ins,) or (None,):
+            name = f"systemd/{path.name if drop_in is None else drop_in.name}"
+            complaint = verify_unit(path, drop_in)
+            if complaint is None:
+                yield "ok", f"{name}: accepted by systemd-analyze verify"
+            else:
+                yield "wrong", f"{name}: {complaint}"
 
 
-def verify_unit(path: Path) -> str | None:
-    """Have systemd-analyze read a unit, for an instance and with its drop-ins.
+def verify_unit(path: Path, drop_in: Path | None = None) -> str | None:
+    """Have systemd-analyze read a unit, with the settings of one instance where it has its own.
 
-    Its program is replaced by one that this machine has: it need not be a host of the deployment.
+    Its programs are replaced by one that every machine has: this one need not be a host of the
+    deployment.
 
     Returns:
         What it complains about; None if nothing.
     """
     with tempfile.TemporaryDirectory() as place:
-        instance = path.name.replace("@.", "@check.")
+        instance = path.name.replace("@.", "@check.") if drop_in is None else drop_in.name[:-2]
         copy = Path(place) / instance
-        text = path.read_text(encoding="utf-8").replace(
-            "ExecStart=/opt/fedmtl/bin/", "ExecStart=/bin/true "
-        )
-        copy.write_text(text, encoding="utf-8")
-        for drop_in in sorted(path.parent.glob(path.name.replace("@.", "@*.") + ".d")):
-            shutil.copytree(drop_in, f"{copy}.d", dirs_exist_ok=True)
+        copy.write_text(_with_true(path.read_text(encoding="utf-8")), encoding="utf-8")
+        for settings in [] if drop_in is None else sorted(drop_in.glob("*.conf")):
+            target = Path(f"{copy}.d") / settings.name
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(_with_true(settings.read_text(encoding="utf-8")), encoding="utf-8")
         return _complaint(["systemd-analyze", "verify", "--man=no", str(copy)], strict=True)
+
+
+def _with_true(unit: str) -> str:
+    return re.sub(r"^(Exec\w+=[+@!:-]*)/\S+", r"\1/bin/true", unit, flags=re.MULTILINE)
 
 
 def _complaint(command: list[str], *, strict: bool = False) -> str | None:
