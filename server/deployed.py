@@ -35,8 +35,7 @@ class DeployedWatch(Watch):
         self.journal = Journal(folder.path / "log.jsonl")
         self.journal.setLevel(logging.INFO)
         federation = experiment.federation
-        age = max(STOPPED = "stopped from outside: by a signal, by flwr stop, or because the SuperLink is gone"
-LEAST_AGE_S, min(MOST_AGE_S, federation.round_timeout_s))
+        age = max(LEAST_AGE_S, min(MOST_AGE_S, federation.round_timeout_s))
         self.status = StatusFile(
             folder.path, Status("server", rounds=federation.rounds, max_age_s=age)
         )
@@ -76,6 +75,15 @@ LEAST_AGE_S, min(MOST_AGE_S, federation.round_timeout_s))
             connected,
             needed,
             extra={"event": "waiting", "connected": connected, "needed": needed},
+        )
+
+    def gathered(self, connected: int) -> None:
+        """Say that the run goes on."""
+        self.status.set(state=TRAINING)
+        logger.info(
+            "the run goes on with %d clients",
+            connected,
+            extra={"event": "gathered", "connected": connected},
         )
 
     def round_done(self, line: Figures) -> None:

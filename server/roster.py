@@ -139,7 +139,7 @@ class Roster:
 
     def gather(
         self, grid: Grid, needed: int, timeout_s: float, tell: Callable[[int], None]
-    ) -> None:
+    ) -> bool:
         """Greet until enough clients are there.
 
         Args:
@@ -147,6 +147,9 @@ class Roster:
             needed: how many clients must be there.
             timeout_s: how long to wait for them.
             tell: called once with the number that are there, if they are too few.
+
+        Returns:
+            Whether they had to be waited for.
 
         Raises:
             ClientsMissingError: they were not there within the time.
@@ -165,6 +168,7 @@ class Roster:
                 )
             time.sleep(POLL_S)
             self.greet(grid, timeout_s)
+        return told
 
     def _queries(self, node_ids: Iterable[int], timeout_s: float | None = None) -> list[Message]:
         text = self.experiment.model_dump_json(by_alias=True)

@@ -131,6 +131,20 @@ def test_garbage_that_cannot_be_read_costs_the_others_one_round_and_then_only_it
     assert "0.123" not in caplog.text + reasons(replies)[BERT]
 
 
+def test_one_by_one_too_a_failing_superlink_costs_no_reply(grid, link, clock):
+    link.answers = {node: [(5.0, reply)] for node in (ANNA, BERT, CLEO)}
+    grid._one_by_one, pull = True, link.pull_messages
+
+    def fail_after_the_first(ids):
+        came = pull(ids)
+        if came and not link.failing_until:
+            link.failing_until = clock.now + 3.0
+        return came
+
+    link.pull_messages = fail_after_the_first
+    assert senders(grid.send_and_receive(ask(ANNA, BERT, CLEO), timeout=60.0)) == [ANNA, BERT, CLEO]
+
+
 def test_messages_outlive_the_deadline_by_clocks_that_are_wrong_but_no_longer(grid, link):
     grid.send_and_receive(ask(ANNA), timeout=60.0)
     assert link.pushed[0].metadata.ttl == 60.0 + 2 * TIMESTAMP_TOLERANCE

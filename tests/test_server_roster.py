@@ -152,6 +152,14 @@ def test_one_restarted_before_its_old_id_is_gone_waits_for_that(settled, grid, l
     assert asked(link) == [ANNA, BERT, CLEO]
 
 
+def test_a_superlink_that_fails_for_a_while_changes_nothing(settled, grid, link, clock):
+    link.answers[CLEO] = [(0.0, describe("cleo"))]
+    link.online.add(CLEO)
+    link.failing_until = clock.now + 20.0
+    settled.greet(grid, 60.0)
+    assert settled.names == ["anna", "bert", "cleo"]
+
+
 def test_a_question_that_is_lost_is_asked_again(settled, grid, link, clock):
     link.answers[CLEO] = [(1.0, gone)]
     link.online.add(CLEO)
@@ -188,7 +196,8 @@ def test_too_few_clients_are_waited_for(settled, grid, link, clock):
         told.append(there)
         link.online.add(BERT)
 
-    settled.gather(grid, 2, 60.0, tell)
+    assert settled.gather(grid, 2, 60.0, tell)
+    assert not settled.gather(grid, 2, 60.0, tell)
     assert (told, settled.names) == ([1], ["anna", "bert"])
 
 
