@@ -37,7 +37,8 @@ class FiguresFile:
     def __init__(self, folder: Path, prefix: str) -> None:
         self.path, self.prefix = folder / FILE, prefix
         self.registry = CollectorRegistry()
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a line per figure that says when it was made
+        # Else there is a second line for each figure, which says when it was made.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._server: tuple[object, threading.Thread] | None = None
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:

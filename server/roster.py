@@ -122,8 +122,9 @@ class Roster:
         while True:
             met |= self._hear(grid, timeout_s)
             waited = time.monotonic() - start
+            answered = not self._asked and len(met) + len(self.refused) >= needed
             enough = len(met) >= needed and waited >= PATIENCE_S
-            if not self._asked or enough or waited >= timeout_s:
+            if answered or enough or waited >= timeout_s:
                 break
             time.sleep(POLL_S)
         for node_id, _ in self._asked.values():

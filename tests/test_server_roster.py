@@ -102,6 +102,22 @@ def test_one_that_does_not_answer_holds_the_others_up_for_a_while_only(grid, lin
     assert clock.now == pytest.approx(roster_module.PATIENCE_S, abs=1.0)
 
 
+def test_one_that_is_gone_for_a_moment_at_the_start_is_asked_again(
+    grid, link, clock, tiny, monkeypatch
+):
+    link.answers[BERT] = [(1.0, gone)]
+    roster = Roster(tiny)
+
+    def mend(seconds):
+        clock.now += seconds
+        if clock.now > 10.0:
+            link.answers[BERT] = [(1.0, describe("bert"))]
+
+    monkeypatch.setattr(roster_module.time, "sleep", mend)
+    roster.settle(grid, 2, 3600.0)
+    assert roster.names == ["anna", "bert"]
+
+
 def test_a_newcomer_joins_without_holding_up_a_round(settled, grid, link, clock):
     link.answers[CLEO] = [(50.0, describe("cleo"))]
     link.online.add(CLEO)
