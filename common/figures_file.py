@@ -10,7 +10,14 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, write_to_textfile
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    write_to_textfile,
+)
 from prometheus_client import start_http_server as serve
 
 FILE = "metrics.prom"
@@ -30,6 +37,8 @@ class FiguresFile:
     def __init__(self, folder: Path, prefix: str) -> None:
         self.path, self.prefix = folder / FILE, prefix
         self.registry = CollectorRegistry()
+        # Else there is a second line for each figure, which says when it was made.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._server: tuple[object, threading.Thread] | None = None
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -1,6 +1,5 @@
 """A lock that its holder cannot leave behind: the kernel releases it when the process ends."""
 
-import fcntl
 import os
 import time
 from pathlib import Path
@@ -17,6 +16,8 @@ def take(path: Path) -> int | None:
     Raises:
         OSError: the file cannot be made.
     """
+    import fcntl  # there is none on Windows, where simulations run all the same
+
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     end = time.monotonic() + WAIT_S
     while True:
@@ -36,6 +37,8 @@ def is_held(path: Path) -> bool:
     Raises:
         OSError: the file cannot be opened.
     """
+    import fcntl
+
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -16,6 +16,7 @@ from server.watch import Watch
 
 logger = logging.getLogger("fedmtl.server")
 LOGGERS = ("fedmtl", "flwr")
+STOPPED = "stopped from outside: by a signal, by flwr stop, or because the SuperLink is gone"
 LEAST_AGE_S, MOST_AGE_S = 60.0, 600.0  # of a status: a server at work renews it every few seconds
 
 
@@ -32,6 +33,7 @@ class DeployedWatch(Watch):
         super().__init__()
         self.folder, self.experiment, self.resumed = folder, experiment, resumed
         self.journal = Journal(folder.path / "log.jsonl")
+        self.journal.setLevel(logging.INFO)
         federation = experiment.federation
         age = max(LEAST_AGE_S, min(MOST_AGE_S, federation.round_timeout_s))
         self.status = StatusFile(
@@ -75,6 +77,15 @@ class DeployedWatch(Watch):
             extra={"event": "waiting", "connected": connected, "needed": needed},
         )
 
+    def gathered(self, connected: int) -> None:
+        """Say that the run goes on."""
+        self.status.set(state=TRAINING)
+        logger.info(
+            "the run goes on with %d clients",
+            connected,
+            extra={"event": "gathered", "connected": connected},
+        )
+
     def round_done(self, line: Figures) -> None:
         """Tell of a round that is done and on disk."""
         number, clients, traffic = line["round"], line["clients"], line["traffic"]
@@ -100,9 +111,9 @@ class DeployedWatch(Watch):
                 "received_bytes": traffic["received-bytes"],
                 "seconds": line["time_s"],
                 "train_loss": line["train"]["loss"],
+                "checkpoint": number,
             },
         )
-        logger.debug("round %d is on disk", number, extra={"event": "checkpoint", "round": number})
 
     def beat(self) -> None:
         """Show that the server is alive."""
@@ -115,9 +126,7 @@ class DeployedWatch(Watch):
             done = {"event": "done", "round": self.status.status.round}
             logger.info("the run is done", extra=done)
             return
-        reason = describe_error(error)
-        if not isinstance(error, Exception):
-            reason = f"stopped ({reason})"
+        reason = describe_error(error) if isinstance(error, Exception) else STOPPED
         self.status.set(state=FAILED, error=reason)
         logger.error(
             "the run ended early: %s",

@@ -99,12 +99,14 @@ class RoundLoop:
         """See who is there, and wait where they are too few."""
         federation = self.experiment.federation
         needed = federation.min_clients
-        self.roster.gather(
+        waited = self.roster.gather(
             self.grid,
             needed,
             federation.round_timeout_s,
             lambda there: self.watch.waiting(there, needed),
         )
+        if waited:
+            self.watch.gathered(self.roster.count)
 
     def _save(self, trunk: Mapping[str, FloatArray], *, due: bool = False) -> None:
         """Write a checkpoint, unless one was written a moment ago.

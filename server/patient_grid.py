@@ -106,11 +106,15 @@ class PatientGrid(Grid):
 
         A reply is given out once, and only to a message that is still open.
         """
+        ids = list(message_ids)
+        return list(self._insist(partial(self._pull, ids), self.clock() + RETRY_S))
+
+    def _pull(self, message_ids: Iterable[str]) -> list[Message]:
         wanted = [i for i in message_ids if i in self._open]
         if not wanted:
             return []
         if self._one_by_one:
-            return [reply for i in wanted for reply in self._pull_one(i)]
+            return self._pull_each(wanted)
         try:
             return self._take(self.grid.pull_messages(wanted))
         except httpx.HTTPError:
@@ -136,7 +140,7 @@ class PatientGrid(Grid):
         replies = [_error(message, NOT_TAKEN) for message in asked if _id_of(message) not in taken]
         try:
             while taken:
-                replies += self._insist(partial(self.pull_messages, taken), end)
+                replies += self._insist(partial(self._pull, taken), end)
                 taken &= self._open.keys()
                 now = self.clock()
                 if not taken or now >= end:
@@ -158,14 +162,19 @@ class PatientGrid(Grid):
         self._open |= {_id_of(m): m for m in messages if _id_of(m) in taken}
         return list(taken)
 
-    def _pull_one(self, message_id: str) -> list[Message]:
-        try:
-            return self._take(self.grid.pull_messages([message_id]))
-        except httpx.HTTPError:
-            raise
-        except Exception as error:
-            asked = self._open.pop(message_id)
-            return [_error(asked, f"{UNREADABLE} ({_name(error)})")]
+    def _pull_each(self, message_ids: Iterable[str]) -> list[Message]:
+        came: list[Message] = []
+        for message_id in message_ids:
+            try:
+                came += self._take(self.grid.pull_messages([message_id]))
+            except httpx.HTTPError:
+                if not came:
+                    raise
+                break  # what came must not be lost; the rest is for the next poll
+            except Exception as error:
+                asked = self._open.pop(message_id)
+                came.append(_error(asked, f"{UNREADABLE} ({_name(error)})"))
+        return came
 
     def _take(self, replies: Iterable[Message]) -> list[Message]:
         taken = []

@@ -122,8 +122,9 @@ class Roster:
         while True:
             met |= self._hear(grid, timeout_s)
             waited = time.monotonic() - start
+            answered = not self._asked and len(met) + len(self.refused) >= needed
             enough = len(met) >= needed and waited >= PATIENCE_S
-            if not self._asked or enough or waited >= timeout_s:
+            if answered or enough or waited >= timeout_s:
                 break
             time.sleep(POLL_S)
         for node_id, _ in self._asked.values():
@@ -139,7 +140,7 @@ class Roster:
 
     def gather(
         self, grid: Grid, needed: int, timeout_s: float, tell: Callable[[int], None]
-    ) -> None:
+    ) -> bool:
         """Greet until enough clients are there.
 
         Args:
@@ -147,6 +148,9 @@ class Roster:
             needed: how many clients must be there.
             timeout_s: how long to wait for them.
             tell: called once with the number that are there, if they are too few.
+
+        Returns:
+            Whether they had to be waited for.
 
         Raises:
             ClientsMissingError: they were not there within the time.
@@ -165,6 +169,7 @@ class Roster:
                 )
             time.sleep(POLL_S)
             self.greet(grid, timeout_s)
+        return told
 
     def _queries(self, node_ids: Iterable[int], timeout_s: float | None = None) -> list[Message]:
         text = self.experiment.model_dump_json(by_alias=True)

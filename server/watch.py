@@ -25,6 +25,9 @@ class Watch:
     def waiting(self, connected: int, needed: int) -> None:
         """Learn that a round waits for clients."""
 
+    def gathered(self, connected: int) -> None:
+        """Learn that enough clients are there after such a wait."""
+
     def round_done(self, line: Figures) -> None:
         """Learn that a round is done and on disk."""
         if self.listener:

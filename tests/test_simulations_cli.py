@@ -40,7 +40,7 @@ def errors_of(result):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["simulate"], ["compare"], ["check"], ["report"], ["list"]]
+    "command", [[], ["simulate"], ["compare"], ["check"], ["report"], ["list"], ["health"]]
 )
 def test_help_imports_no_heavy_library(command):
     code = (
