@@ -1,0 +1,404 @@
+"""A federation on hosts of its own: SuperLink on one, a node with its data on each other.
+
+TLS, node authentication and a database, as the guide has it. The harness of the tests
+`test_deployment_*.py`; where no such hosts can be made, they are skipped.
+"""
+
+import csv
+import datetime
+import ipaddress
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from common.clients import open_clients
+from common.experiment import Experiment
+from common.experiment_file import load_experiment
+from tests.namespaces import Host, Network, Process, wait_until
+
+ROOT = Path(__file__).parent.parent
+PORT = 8000
+CLIENTS = {"a": "school-001", "b": "school-003"}  # host -> client
+
+SCHOOL = """
+name = "hosts-school"
+
+[data]
+source = "folder"
+path = "data"
+validation = 0.1
+test = 0.2
+
+[inputs.student]
+columns = ["x*"]
+standardise = "client"
+
+[tasks.score]
+kind = "regression"
+standardise = "client"
+
+[tasks.upper]
+kind = "binary"
+
+[trunk]
+widths = [16, 8]
+
+[training]
+device = "cpu"
+lr = 0.02
+epochs = 1
+batch-size = 32
+
+[federation]
+rounds = 3
+round-timeout-s = 120
+"""
+
+HEART = """
+name = "hosts-heart"
+
+[data]
+source = "folder"
+path = "data"
+stratify = "disease"
+unseen-classes = "keep"
+
+[inputs.measured]
+columns = ["age", "trestbps", "chol", "oldpeak"]
+standardise = "federation"
+missing = "mean"
+
+[tasks.disease]
+kind = "binary"
+
+[tasks.severity]
+kind = "multiclass"
+classes = 5
+
+[trunk]
+widths = [16]
+
+[training]
+device = "cpu"
+optimiser = "adam"
+lr = 0.003
+epochs = 1
+batch-size = 16
+
+[federation]
+rounds = 3
+round-timeout-s = 120
+"""
+KNOWN = {"school": SCHOOL, "heart_disease": HEART}  # public data set -> experiment on its files
+
+
+def program(name: str) -> str:
+    """A command of this Python environment."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent))
+    if found is None:
+        raise FileNotFoundError(f"{name} is not installed beside {sys.executable}")
+    return found
+
+
+def write_client(source: str, name: str, folder: Path) -> None:
+    """Write one client of a public data set as a CSV file, as its owner would keep it."""
+    (example,) = [load_experiment(key) for key in (source.replace("_", "-"),)]
+    columns = open_clients(example).read(name).columns
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for row in zip(*columns.values(), strict=True):
+            writer.writerow(["" if _is_gap(cell) else cell for cell in row])
+
+
+def _is_gap(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, (float, np.floating)) and bool(np.isnan(cell)))
+
+
+def write_certificates(folder: Path, address: str) -> None:
+    """Make a CA, and a server certificate for an address and for the server's own programs."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    def name(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    def builder(subject: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(name(subject))
+            .issuer_name(name("test CA"))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+        )
+
+    folder.mkdir(parents=True, exist_ok=True)
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    ca = builder("test CA", ca_key).add_extension(x509.BasicConstraints(True, None), True)
+    addresses = [x509.IPAddress(ipaddress.ip_address(text)) for text in (address, "127.0.0.1")]
+    names = x509.SubjectAlternativeName([*addresses, x509.DNSName("localhost")])
+    server = builder("server", key).add_extension(names, False)
+    pem = serialization.Encoding.PEM
+    for file, certificate in {"ca.crt": ca, "server.crt": server}.items():
+        signed = certificate.sign(ca_key, hashes.SHA256())
+        (folder / file).write_bytes(signed.public_bytes(pem))
+    (folder / "server.key").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
+class Node:
+    """A node on its host: key, data folder, state folder."""
+
+    def __init__(self, federation: "Federation", host: Host, client: str) -> None:
+        self.federation, self.host, self.client = federation, host, client
+        self.data, self.state = host.folder / "data", host.folder / "state"
+        self.process: Process | None = None
+        self.ca = host.folder / "ca.crt"
+        shutil.copy(federation.server.folder / "tls" / "ca.crt", self.ca)
+        self.key = host.folder / "node"
+        make_key(self.key)
+
+    def flags(self) -> list[str]:
+        """The flags of flower-supernode, the same however the node is started."""
+        config = f'data="{self.data}" state="{self.state}" device="cpu" client="{self.client}"'
+        return [
+            *("--root-certificates", str(self.ca)),
+            *("--auth-supernode-private-key", str(self.key)),
+            *("--superlink", self.federation.address),
+            *("--node-config", config),
+        ]
+
+    def start(
+        self,
+        flags: Sequence[str] | None = None,
+        before: Sequence[str] = (),
+        environment: dict[str, str] | None = None,
+    ) -> Process:
+        """Start the node, by the federation's way of starting nodes."""
+        command = [program("flower-supernode")]
+        if self.federation.start_by == "fedmtl":
+            policy = self.host.folder / "policy.toml"
+            if not policy.exists():
+                policy.write_text(self.federation.policy)
+            command = [program("fedmtl"), "node", "run", "--policy", str(policy), "--"]
+        flags = self.flags() if flags is None else flags
+        self.process = self.host.start([*before, *command, *flags], "node.log", environment)
+        return self.process
+
+    def said(self) -> str:
+        return self.process.said() if self.process else ""
+
+    def kill(self) -> None:
+        """Kill the node and all that it started, as a power cut does."""
+        self.host.kill()
+
+    def heads(self, round_number: int | None = None) -> dict[str, np.ndarray]:
+        """What the node keeps on its disk after a round; by default the last."""
+        files = [
+            path for path in self.state.rglob("*.safetensors") if path.name != "trunk.safetensors"
+        ]
+        by_round = {int(path.stem.removeprefix("own-")): path for path in files}
+        return load_file(by_round[max(by_round) if round_number is None else round_number])
+
+    def head_rounds(self) -> list[int]:
+        """After which rounds heads are on its disk."""
+        files = [
+            path for path in self.state.rglob("*.safetensors") if path.name != "trunk.safetensors"
+        ]
+        return sorted(int(path.stem.removeprefix("own-")) for path in files)
+
+
+def make_key(path: Path) -> None:
+    """Make a node's key pair, as the guide does."""
+    command = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+class Federation:
+    """A SuperLink on the host "server" and a node on each other host; a context manager.
+
+    Args:
+        folder: everybody's disks.
+        source: public data set whose clients the nodes hold.
+        clients: host -> client.
+        start_by: "plain" for flower-supernode, "fedmtl" for fedmtl node run.
+        policy: text of the nodes' policy.toml.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        source: str = "school",
+        clients: dict[str, str] | None = None,
+        start_by: str = "plain",
+        policy: str = "",
+    ) -> None:
+        self.folder, self.source, self.start_by, self.policy = folder, source, start_by, policy
+        self.clients = CLIENTS if clients is None else clients
+        self.network = Network(["server", *self.clients], folder, self._environment())
+        for host in self.network.hosts.values():
+            host.environment["FLWR_HOME"] = str(host.folder / "flower-home")
+        self.server = self.network.hosts["server"]
+        self.address = f"{self.server.address}:{PORT}"
+        self.runs = self.server.folder / "runs"
+        self.superlink: Process | None = None
+        self.experiment_file = self.server.folder / "experiment.toml"
+        self.experiment_file.write_text(KNOWN[source])
+        write_certificates(self.server.folder / "tls", self.server.address)
+        self.nodes = {
+            host: Node(self, self.network.hosts[host], client)
+            for host, client in self.clients.items()
+        }
+        for node in self.nodes.values():
+            write_client(source, node.client, node.data)
+
+    def _environment(self) -> dict[str, str]:
+        kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
+        return {
+            **kept,
+            "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        }
+
+    def __enter__(self) -> "Federation":
+        try:
+            self.start_superlink()
+            self.register(self.nodes.values())
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.network.close()
+
+    def start_superlink(self) -> Process:
+        """Start the SuperLink on its database and wait until it serves."""
+        tls = self.server.folder / "tls"
+        home = Path(self.server.environment["FLWR_HOME"])
+        home.mkdir(exist_ok=True)
+        (home / "config.toml").write_text(
+            '[superlink]\ndefault = "hosts"\n\n[superlink.hosts]\n'
+            f'address = "{self.address}"\nroot-certificates = "{tls / "ca.crt"}"\n'
+        )
+        command = [program("flower-superlink"), "--host", "0.0.0.0", "--port", str(PORT)]
+        command += ["--ssl-ca-certfile", str(tls / "ca.crt")]
+        command += ["--ssl-certfile", str(tls / "server.crt")]
+        command += ["--ssl-keyfile", str(tls / "server.key")]
+        command += ["--enable-supernode-auth"]
+        command += ["--database", str(self.server.folder / "state.db")]
+        before = 0
+        if (log := self.server.folder / "superlink.log").exists():
+            before = len(log.read_text(errors="replace"))
+        runs = {"FEDMTL_RUNS": str(self.runs)}
+        self.superlink = self.server.start(command, "superlink.log", runs)
+        self.superlink.wait_for("Application startup complete", after=before)
+        return self.superlink
+
+    def register(self, nodes: Any) -> None:
+        """Register the nodes' keys with the SuperLink."""
+        for node in nodes:
+            self.flwr("supernode", "register", str(node.key.with_suffix(".pub")), "hosts")
+
+    def start_nodes(self) -> None:
+        """Start all nodes and wait until they are connected."""
+        before = {host: len(node.said()) for host, node in self.nodes.items()}
+        for node in self.nodes.values():
+            node.start()
+        for host, node in self.nodes.items():
+            assert node.process is not None
+            node.process.wait_for("SuperNode ID", after=before[host])
+
+    def flwr(self, *arguments: str, timeout_s: float = 60) -> str:
+        """Run flwr on the server host."""
+        return self.server.run([program("flwr"), *arguments], timeout_s)
+
+    def listed_nodes(self) -> list[dict[str, Any]]:
+        """What the SuperLink knows of its nodes."""
+        said = self.flwr("supernode", "ls", "hosts", "--format", "json")
+        listed: list[dict[str, Any]] = json.loads(said[said.index("{") :])["nodes"]
+        return listed
+
+    def listed_runs(self) -> list[dict[str, Any]]:
+        """What the SuperLink knows of its runs."""
+        said = self.flwr("ls", "hosts", "--format", "json")
+        listed: list[dict[str, Any]] = json.loads(said[said.index("{") :])["runs"]
+        return listed
+
+    def settings(self, *overrides: str, **others: str) -> str:
+        """The value of flwr run's -c."""
+        pairs = {"experiment": str(self.experiment_file), "set": " ".join(overrides), **others}
+        return " ".join(f'{key}="{value}"' for key, value in pairs.items())
+
+    def submit(self, *overrides: str, project: Path = ROOT, **others: str) -> Process:
+        """Start a run and follow it; the process ends when the run does."""
+        settings = self.settings(*overrides, **others)
+        command = [program("flwr"), "run", str(project), "hosts", "--stream", "-c", settings]
+        return self.server.start(command, f"run-{time.monotonic_ns()}.log")
+
+    def run_folders(self) -> list[Path]:
+        """The run folders on the server, the oldest first."""
+        if not self.runs.exists():
+            return []
+        return sorted(
+            (p for p in self.runs.iterdir() if p.is_dir()), key=lambda p: p.stat().st_ctime
+        )
+
+    def wait_for_round(self, number: int, timeout_s: float = 240) -> Path:
+        """Wait until a round of the newest run is recorded; returns the run's folder."""
+        wait_until(
+            lambda: self.run_folders() and number in rounds_of(self.run_folders()[-1]),
+            timeout_s,
+            f"round {number}",
+        )
+        return self.run_folders()[-1]
+
+    def experiment(self, *overrides: str) -> Experiment:
+        """The experiment of a run, on all nodes' files in one folder of this machine."""
+        pooled = self.folder / "pooled"
+        for node in self.nodes.values():
+            pooled.mkdir(exist_ok=True)
+            shutil.copy(node.data / f"{node.client}.csv", pooled)
+        return load_experiment(str(self.experiment_file), [f"data.path={pooled}", *overrides])
+
+
+def rounds_of(run: Path) -> list[int]:
+    """The rounds that metrics.jsonl tells of, in its order."""
+    return [line["round"] for line in lines_of(run)]
+
+
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl."""
+    if not (run / "metrics.jsonl").exists():
+        return []
+    text = (run / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def trunk_of(run: Path) -> dict[str, np.ndarray]:
+    """The trunk of a run's checkpoint."""
+    manifest = json.loads((run / "checkpoint" / "checkpoint.json").read_text())
+    return load_file(run / "checkpoint" / manifest["files"]["trunk"])
