@@ -4,17 +4,21 @@ Every handler answers with a record of `common.wire` or with a refusal that says
 and labels stay in this process, in `Context.state` and in the node's own state folder.
 """
 
+import json
 import logging
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.place import Place
 from client.session import Session, client_name, open_rows, open_session
-from client.state import load_own, save_own
-from client.training import TaskSums, Trainer
+from client.state import FolderState, OwnState, open_state
+from client.training import TaskSums
 from common.dataset import ClientData
 from common.errors import FedMTLError
 from common.wire import (
@@ -59,28 +63,54 @@ def _answer(handler: Handler) -> Handler:
     return guarded
 
 
-def _open(message: Message, context: Context) -> tuple[Instruction, Session, ClientData]:
+@dataclass(frozen=True)
+class Job:
+    """What one message to train or to evaluate is about."""
+
+    instruction: Instruction
+    session: Session
+    data: ClientData
+    state: OwnState
+
+    @property
+    def personal(self) -> bool:
+        """Whether the model to evaluate is what local training makes of the trunk."""
+        return self.session.experiment.evaluation.model == "personal"
+
+    def load(self, message: Message, before: int) -> None:
+        """Put the received trunk, and the client's own parameters before a round, to work."""
+        trunk = unpack_arrays(arrays_of(message.content) or ArrayRecord())
+        if isinstance(self.state, FolderState) and self.instruction.run:
+            self.state.save_run(self._about())
+            self.state.save_trunk(before - 1, trunk)
+        self.session.trainer.load(trunk, self.state.load(before))
+
+    def train(self, round_number: int) -> TaskSums:
+        """Train for the round's local epochs."""
+        weights, memory = self.instruction.weights or {}, self.instruction.memory
+        return self.session.trainer.train(self.data, weights, round_number, memory)
+
+    def evaluate(self) -> SplitSums:
+        """Evaluate on the rows that training did not see."""
+        trainer = self.session.trainer
+        return {split: trainer.evaluate(self.data, split) for split in ("validation", "test")}
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "run": self.instruction.run,
+            "client": self.data.name,
+            "experiment": json.loads(self.instruction.experiment),
+            "agreement": json.loads(self.instruction.agreement),
+        }
+
+
+def _open(message: Message, context: Context) -> Job:
     instruction = Instruction.from_record(config_of(message.content))
-    data_path = str(context.node_config.get("data", ""))
-    device = str(context.node_config.get("device", ""))
-    session = open_session(instruction.experiment, instruction.agreement, data_path, device)
-    return instruction, session, session.client(session.name_of(context))
-
-
-def _load(message: Message, context: Context, session: Session, client: str, before: int) -> None:
-    own = load_own(context, client, session.fingerprint, before)
-    session.trainer.load(unpack_arrays(arrays_of(message.content) or ArrayRecord()), own)
-
-
-def _train(
-    trainer: Trainer, data: ClientData, instruction: Instruction, round_number: int
-) -> TaskSums:
-    weights, memory = instruction.weights or {}, instruction.memory
-    return trainer.train(data, weights, round_number, memory)
-
-
-def _evaluate(session: Session, data: ClientData) -> SplitSums:
-    return {split: session.trainer.evaluate(data, split) for split in ("validation", "test")}
+    place = Place.of(context.node_config)
+    session = open_session(instruction.experiment, instruction.agreement, place)
+    data = session.client(session.name_of(context))
+    state = open_state(context, data.name, instruction.run, instruction.heads_from)
+    return Job(instruction, session, data, state)
 
 
 @app.query()
@@ -88,8 +118,7 @@ def _evaluate(session: Session, data: ClientData) -> SplitSums:
 def query(message: Message, context: Context) -> Message:
     """Describe this client: name, columns, counts; sums only where the experiment asks."""
     instruction = Instruction.from_record(config_of(message.content))
-    data_path = str(context.node_config.get("data", ""))
-    rows = open_rows(instruction.experiment, data_path)
+    rows = open_rows(instruction.experiment, Place.of(context.node_config))
     text = rows.describe(client_name(context, rows.names)).to_json()
     return Message(RecordDict({CONFIG: ConfigRecord({"description": text})}), reply_to=message)
 
@@ -98,17 +127,16 @@ def query(message: Message, context: Context) -> Message:
 @_answer
 def train(message: Message, context: Context) -> Message:
     """Train the received trunk and the client's own heads for the round's local epochs."""
-    instruction, session, data = _open(message, context)
-    trainer, personal = session.trainer, session.experiment.evaluation.model == "personal"
-    _load(message, context, session, data.name, instruction.round)
+    job = _open(message, context)
+    instruction, trainer, data = job.instruction, job.session.trainer, job.data
+    job.load(message, before=instruction.round)
     sums: SplitSums = {}
-    if instruction.evaluate and not personal:
-        sums |= _evaluate(session, data)
-    sums["train"] = _train(trainer, data, instruction, instruction.round)
-    if instruction.evaluate and personal:
-        sums |= _evaluate(session, data)
-    own = trainer.own_arrays(data.tasks)
-    save_own(context, data.name, session.fingerprint, instruction.round, own)
+    if instruction.evaluate and not job.personal:
+        sums |= job.evaluate()
+    sums["train"] = job.train(instruction.round)
+    if instruction.evaluate and job.personal:
+        sums |= job.evaluate()
+    job.state.save(instruction.round, trainer.own_arrays(data.tasks))  # before the trunk leaves
     content = RecordDict(
         {
             ARRAYS: pack_arrays(trainer.flat.read(trainer.shared)),
@@ -125,9 +153,10 @@ def evaluate(message: Message, context: Context) -> Message:
 
     A personal model is what the client's local epochs would make of the trunk.
     """
-    instruction, session, data = _open(message, context)
-    _load(message, context, session, data.name, instruction.round + 1)
-    if session.experiment.evaluation.model == "personal":
-        _train(session.trainer, data, instruction, instruction.round + 1)
-    content = RecordDict({METRICS: pack_sums(len(data.train), _evaluate(session, data))})
+    job = _open(message, context)
+    following = job.instruction.round + 1
+    job.load(message, before=following)
+    if job.personal:
+        job.train(following)
+    content = RecordDict({METRICS: pack_sums(len(job.data.train), job.evaluate())})
     return Message(content, reply_to=message)

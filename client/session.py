@@ -5,10 +5,14 @@ in a new process for every message; both go through `open_session`.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from pathlib import Path
 
+import torch
 from flwr.app import Context
 
+from client.place import Place
+from client.row_cache import RowCache
 from client.training import Trainer, choose_device
 from common.agreement import Agreement, Description, describe_prepared, input_shapes
 from common.clients import open_clients
@@ -17,6 +21,8 @@ from common.encoding import encode_prepared
 from common.errors import DataError
 from common.experiment import Experiment
 from common.preparation import PreparedClient, prepare
+from common.sources.registry import source_signature
+from common.tables import TableSource
 
 KEPT_BYTES = 2**28  # of prepared rows that wait to be encoded
 
@@ -25,24 +31,44 @@ class LocalRows:
     """The raw rows of the clients of this process.
 
     What was prepared to describe a client is kept, up to a limit, until it is encoded to train it.
+    With a cache, a client's description and its encoded rows are taken from there, and made only
+    where they are not in it yet.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment, self.source = experiment, open_clients(experiment)
+    def __init__(self, experiment: Experiment, cache: RowCache | None = None) -> None:
+        self.experiment, self.cache = experiment, cache
         self._kept: dict[str, PreparedClient] = {}
         self._free = KEPT_BYTES
 
-    @property
+    @cached_property
+    def source(self) -> TableSource:
+        """The raw files, opened when they are needed."""
+        return open_clients(self.experiment)
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of all clients of the experiment."""
-        return self.source.names
+        if self.cache is None:
+            return self.source.names
+        return self.cache.names(lambda: self.source.names)
 
     def describe(self, name: str) -> Description:
         """Describe a client."""
-        return describe_prepared(name, lambda: self._prepare(name), self.experiment)
+
+        def make() -> Description:
+            return describe_prepared(name, lambda: self._prepare(name), self.experiment)
+
+        return make() if self.cache is None else self.cache.description(name, make)
 
     def encode(self, name: str, agreement: Agreement) -> ClientData:
         """Encode a client's rows."""
+
+        def make() -> ClientData:
+            return self._encode(name, agreement)
+
+        return make() if self.cache is None else self.cache.rows(name, agreement, make)
+
+    def _encode(self, name: str, agreement: Agreement) -> ClientData:
         prepared = self._kept.pop(name, None)
         if prepared is None:
             prepared = prepare(self.source.read(name), self.experiment)
@@ -63,11 +89,11 @@ class LocalRows:
 class Session:
     """One experiment in one process."""
 
-    def __init__(self, rows: LocalRows, agreement: Agreement, device: str) -> None:
+    def __init__(self, rows: LocalRows, agreement: Agreement) -> None:
         experiment = rows.experiment
         self.rows, self.experiment, self.agreement = rows, experiment, agreement
-        self.fingerprint = experiment.fingerprint()
-        self.trainer = Trainer(experiment, input_shapes(agreement), choose_device(device))
+        device = choose_device(experiment.training.device)
+        self.trainer = Trainer(experiment, input_shapes(agreement), device)
         self._clients: dict[str, ClientData] = {}
         self._names: dict[tuple[object, object], str] = {}
 
@@ -91,33 +117,47 @@ class Session:
         self._clients.clear()
 
 
+def open_session(experiment: str, agreement: str, place: Place) -> Session:
+    """Get the process's session for an experiment, made at the first message."""
+    return _open_session(open_rows(experiment, place), agreement, place.precision)
+
+
+def open_rows(experiment: str, place: Place) -> LocalRows:
+    """Open the clients' data of the experiment that the server sent; the node's decisions hold.
+
+    Where the node names its data, or keeps its state on disk, raw files that changed are read anew.
+    """
+    deployed = bool(place.data or place.state)
+    return _open_rows(experiment, place, _signature(experiment, place) if deployed else "")
+
+
 @lru_cache(maxsize=8)
-def parse_experiment(text: str, data_path: str) -> Experiment:
-    """Read the experiment that the server sent; a node's own data folder takes precedence."""
-    experiment = Experiment.model_validate_json(text)
-    if not data_path:
-        return experiment
-    data = experiment.data.model_copy(update={"path": data_path})
-    return experiment.model_copy(update={"data": data})
+def _settle(experiment: str, place: Place) -> Experiment:
+    return place.settle(Experiment.model_validate_json(experiment))
+
+
+def _signature(experiment: str, place: Place) -> str:
+    return source_signature(_settle(experiment, place).data)
 
 
 @lru_cache(maxsize=2)
-def open_session(experiment: str, agreement: str, data_path: str, device: str) -> Session:
-    """Get the process's session for an experiment, made at the first message."""
-    rows = open_rows(experiment, data_path)
-    device = device or rows.experiment.training.device
-    return Session(rows, Agreement.from_json(agreement), device)
+def _open_session(rows: LocalRows, agreement: str, precision: str) -> Session:
+    if precision:
+        torch.set_float32_matmul_precision(precision)
+    return Session(rows, Agreement.from_json(agreement))
 
 
 @lru_cache(maxsize=8)
-def open_rows(experiment: str, data_path: str) -> LocalRows:
-    """Open the clients' data of the experiment that the server sent."""
-    return LocalRows(parse_experiment(experiment, data_path))
+def _open_rows(text: str, place: Place, signature: str) -> LocalRows:
+    experiment = _settle(text, place)
+    kept = bool(place.state and signature)  # embedded data needs no cache
+    cache = RowCache(Path(place.state) / "cache", experiment, signature) if kept else None
+    return LocalRows(experiment, cache)
 
 
 def close_sessions() -> None:
     """Let go of everything that this process keeps; the next run reads its data anew."""
-    for cached in (parse_experiment, open_session, open_rows):
+    for cached in (_settle, _open_session, _open_rows):
         cached.cache_clear()
 
 

@@ -1,76 +1,174 @@
-"""What stays home between rounds: the client's own parameters, in Flower's `Context.state`.
+"""What stays home between rounds: the client's own parameters, above all its heads.
 
-Where the environment names a state folder (``FEDMTL_STATE``, or ``state`` in the node's config) the
-same arrays are mirrored to disk, two generations deep: a node that restarts goes on with the heads
-that belong to the trunk it is sent, even where it had already trained for a round that was lost.
+Without a state folder they live in Flower's `Context.state`, which a node's restart empties. With
+one (``state`` in the node's config, or ``FEDMTL_STATE``) they live on disk alone, by run and round,
+so that the round after a restart is the round of a node that never died::
+
+    <state>/runs/<run>/<client>/own-00000003.safetensors   what stays home, after round 3
+    <state>/runs/<run>/<client>/trunk.safetensors          the last trunk received
+    <state>/runs/<run>/<client>/run.json                   experiment and agreement of the run
+
+Every file is replaced whole. Two rounds are kept: a server that resumes from its checkpoint may ask
+for the last one again, and then the heads from before it are taken.
 """
 
+import json
+import logging
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, Protocol, cast
 from urllib.parse import quote
 
 from flwr.app import ArrayRecord, ConfigRecord, Context
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
+from common.errors import StateError
 from common.wire import FloatArray, overwrite_arrays, pack_arrays, unpack_arrays
+
+logger = logging.getLogger("fedmtl.client")
 
 OWN, INFO = "own-arrays", "own-info"  # keys of the records in Context.state
 GENERATIONS = 2
+OWN_FILE = re.compile(r"own-(\d{8,})\.safetensors")
+TRUNK_FILE, RUN_FILE = "trunk.safetensors", "run.json"
 
 
-def load_own(
-    context: Context, client: str, fingerprint: str, round_number: int
-) -> dict[str, FloatArray]:
-    """Read the client's own parameters as they were before a round; empty for a first time.
+class OwnState(Protocol):
+    """Where one client's own parameters are kept."""
 
-    They are good until `save_own` is called again.
+    def load(self, before: int) -> dict[str, FloatArray]:
+        """Read them as they were before a round; empty for a first time."""
 
-    State in memory from this round or a later one belongs to a round that is being repeated after
-    a crash of the server: then, and where memory is empty, the mirror on disk is asked.
+    def save(self, round_number: int, arrays: Mapping[str, FloatArray]) -> None:
+        """Keep them as they are after a round."""
+
+
+@dataclass(frozen=True)
+class MemoryState:
+    """Keeps them in Flower's `Context.state`, as long as the node's process lives."""
+
+    context: Context
+    client: str
+
+    def load(self, before: int) -> dict[str, FloatArray]:
+        """Read them as they were before a round; they are good until `save` is called again.
+
+        State of this round or a later one belongs to a round that is being repeated after a crash
+        of the server, and is not what the client had before it.
+        """
+        kept_round = round_of(self.context)
+        if kept_round is None:
+            return {}
+        if kept_round >= before:
+            logger.warning(
+                "round %d is asked again and its heads were kept in memory only: starting new ones",
+                before,
+            )
+            return {}
+        return unpack_arrays(cast(ArrayRecord, self.context.state[OWN]))
+
+    def save(self, round_number: int, arrays: Mapping[str, FloatArray]) -> None:
+        """Keep a copy."""
+        kept, info = self.context.state.get(OWN), self.context.state.get(INFO)
+        if (
+            isinstance(kept, ArrayRecord)
+            and isinstance(info, ConfigRecord)
+            and overwrite_arrays(kept, arrays)
+        ):
+            info["round"] = round_number
+            return
+        copies = {name: array.copy() for name, array in arrays.items()}
+        self.context.state[OWN] = pack_arrays(copies)
+        self.context.state[INFO] = ConfigRecord({"round": round_number, "client": self.client})
+
+
+@dataclass(frozen=True)
+class FolderState:
+    """Keeps them on disk.
+
+    Attributes:
+        folder: of one client in one run.
+        earlier: the client's folder of the run whose heads it starts from; None for new heads.
     """
-    kept_round = round_of(context)
-    if kept_round is not None and kept_round < round_number:
-        return unpack_arrays(cast(ArrayRecord, context.state[OWN]))
-    folder = _mirror(context, client, fingerprint)
-    if folder is None:
-        return {}
-    kept = [path for path in _generations(folder) if int(path.stem) < round_number]
-    return cast(dict[str, FloatArray], load_file(kept[-1])) if kept else {}
+
+    folder: Path
+    earlier: Path | None = None
+
+    def load(self, before: int) -> dict[str, FloatArray]:
+        """Read them as they were before a round.
+
+        Raises:
+            StateError: what was kept cannot be read; going on would silently start anew.
+        """
+        kept = [path for number, path in _generations(self.folder) if number < before]
+        if not kept and self.earlier is not None:
+            kept = [path for _, path in _generations(self.earlier)]
+            if not kept:
+                logger.warning("no heads of the earlier run in %s: starting new ones", self.earlier)
+        return _read(kept[-1]) if kept else {}
+
+    def save(self, round_number: int, arrays: Mapping[str, FloatArray]) -> None:
+        """Write them, and remove all but the last rounds.
+
+        Raises:
+            StateError: they cannot be written; what was kept before is whole.
+        """
+        target = self.folder / f"own-{round_number:08d}.safetensors"
+        replace_file(target, save(dict(arrays)), durable=True)
+        for _, old in _generations(self.folder)[:-GENERATIONS]:
+            old.unlink(missing_ok=True)
+
+    def save_trunk(self, round_number: int, trunk: Mapping[str, FloatArray]) -> None:
+        """Keep the trunk received last, for predictions.
+
+        Args:
+            round_number: how many rounds it has seen.
+            trunk: its arrays.
+
+        Raises:
+            StateError: it cannot be written.
+        """
+        content = save(dict(trunk), metadata={"round": str(round_number)})
+        replace_file(self.folder / TRUNK_FILE, content)
+
+    def save_run(self, run: Mapping[str, Any]) -> None:
+        """Write once what the run is about.
+
+        Raises:
+            StateError: it cannot be written.
+        """
+        path = self.folder / RUN_FILE
+        if not path.exists():
+            replace_file(path, json.dumps(run, indent=1).encode(), durable=True)
 
 
-def save_own(
-    context: Context,
-    client: str,
-    fingerprint: str,
-    round_number: int,
-    arrays: Mapping[str, FloatArray],
-) -> None:
-    """Keep a copy of the client's own parameters as they are after a round."""
-    kept, info = context.state.get(OWN), context.state.get(INFO)
-    if (
-        isinstance(kept, ArrayRecord)
-        and isinstance(info, ConfigRecord)
-        and overwrite_arrays(kept, arrays)
-    ):
-        info["round"] = round_number
-    else:
-        context.state[OWN] = pack_arrays({name: array.copy() for name, array in arrays.items()})
-        context.state[INFO] = ConfigRecord({"round": round_number, "client": client})
-    folder = _mirror(context, client, fingerprint)
-    if folder is None:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{round_number:08d}.safetensors"
-    partial = target.with_suffix(".partial")
-    with partial.open("wb") as file:
-        file.write(save(dict(arrays)))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(target)
-    for old in _generations(folder)[:-GENERATIONS]:
-        old.unlink()
+def open_state(context: Context, client: str, run: str, heads_from: str = "") -> OwnState:
+    """Open where a client's own parameters are kept.
+
+    Args:
+        context: Flower's, of the node.
+        client: its stable name.
+        run: name of the run.
+        heads_from: name of the earlier run whose heads it starts from.
+
+    Raises:
+        StateError: an earlier run is named, and there is no state folder.
+    """
+    root = context.node_config.get("state") or os.environ.get("FEDMTL_STATE")
+    if root:
+        runs = Path(str(root)) / "runs"
+        earlier = runs / folder_name(heads_from) / folder_name(client) if heads_from else None
+        return FolderState(runs / folder_name(run) / folder_name(client), earlier)
+    if heads_from:
+        raise StateError(
+            f"heads-from '{heads_from}' needs a node that keeps its heads on disk, and this one "
+            "has no state folder; name one: --node-config 'state=\"FOLDER\"'"
+        )
+    return MemoryState(context, client)
 
 
 def round_of(context: Context) -> int | None:
@@ -80,20 +178,72 @@ def round_of(context: Context) -> int | None:
     return cast(int, cast(ConfigRecord, context.state[INFO])["round"])
 
 
-def _mirror(context: Context, client: str, fingerprint: str) -> Path | None:
-    root = context.node_config.get("state") or os.environ.get("FEDMTL_STATE")
-    return Path(str(root)) / fingerprint / folder_name(client) if root else None
-
-
-def folder_name(client: str) -> str:
-    """Spell a client's name, which may be any text, as one folder inside its parent.
+def folder_name(name: str) -> str:
+    """Spell a client's or a run's name, which may be any text, as one folder inside its parent.
 
     >>> folder_name("ward 7"), folder_name("a/b"), folder_name("..")
     ('ward 7', 'a%2Fb', '%2E.')
     """
-    name = quote(client, safe=" ")
-    return f"%2E{name[1:]}" if name.startswith(".") else name
+    quoted = quote(name, safe=" ") or "%"
+    return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
-def _generations(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
+def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Write a file so that a crash leaves the old content or the new one, whole.
+
+    Args:
+        path: the file; folders above it are made, for the owner's eyes only.
+        content: what it is to hold.
+        durable: whether it must survive a loss of power from now on.
+
+    Raises:
+        StateError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with partial.open("wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
+        if durable:
+            _sync_folder(path.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StateError(
+            f"state: {path} cannot be written: {error.strerror or error}; make room or correct its "
+            "permissions. What was kept before is whole"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming last; where folders cannot be opened, the system sees to it itself."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read(path: Path) -> dict[str, FloatArray]:
+    try:
+        with safe_open(path, framework="numpy"):
+            pass  # there, and as long as its header says
+        return cast(dict[str, FloatArray], load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise StateError(
+            f"state: {path} cannot be read: {error}; restore it, or remove it to start with the "
+            "heads of the round before, or with new ones"
+        ) from error
+
+
+def _generations(folder: Path) -> list[tuple[int, Path]]:
+    """List the rounds kept, and their files, oldest first."""
+    if not folder.is_dir():
+        return []
+    matched = ((OWN_FILE.fullmatch(path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in matched if match)

@@ -38,3 +38,11 @@ class WeightingError(FedMTLError):
 
 class CheckpointError(FedMTLError):
     """A run folder cannot be used: it exists, is incomplete, or is another experiment's."""
+
+
+class StateError(FedMTLError):
+    """What a client keeps at home cannot be read or written; what was kept before is whole."""
+
+
+class PolicyError(FedMTLError):
+    """The owner of a node does not allow what a message asks for, or what a reply would tell."""

@@ -75,7 +75,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "server.strategy:TrunkStrategy.combine",
     ),
     "evaluation": (
-        "client.app:_evaluate",
+        "client.app:Job.evaluate",
         "simulations.residents:Residents._evaluate",
     ),
     "checkpoint": ("server.checkpoint:Checkpoints.save",),

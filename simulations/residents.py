@@ -17,6 +17,7 @@ from torch import Tensor
 from client.batches import Index, label_patterns, shuffle_key
 from client.cohort import Cohort, largest_first
 from client.cohort_evaluation import EvaluationStore, evaluate_cohort
+from client.place import Place
 from client.row_store import RowStore
 from client.session import open_session
 from client.training import memory_arrays
@@ -40,7 +41,7 @@ class Residents:
     """All clients of an experiment, whose model has a stacked form, in memory."""
 
     def __init__(self, names: Sequence[str], instruction: Instruction) -> None:
-        session = open_session(instruction.experiment, instruction.agreement, "", "")
+        session = open_session(instruction.experiment, instruction.agreement, Place())
         self.experiment, self.trainer = session.experiment, session.trainer
         cohorts = self.trainer.cohorts
         if cohorts is None:

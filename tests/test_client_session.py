@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from client.session import LocalRows, close_sessions, open_rows
+from client.session import LocalRows, _open_rows, close_sessions
 from common.agreement import agree
 from common.experiment_file import load_experiment
 from simulations.simulate import simulate
@@ -66,4 +66,4 @@ def test_the_next_run_in_a_process_sees_changed_rows(tmp_path, experiment, engin
         losses.append(simulate(experiment, engine=engine, out=out)["final"]["test"]["loss"])
     assert losses[1] > 10 * losses[0]
     close_sessions()
-    assert open_rows.cache_info().currsize == 0
+    assert _open_rows.cache_info().currsize == 0

@@ -1,11 +1,14 @@
-"""What a client keeps at home belongs to it alone, whatever it is called."""
+"""What a client keeps at home belongs to it alone and survives its process, whole."""
+
+import json
 
 import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.state import load_own, save_own
+from client.state import FolderState, MemoryState, open_state
+from common.errors import StateError
 from simulations.client_log import read_clients, write_clients
 from simulations.loopback import FIRST_NODE, LoopbackGrid
 
@@ -18,24 +21,98 @@ def node(state=None) -> Context:
     return Context(run_id=1, node_id=1, node_config=config, state=RecordDict(), run_config={})
 
 
+def heads(value: float) -> dict[str, np.ndarray]:
+    return {"heads.task-y.w": np.full(2, value, np.float32)}
+
+
+def first(arrays) -> float:
+    return float(arrays["heads.task-y.w"][0])
+
+
 def test_a_restarted_node_finds_its_own_heads_and_writes_nowhere_else(tmp_path):
     state = tmp_path / "state"
     for name in NAMES:
-        save_own(node(state), name, "f", 1, HEADS[name])
+        open_state(node(state), name, "r").save(1, HEADS[name])
     for name in NAMES:
-        own = load_own(node(state), name, "f", 2)
+        own = open_state(node(state), name, "r").load(2)
         np.testing.assert_array_equal(own["heads.task-y.w"], HEADS[name]["heads.task-y.w"])
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
-    assert len(list((state / "f").iterdir())) == len(NAMES)
+    assert len(list((state / "runs" / "r").iterdir())) == len(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_simulated_client_gets_its_own_heads_back(tmp_path, name):
     grid = LoopbackGrid(ClientApp(), NAMES)
     for i, client in enumerate(NAMES):
-        save_own(grid.context(FIRST_NODE + i), client, "f", 1, HEADS[client])
+        open_state(grid.context(FIRST_NODE + i), client, "r").save(1, HEADS[client])
     write_clients(tmp_path / "clients", grid.own_states(grid.known_nodes()))
     restored = LoopbackGrid(ClientApp(), NAMES)
     restored.restore_states(read_clients(tmp_path / "clients"))
-    own = load_own(restored.context(FIRST_NODE + NAMES.index(name)), name, "f", 2)
+    own = open_state(restored.context(FIRST_NODE + NAMES.index(name)), name, "r").load(2)
     np.testing.assert_array_equal(own["heads.task-y.w"], HEADS[name]["heads.task-y.w"])
+
+
+def test_a_repeated_round_starts_from_the_heads_before_it(tmp_path):
+    for number in (1, 2, 3):
+        open_state(node(tmp_path), "a", "r").save(number, heads(number))
+    assert first(open_state(node(tmp_path), "a", "r").load(4)) == 3
+    assert first(open_state(node(tmp_path), "a", "r").load(3)) == 2
+    assert open_state(node(tmp_path), "a", "r").load(2) == {}  # two rounds are kept
+
+
+def test_runs_do_not_share_heads_unless_told_to(tmp_path):
+    open_state(node(tmp_path), "a", "first").save(20, heads(7))
+    assert open_state(node(tmp_path), "a", "second").load(1) == {}
+    assert first(open_state(node(tmp_path), "a", "second", heads_from="first").load(1)) == 7
+    open_state(node(tmp_path), "a", "second").save(1, heads(8))
+    assert first(open_state(node(tmp_path), "a", "second", heads_from="first").load(2)) == 8
+
+
+def test_heads_of_an_earlier_run_need_a_state_folder():
+    with pytest.raises(StateError, match="no state folder"):
+        open_state(node(), "a", "second", heads_from="first")
+
+
+def test_memory_does_not_pass_off_later_heads_as_earlier_ones(caplog):
+    context = node()
+    MemoryState(context, "a").save(3, heads(3))
+    assert first(MemoryState(context, "a").load(4)) == 3
+    assert MemoryState(context, "a").load(3) == {}
+    assert "starting new ones" in caplog.text
+
+
+def test_a_file_cut_short_is_refused_and_a_file_being_written_is_no_state(tmp_path):
+    state = FolderState(tmp_path / "a")
+    state.save(1, heads(1))
+    (tmp_path / "a" / "own-00000002.safetensors.partial").write_bytes(b"half")
+    assert first(state.load(9)) == 1
+    whole = (tmp_path / "a" / "own-00000001.safetensors").read_bytes()
+    (tmp_path / "a" / "own-00000001.safetensors").write_bytes(whole[:-3])
+    with pytest.raises(StateError, match="cannot be read"):
+        state.load(9)
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
+    state = FolderState(tmp_path / "a")
+    state.save(1, heads(1))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("client.state.os.fsync", full)
+    with pytest.raises(StateError, match="No space left on device"):
+        state.save(2, heads(2))
+    assert first(state.load(3)) == 1
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["own-00000001.safetensors"]
+
+
+def test_the_owner_alone_can_read_it(tmp_path):
+    FolderState(tmp_path / "state" / "a").save(1, heads(1))
+    assert (tmp_path / "state" / "a").stat().st_mode & 0o077 == 0
+
+
+def test_what_a_run_is_about_is_written_once(tmp_path):
+    state = FolderState(tmp_path)
+    state.save_run({"run": "r", "client": "a"})
+    state.save_run({"run": "other"})
+    assert json.loads((tmp_path / "run.json").read_text())["run"] == "r"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
-from client.state import load_own, save_own
+from client.state import open_state
 from client.training import MEMORY, Trainer
 from common.weighting.balance import Balance
 from common.weighting.scaling import SCALINGS
@@ -252,8 +252,8 @@ def test_state_comes_back_from_flowers_own_context(learned):
     kept = trainer.own_arrays(NAMES)
     assert {name for name in kept if name.startswith(MEMORY)} == {f"{MEMORY}a", f"{MEMORY}c"}
     for number in (1, 2):  # a second time into the same memory
-        save_own(context, "client", "f", number, kept)
-    other.load({}, load_own(context, "client", "f", 3))
+        open_state(context, "client", "r").save(number, kept)
+    other.load({}, open_state(context, "client", "r").load(3))
     assert same_state(rules.remember(other._memory, torch.device("cpu")), balance.state)
 
 

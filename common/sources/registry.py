@@ -1,10 +1,12 @@
 """All sources of rows by name; listing them imports none of them."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
+from stat import S_ISDIR
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError, DataError
@@ -128,11 +130,6 @@ def open_source(data: "Data") -> "TableSource":
         ConfigError: there is no such source, or its folder is not given or does not exist.
         DataError: what is there cannot be read.
     """
-    if data.source not in SOURCES:
-        raise ConfigError(
-            f"data.source must be one of {', '.join(SOURCES)}, got '{data.source}'; for data of "
-            "your own take 'table' or 'folder'"
-        )
     try:
         data = data.model_copy(update={"path": _resolve_path(data)})
         changed = os.stat(data.path).st_mtime_ns if data.path else 0
@@ -144,6 +141,24 @@ def open_source(data: "Data") -> "TableSource":
         ) from error
 
 
+def source_signature(data: "Data") -> str:
+    """Name the state of a source's raw files: their names, sizes and times, not their content.
+
+    Raises:
+        ConfigError: the source does not exist, or its folder is not given or does not exist.
+    """
+    root = _resolve_path(data)
+    if not root:
+        return ""
+    found = []
+    for path in sorted(Path(root).rglob("*")) if Path(root).is_dir() else [Path(root)]:
+        facts = path.stat()
+        if not S_ISDIR(facts.st_mode):
+            parts = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+            found.append(f"{path.relative_to(root)} {parts}")
+    return hashlib.sha256("\n".join([root, *found]).encode()).hexdigest()[:16]
+
+
 @lru_cache(maxsize=2)
 def _open(data: "Data", changed: int) -> "TableSource":
     """Open a source once per settings and per change of its file or folder."""
@@ -152,8 +167,17 @@ def _open(data: "Data", changed: int) -> "TableSource":
     return opened
 
 
+def _require_source(data: "Data") -> None:
+    if data.source not in SOURCES:
+        raise ConfigError(
+            f"data.source must be one of {', '.join(SOURCES)}, got '{data.source}'; for data of "
+            "your own take 'table' or 'folder'"
+        )
+
+
 def _resolve_path(data: "Data") -> str:
     """Find where the raw data is: `data.path`, or the data set's folder under `FEDMTL_DATA`."""
+    _require_source(data)
     source = SOURCES[data.source]
     if source.embedded:
         if data.path:

@@ -1,0 +1,79 @@
+"""Where a client computes: what its node decides, whatever the experiment says.
+
+Flower hands a node's ``--node-config`` to the client; these keys of it are ours::
+
+    data="/srv/data"        folder or file with the node's rows
+    state="/srv/state"      folder for what stays home; without one, heads last as long as the node
+    client="ward-7"         which client of the data this node is, where there are several
+    device="cuda:1"         auto, cpu, mps, cuda or cuda:N
+    threads=4               CPU threads
+    precision="high"        of float32 products: highest, high (TF32) or medium (bfloat16)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from common.errors import ConfigError
+from common.experiment import Experiment
+
+PRECISIONS = ("highest", "high", "medium")
+KEYS = ("data", "state", "client", "device", "threads", "precision")
+FLOWER_KEYS = ("partition-id", "num-partitions")  # of a simulated node
+
+
+@dataclass(frozen=True)
+class Place:
+    """A node's own decisions; empty and 0 mean that the experiment's settings hold.
+
+    Attributes:
+        data: folder or file with its rows.
+        device: where it computes.
+        threads: CPU threads it computes with.
+        precision: of float32 matrix products, as `torch.set_float32_matmul_precision` takes it.
+        state: folder for what stays home.
+    """
+
+    data: str = ""
+    device: str = ""
+    threads: int = 0
+    precision: str = ""
+    state: str = ""
+
+    @classmethod
+    def of(cls, node_config: Mapping[str, Any]) -> "Place":
+        """Read a node's config.
+
+        Raises:
+            ConfigError: a value is not what its key needs, or a key looks misspelt.
+        """
+        unknown = [key for key in node_config if key not in (*KEYS, *FLOWER_KEYS)]
+        if unknown:
+            raise ConfigError(
+                f"node config: keys must be among {', '.join(KEYS)}, got '{unknown[0]}'; correct "
+                "or remove it"
+            )
+        threads = node_config.get("threads", 0)
+        if not isinstance(threads, int) or isinstance(threads, bool) or threads < 0:
+            raise ConfigError(
+                f"node config: threads must be a whole number from 1, got {threads!r}; write "
+                "threads=4 without quotes"
+            )
+        precision = node_config.get("precision", "")
+        if precision and precision not in PRECISIONS:
+            raise ConfigError(
+                f"node config: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
+            )
+        texts = {key: str(node_config.get(key, "")) for key in ("data", "device", "state")}
+        return cls(threads=threads, precision=str(precision), **texts)
+
+    def settle(self, experiment: Experiment) -> Experiment:
+        """Put the node's decisions in the place of the experiment's settings."""
+        training = {"device": self.device, "threads": self.threads}
+        chosen = {key: value for key, value in training.items() if value}
+        update: dict[str, Any] = {}
+        if chosen:
+            update["training"] = experiment.training.model_copy(update=chosen)
+        if self.data:
+            update["data"] = experiment.data.model_copy(update={"path": self.data})
+        return experiment.model_copy(update=update) if update else experiment

@@ -1,0 +1,152 @@
+"""A node's rows, read and encoded once: what a later process needs lies ready in a mapped file.
+
+On a deployed node a process may live for one message only. Reading tables, checking and encoding
+them would cost it pandas, and seconds; a file of the finished tensors is mapped in milliseconds.
+Entries are named by a hash of the raw files' names, sizes and times, and of every setting that rows
+depend on, so that what changed is simply not found. They are rows: they stay in the node's own
+state folder, readable by its owner alone.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from client.state import folder_name, replace_file
+from common.agreement import Agreement, Description
+from common.dataset import SPLITS, ClientData, Rows, TargetScale
+from common.errors import StateError
+from common.experiment import Experiment
+
+logger = logging.getLogger("fedmtl.client")
+FORMAT = 1  # of the files; another one is not found
+ROW_SETTINGS = {"data", "inputs", "tasks", "partition", "seed"}
+MOST_AGE_S = 30 * 24 * 3600  # entries unused for longer go
+
+
+class RowCache:
+    """The cache of one experiment on one state of the raw files.
+
+    Args:
+        folder: of the cache.
+        experiment: decides how rows are read and encoded.
+        signature: of the raw files.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment, signature: str) -> None:
+        settings = experiment.model_dump(mode="json", include=ROW_SETTINGS)
+        self.folder = folder / _hash(FORMAT, settings, signature)
+
+    def names(self, make: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
+        """Get the names of the clients in the data."""
+        path = self.folder / "names.json"
+        text = _read_text(path)
+        if text is not None:
+            return tuple(json.loads(text))
+        names = make()
+        _put(path, json.dumps(names).encode())
+        return names
+
+    def description(self, name: str, make: Callable[[], Description]) -> Description:
+        """Get a client's description."""
+        path = self.folder / f"{folder_name(name)}.description.json"
+        text = _read_text(path)
+        if text is not None:
+            return Description.from_json(text)
+        description = make()
+        _put(path, description.to_json().encode())
+        return description
+
+    def rows(self, name: str, agreement: Agreement, make: Callable[[], ClientData]) -> ClientData:
+        """Get a client's encoded rows; their tensors are views of the mapped file."""
+        key = _hash(agreement.model_dump(mode="json"))
+        path = self.folder / f"{folder_name(name)}.{key}.safetensors"
+        if path.exists():
+            try:
+                path.touch()
+                return _load(path, name)
+            except (OSError, SafetensorError, KeyError, ValueError) as error:
+                logger.warning("%s cannot be read (%s): rows are encoded anew", path, error)
+        data = make()
+        tensors, info = _flatten(data)
+        _put(path, save(tensors, metadata={"info": json.dumps(info)}))
+        _forget_old(self.folder.parent)
+        return data
+
+
+def _flatten(data: ClientData) -> tuple[dict[str, Tensor], dict[str, object]]:
+    tensors = {f"scale/{task}/mean": scale.mean for task, scale in data.target_scales.items()}
+    tensors |= {f"scale/{task}/dev": scale.deviation for task, scale in data.target_scales.items()}
+    for split in SPLITS:
+        rows = data.splits[split]
+        for kind, part in _parts(rows):
+            tensors |= {f"{split}/{kind}/{key}": t.contiguous() for key, t in part.items()}
+    train = data.train
+    info: dict[str, object] = {
+        "inputs": list(train.inputs),
+        "tasks": list(train.targets),
+        "scaled": list(data.target_scales),
+        "notes": data.notes,
+    }
+    return tensors, info
+
+
+def _parts(rows: Rows) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    yield "inputs", rows.inputs
+    yield "targets", rows.targets
+    yield "labelled", rows.labelled
+
+
+def _load(path: Path, name: str) -> ClientData:
+    with safe_open(path, framework="pt") as file:
+        info = json.loads(file.metadata()["info"])
+
+        def part(split: str, kind: str) -> dict[str, Tensor]:
+            names = info["inputs"] if kind == "inputs" else info["tasks"]
+            return {key: file.get_tensor(f"{split}/{kind}/{key}") for key in names}
+
+        splits = {
+            split: Rows(part(split, "inputs"), part(split, "targets"), part(split, "labelled"))
+            for split in SPLITS
+        }
+        scales = {
+            task: TargetScale(*(file.get_tensor(f"scale/{task}/{k}") for k in ("mean", "dev")))
+            for task in info["scaled"]
+        }
+    return ClientData(name, splits, scales, tuple(info["notes"]))
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write an entry; without room for it, the rows are encoded again next time."""
+    try:
+        replace_file(path, content)
+    except StateError as error:
+        logger.warning("no cache of the rows: %s", error)
+
+
+def _forget_old(root: Path) -> None:
+    """Remove entries that nobody used for long."""
+    limit = time.time() - MOST_AGE_S
+    for path in root.glob("*/*"):
+        try:
+            if path.stat().st_mtime < limit:
+                path.unlink()
+        except OSError:
+            continue
