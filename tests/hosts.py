@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from client.state import folder_name
 from common.clients import open_clients
 from common.experiment import Experiment
 from common.experiment_file import load_experiment
@@ -208,20 +209,15 @@ class Node:
         """Kill the node and all that it started, as a power cut does."""
         self.host.kill()
 
-    def heads(self, round_number: int | None = None) -> dict[str, np.ndarray]:
-        """What the node keeps on its disk after a round; by default the last."""
-        files = [
-            path for path in self.state.rglob("*.safetensors") if path.name != "trunk.safetensors"
-        ]
-        by_round = {int(path.stem.removeprefix("own-")): path for path in files}
-        return load_file(by_round[max(by_round) if round_number is None else round_number])
+    def kept(self, run: Path) -> dict[int, Path]:
+        """Round -> file of what the node kept at home after it, in a run on the server."""
+        name = json.loads((run / "checkpoint" / "checkpoint.json").read_text())["run"]
+        files = (self.state / "runs" / name / folder_name(self.client)).glob("own-*.safetensors")
+        return {int(path.stem.removeprefix("own-")): path for path in sorted(files)}
 
-    def head_rounds(self) -> list[int]:
-        """After which rounds heads are on its disk."""
-        files = [
-            path for path in self.state.rglob("*.safetensors") if path.name != "trunk.safetensors"
-        ]
-        return sorted(int(path.stem.removeprefix("own-")) for path in files)
+    def heads(self, run: Path, round_number: int) -> dict[str, np.ndarray]:
+        """What the node kept at home after a round."""
+        return load_file(self.kept(run)[round_number])
 
 
 def make_key(path: Path) -> None:
@@ -335,6 +331,14 @@ class Federation:
     def flwr(self, *arguments: str, timeout_s: float = 60) -> str:
         """Run flwr on the server host."""
         return self.server.run([program("flwr"), *arguments], timeout_s)
+
+    def tend(self) -> None:
+        """Start again what has ended, as systemd does with Restart=always."""
+        if self.superlink is not None and not self.superlink.is_alive():
+            self.start_superlink()
+        for node in self.nodes.values():
+            if node.process is not None and not node.process.is_alive():
+                node.start()
 
     def listed_nodes(self) -> list[dict[str, Any]]:
         """What the SuperLink knows of its nodes."""

@@ -78,7 +78,7 @@ def test_ten_rounds_on_three_hosts_equal_ten_rounds_in_one_process(tmp_path, sou
             assert_close(results[0][key], results[1][key], key)
         heads = loopback_heads(tmp_path / "loopback")
         for node in federation.nodes.values():
-            kept = node.heads(ROUNDS)
+            kept = node.heads(folder, ROUNDS)
             assert kept.keys() == heads[node.client].keys()
             assert any("head" in name for name in kept)
             for name, values in heads[node.client].items():

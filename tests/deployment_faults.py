@@ -1,0 +1,339 @@
+"""Faults in a federation on three hosts, at random moments, many times in a row.
+
+``python -m tests.deployment_faults --times 20`` repeats each and prints a table; ``--fault NAME``
+picks some, ``--seed N`` repeats the moments of another day. Every repetition is one run of a few
+rounds. Its outcome is defined: all rounds are done, each is recorded once, after at most one
+resume, and the last trunk is the trunk of the loopback engine with the very replies lost that the
+run's record calls left out.
+"""
+
+import argparse
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tests.hosts import Federation, Node, lines_of, rounds_of, trunk_of
+from tests.lossy_loopback import heads_at_home, simulate_losses, ways_to_lose
+from tests.namespaces import Host, Process, command_of, send_signal, wait_until
+
+ROUNDS, DEADLINE_S, HANG_S = 4, 30, 420
+SETTINGS = (f"federation.rounds={ROUNDS}", f"federation.round-timeout-s={DEADLINE_S}")
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+@dataclass
+class Trial:
+    """One run with one fault.
+
+    Attributes:
+        federation: the hosts.
+        random: draws moments and lengths.
+        victim: the node that suffers, where it is a node's fault.
+        expected_s: how long a run without a fault takes.
+        notes: what was done, and when.
+        run: the command that follows the run.
+    """
+
+    federation: Federation
+    random: random.Random
+    victim: Node
+    expected_s: float
+    before: int
+    notes: list[str] = field(default_factory=list)
+    run: Process | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def note(self, what: str) -> None:
+        self.notes.append(f"{time.monotonic() - self.started:.1f} s {what}")
+
+    def submit(self, **settings: str) -> None:
+        self.run = self.federation.submit(*SETTINGS, **settings)
+
+    def pause(self, longest_s: float) -> float:
+        """Wait a random while."""
+        length = self.random.uniform(0, longest_s)
+        time.sleep(length)
+        return length
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's folder; None before it is made."""
+        folders = self.federation.run_folders()
+        return folders[-1] if len(folders) > self.before else None
+
+    def wait_until_training(self) -> None:
+        """Wait until the run's first clients are at work."""
+        wait_until(lambda: self.folder is not None, 120, "the run's folder")
+
+
+def kill_node(trial: Trial) -> None:
+    """kill -9 of a SuperNode and all that it started; systemd starts it again."""
+    trial.victim.kill()
+    trial.note(f"killed node {trial.victim.client}")
+
+
+def kill_worker(trial: Trial) -> None:
+    """kill -9 of the process on a node that trains."""
+    host = trial.victim.host
+    with suppress(TimeoutError):
+        wait_until(lambda: workers(host), 60, "a worker")
+    trial.pause(2)
+    pids = workers(host)
+    send_signal(pids, signal.SIGKILL)
+    trial.note(f"killed {len(pids)} worker(s) of {trial.victim.client}")
+
+
+def workers(host: Host) -> list[int]:
+    """The processes on a node that run client code."""
+    words = ("flwr-clientapp", "client.node.worker")
+    return [pid for pid in host.processes() if any(word in command_of(pid) for word in words)]
+
+
+def kill_superlink(trial: Trial) -> None:
+    """kill -9 of the SuperLink alone; systemd starts it again, on its database."""
+    superlink = trial.federation.superlink
+    assert superlink is not None
+    send_signal([superlink.pid], signal.SIGKILL)
+    superlink.wait(10)
+    trial.note("killed SuperLink")
+    trial.pause(5)
+
+
+def kill_server_host(trial: Trial) -> None:
+    """A power cut of the server: SuperLink, ServerApp and all else on it."""
+    trial.federation.server.kill()
+    trial.note("killed all on the server host")
+    trial.pause(5)
+
+
+def kill_server_app(trial: Trial) -> None:
+    """kill -9 of the ServerApp alone."""
+    pids = trial.federation.server.find("flwr-serverapp")
+    send_signal(pids, signal.SIGKILL)
+    trial.note(f"killed {len(pids)} ServerApp process(es)")
+
+
+def cut_link(trial: Trial) -> None:
+    """A node's cable is out for some seconds."""
+    trial.victim.host.cut_link()
+    length = trial.pause(15)
+    trial.victim.host.mend_link()
+    trial.note(f"link of {trial.victim.client} was down for {length:.1f} s")
+
+
+def cut_link_long(trial: Trial) -> None:
+    """A node's cable is out for longer than a round may take."""
+    trial.victim.host.cut_link()
+    time.sleep(DEADLINE_S)
+    length = DEADLINE_S + trial.pause(10)
+    trial.victim.host.mend_link()
+    trial.note(f"link of {trial.victim.client} was down for {length:.1f} s")
+
+
+def stop_node(trial: Trial) -> None:
+    """A node that stands still beyond the round's deadline, and then goes on."""
+    pids = trial.victim.host.processes()
+    send_signal(pids, signal.SIGSTOP)
+    time.sleep(DEADLINE_S)
+    length = DEADLINE_S + trial.pause(5)
+    send_signal(pids, signal.SIGCONT)
+    trial.note(f"{trial.victim.client} stood still for {length:.1f} s")
+
+
+FAULTS: dict[str, Callable[[Trial], None]] = {
+    "node-killed": kill_node,
+    "worker-killed": kill_worker,
+    "superlink-killed": kill_superlink,
+    "server-killed": kill_server_host,
+    "serverapp-killed": kill_server_app,
+    "link-down": cut_link,
+    "link-down-long": cut_link_long,
+    "node-slow": stop_node,
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a trial; `wrong` is empty where all is as defined."""
+
+    fault: str
+    wrong: str
+    seconds: float
+    resumes: int
+    lost: dict[int, dict[str, str]]
+    notes: tuple[str, ...]
+
+
+def try_fault(federation: Federation, fault: str, seed: int, expected_s: float) -> Verdict:
+    """One repetition: a run, the fault at a random moment, what is left, judged."""
+    draws = random.Random(f"{seed}-{fault}")
+    victim = draws.choice(list(federation.nodes.values()))
+    trial = Trial(federation, draws, victim, expected_s, len(federation.run_folders()))
+    federation.tend()
+    trial.submit()
+    trial.pause(expected_s)
+    FAULTS[fault](trial)
+    try:
+        resumes = finish(trial)
+        wrong = judge(trial)
+    except TimeoutError as error:
+        resumes, wrong = 0, f"hang: {error}"
+    lost = {}
+    if trial.folder is not None:
+        lost = {
+            line["round"]: line["clients"]["left-out"]
+            for line in lines_of(trial.folder)
+            if line["clients"]["left-out"]
+        }
+    seconds = time.monotonic() - trial.started
+    return Verdict(fault, wrong, seconds, resumes, lost, tuple(trial.notes))
+
+
+def finish(trial: Trial) -> int:
+    """Tend the hosts until the run ends, going on with it where it died; returns how often.
+
+    Raises:
+        TimeoutError: it hangs.
+    """
+    end, resumes = time.monotonic() + HANG_S, 0
+    while True:
+        trial.federation.tend()
+        time.sleep(0.5)
+        if time.monotonic() > end:
+            raise TimeoutError(f"no end within {HANG_S} s")
+        assert trial.run is not None
+        if trial.run.is_alive():
+            continue
+        if is_over(trial):
+            return resumes
+        if run_goes_on(trial):
+            continue
+        resumes += 1
+        trial.note("run ended unfinished: " + last_line(trial.run))
+        if resumes > 2:
+            raise TimeoutError("unfinished after two resumes")
+        if trial.folder is not None and (trial.folder / "checkpoint/checkpoint.json").exists():
+            trial.submit(resume=trial.folder.name)
+        else:
+            trial.submit()  # it died before its first checkpoint
+
+
+def is_over(trial: Trial) -> bool:
+    return trial.folder is not None and (trial.folder / "results.json").exists()
+
+
+def run_goes_on(trial: Trial) -> bool:
+    """Whether the SuperLink still has the run although nobody follows it."""
+    with suppress(OSError, ValueError):
+        return any(
+            not run["status"].startswith("finished") for run in trial.federation.listed_runs()
+        )
+    return True
+
+
+def last_line(process: Process) -> str:
+    lines = [line for line in process.said().splitlines() if line.strip()]
+    return lines[-1][-200:] if lines else ""
+
+
+def judge(trial: Trial) -> str:
+    """Say what is wrong with how a run ended; empty where nothing is."""
+    folder = trial.folder
+    if folder is None:
+        return "no run folder"
+    if rounds_of(folder) != list(range(1, ROUNDS + 1)):
+        return f"rounds {rounds_of(folder)}"
+    if not (folder / "results.json").exists():
+        return "no results.json"
+    heads = {}
+    for node in trial.federation.nodes.values():
+        kept = node.kept(folder)
+        if not kept:
+            return f"{node.client} has no heads"
+        heads[node.client] = node.heads(folder, max(kept))
+    experiment = trial.federation.experiment(*SETTINGS)
+    gaps = []
+    for losses in ways_to_lose(lines_of(folder)):
+        with tempfile.TemporaryDirectory() as place:
+            out = Path(place) / "loopback"
+            simulate_losses(experiment, out, losses)
+            gap = differs(trunk_of(folder), trunk_of(out))
+            for client, arrays in heads_at_home(out).items():
+                gap = gap or differs(heads[client], arrays)
+        if not gap:
+            return ""
+        gaps.append(f"{losses}: {gap}")
+    return "not the loopback's: " + "; ".join(gaps)
+
+
+def differs(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> str:
+    """Name the arrays that are not the same; empty where all are."""
+    if ours.keys() != theirs.keys():
+        return f"names {sorted(ours.keys() ^ theirs.keys())}"
+    return ", ".join(
+        f"{name} by {np.abs(values - theirs[name]).max():.2g}"
+        for name, values in ours.items()
+        if not np.allclose(values, theirs[name], **CLOSE)
+    )
+
+
+def warm_up(federation: Federation) -> float:
+    """A run without a fault: how long it takes, and that it is right.
+
+    Raises:
+        AssertionError: it is not.
+    """
+    trial = Trial(federation, random.Random(0), next(iter(federation.nodes.values())), 0, 0)
+    trial.before = len(federation.run_folders())
+    trial.submit()
+    finish(trial)
+    wrong = judge(trial)
+    assert not wrong, wrong
+    return time.monotonic() - trial.started
+
+
+def main() -> int:
+    """Repeat faults and print a table; returns 1 where an outcome was not as defined."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--fault", action="append", choices=list(FAULTS))
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--folder", type=Path, help="keep all files here")
+    parser.add_argument("--start-by", default="plain", choices=["plain", "fedmtl"])
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    verdicts: list[Verdict] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="fedmtl-faults-") as place,
+        Federation(options.folder or Path(place), start_by=options.start_by) as federation,
+    ):
+        federation.start_nodes()
+        expected_s = warm_up(federation)
+        print(f"a run without a fault takes {expected_s:.1f} s", flush=True)
+        for fault in options.fault or FAULTS:
+            for number in range(options.times):
+                verdict = try_fault(federation, fault, options.seed + number, expected_s)
+                verdicts.append(verdict)
+                print(json.dumps(verdict.__dict__), flush=True)
+    for fault in dict.fromkeys(v.fault for v in verdicts):
+        mine = [v for v in verdicts if v.fault == fault]
+        good, seconds = sum(not v.wrong for v in mine), sorted(v.seconds for v in mine)
+        print(
+            f"{fault:20} {good}/{len(mine)} as defined, resumes {sum(v.resumes for v in mine)}, "
+            f"replies lost {sum(len(c) for v in mine for c in v.lost.values())}, "
+            f"seconds {seconds[0]:.0f} to {seconds[-1]:.0f}"
+        )
+    return int(any(v.wrong for v in verdicts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
