@@ -46,3 +46,7 @@ class StateError(FedMTLError):
 
 class PolicyError(FedMTLError):
     """The owner of a node does not allow what a message asks for, or what a reply would tell."""
+
+
+class NodeError(FedMTLError):
+    """A node cannot run."""

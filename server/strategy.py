@@ -20,10 +20,8 @@ from numpy.typing import NDArray
 
 from common.errors import ShapeError
 from common.experiment import Experiment
-from common.metrics import METRICS
-from common.model import output_width
 from common.seeding import sample_names
-from common.weighting.balance import FIGURES, STATE, Rules
+from common.sums_form import SumsForm
 from common.wire import (
     ARRAYS,
     CONFIG,
@@ -39,7 +37,6 @@ from common.wire import (
 from common.wire import METRICS as METRICS_KEY
 from server.bulk import BulkReplies
 from server.roster import Roster
-from server.sums import NOT_FINITE
 from server.task_parts import TaskParts
 
 logger = logging.getLogger("fedmtl.server")
@@ -94,8 +91,7 @@ class TrunkStrategy(Strategy):
         self.last = RoundReplies()
         self._parts = TaskParts(self.shapes, roster.holds)
         self._before: Mapping[str, FloatArray] = {}  # the trunk that was sent, if it is needed
-        rules = Rules(experiment)
-        self._weighting_sums = dict.fromkeys((*FIGURES, *(STATE + n for n in rules.initial)), 2)
+        self._form = SumsForm(experiment)
         # The accepted trunks, flat; kept, because fresh memory costs a page fault per page.
         self._rows = np.empty((0, 0), np.float32)
 
@@ -317,7 +313,7 @@ class TrunkStrategy(Strategy):
         sums = unpack_sums(metrics)
         for split, tasks in sums.items():
             for task, numbers in tasks.items():
-                fault = self._sums_fault(task, numbers)
+                fault = self._form.fault(task, numbers)
                 if fault:
                     raise MalformedReplyError(f"{split} sums of task {task}: {fault}")
         return examples, sums
@@ -355,23 +351,6 @@ class TrunkStrategy(Strategy):
             start += values.size
         if not np.isfinite(row).all():
             raise MalformedReplyError(f"the trunk holds {NO_NUMBER}")
-
-    def _sums_fault(self, task: str, numbers: Mapping[str, list[float]]) -> str | None:
-        settings = self.experiment.tasks.get(task)
-        if settings is None:
-            return "the experiment has no such task"
-        outputs = output_width(settings, len(self.experiment.targets(task)))
-        lengths = {
-            "loss": 2,
-            settings.metric_name: METRICS[settings.metric_name].length(outputs),
-            **self._weighting_sums,
-        }
-        for name, values in numbers.items():
-            if len(values) != lengths.get(name):
-                return f"{name} has {len(values)} numbers, expected {lengths.get(name)}"
-            if not np.isfinite(values).all():
-                return f"{name} {NOT_FINITE}"
-        return None
 
 
 def make_strategy(experiment: Experiment, roster: Roster, trunk: ArrayRecord) -> TrunkStrategy:

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from common.sums_form import NOT_FINITE
 from common.wire import SplitSums
-
-NOT_FINITE = "is not finite; a smaller training.lr may help"
 
 Matrix = NDArray[np.float64]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.errors import CheckpointError, ConfigError, FedMTLError
+from simulations.cli_node import app as node_app
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(node_app, name="node")
 
 DEFAULT_EXPERIMENT, DEFAULT_ENGINE = "digits", "loopback"
 # What a resumed run may change: settings that its fingerprint leaves out.

@@ -44,6 +44,8 @@ def test_flower_stays_at_the_rims():
     rims = {
         "common/wire.py", "common/lazy_array.py",
         "client/app.py", "client/state.py", "client/session.py",
+        "client/node/worker.py", "client/node/runtime.py", "client/node/guard.py",
+        "client/node/run.py", "client/node/supernode.py",
         "server/app.py", "server/strategy.py", "server/loop.py", "server/roster.py",
         "server/federation.py", "server/exchange.py", "server/bulk.py",
         "simulations/loopback.py", "simulations/workers.py", "simulations/worker_messages.py",

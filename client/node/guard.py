@@ -1,0 +1,192 @@
+"""The last thing a reply passes on its owner's machine; runs outside the code that wrote it.
+
+The reply is taken apart and put together anew: of arrays the names, shapes and types of the trunk
+that was received, of metrics the sums that the experiment's form allows, of a description what its
+schema holds. Nothing else gets through: no further record, no bytes behind an array, no metadata.
+What numbers mean cannot be seen from outside: a trunk is let out as a trunk.
+"""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from numpy.typing import NDArray
+
+from client.node.policy import Leaves, Policy
+from common.agreement import Description
+from common.dataset import SPLITS
+from common.errors import PolicyError
+from common.experiment import Experiment
+from common.sums_form import SumsForm
+from common.wire import (
+    ARRAYS,
+    CONFIG,
+    EXAMPLES,
+    METRICS,
+    REFUSED,
+    SplitSums,
+    arrays_of,
+    metrics_of,
+    pack_arrays,
+    pack_sums,
+    size_bytes,
+    unpack_arrays,
+    unpack_sums,
+)
+
+logger = logging.getLogger("fedmtl.node")
+
+MOST_REASON = 400  # characters of a refusal
+
+
+def guard_reply(
+    message: Message, reply: Message, policy: Policy, experiment: Experiment
+) -> Message:
+    """Let out of a reply what may leave.
+
+    Args:
+        message: what it answers.
+        reply: what the client's code made.
+        policy: the owner's.
+        experiment: as the message had it.
+
+    Returns:
+        A reply of its own, made of what passed.
+
+    Raises:
+        PolicyError: the reply holds what it must not, or lacks what it must have.
+    """
+    if reply.has_error():
+        return Message(_error(reply.error, policy), reply_to=message)
+    make = READERS.get(message.metadata.message_type)
+    if make is None:
+        raise PolicyError(f"a reply to '{message.metadata.message_type}' is none that may leave")
+    content = make(message, reply.content, policy.leaves, experiment)
+    most, size = policy.leaves.most_bytes, size_bytes(content)
+    if most is not None and size > most:
+        raise PolicyError(f"the reply has {size:,} bytes, allowed are {most:,} (leaves.most-bytes)")
+    return Message(content, reply_to=message)
+
+
+def _error(error: Error, policy: Policy) -> Error:
+    """Pass on a refusal of the installed code; a bundle's own words may hold anything."""
+    if policy.code.run == "installed":
+        return Error(code=error.code, reason=(error.reason or "")[:MOST_REASON])
+    logger.warning("the bundle's client refused: %s", (error.reason or "")[:MOST_REASON])
+    return Error(code=REFUSED, reason="the client refused; the node's log says why")
+
+
+def _query(_: Message, content: RecordDict, leaves: Leaves, experiment: Experiment) -> RecordDict:
+    """Let a description through."""
+    _require_records(content, {CONFIG: ConfigRecord})
+    record = content[CONFIG]
+    try:
+        if set(record) != {"description"}:
+            raise ValueError
+        description = Description.from_json(str(record["description"]))
+    except ValueError:
+        raise PolicyError("the description is not of the form that may leave") from None
+    if description.sums and "column-sums" not in leaves.allow:
+        raise PolicyError("sums of columns must not leave this node (leaves.allow)")
+    if description.categories and "categories" not in leaves.allow:
+        raise PolicyError("categories must not leave this node (leaves.allow)")
+    counts = [count for sums in description.sums.values() for count in sums.count]
+    if counts and min(counts) < leaves.smallest_group:
+        raise PolicyError(
+            f"sums of columns are over {min(counts):g} rows, allowed are {leaves.smallest_group} "
+            "or more (leaves.smallest-group)"
+        )
+    return RecordDict({CONFIG: ConfigRecord({"description": description.to_json()})})
+
+
+def _train(
+    message: Message, content: RecordDict, leaves: Leaves, experiment: Experiment
+) -> RecordDict:
+    """Let a trunk and its sums through."""
+    _require_records(content, {ARRAYS: ArrayRecord, METRICS: MetricRecord})
+    received = unpack_arrays(arrays_of(message.content) or ArrayRecord())
+    sent = arrays_of(content) or ArrayRecord()
+    if list(sent) != list(received):
+        raise PolicyError("the reply's arrays are not those of the trunk it received")
+    trunk = {name: _read_array(name, sent[name], like) for name, like in received.items()}
+    metrics = _read_sums(content, leaves, experiment)
+    return RecordDict({ARRAYS: pack_arrays(trunk), METRICS: metrics})
+
+
+def _evaluate(
+    _: Message, content: RecordDict, leaves: Leaves, experiment: Experiment
+) -> RecordDict:
+    """Let sums through."""
+    _require_records(content, {METRICS: MetricRecord})
+    return RecordDict({METRICS: _read_sums(content, leaves, experiment)})
+
+
+READERS: dict[str, Callable[[Message, RecordDict, Leaves, Experiment], RecordDict]] = {
+    MessageType.QUERY: _query,
+    MessageType.TRAIN: _train,
+    MessageType.EVALUATE: _evaluate,
+}
+
+
+def _require_records(content: RecordDict, wanted: dict[str, type]) -> None:
+    found = {key: type(record) for key, record in content.items()}
+    if found != wanted:
+        raise PolicyError(
+            f"a reply must hold the records {sorted(wanted)} and no other, got {sorted(found)}"
+        )
+
+
+def _read_array(name: str, array: Array, like: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Read an array that must be like another; what stands behind its numbers is left behind."""
+    try:
+        values = array.numpy()
+    except (ValueError, TypeError, OSError, EOFError):
+        raise PolicyError(f"{name} cannot be read as an array") from None
+    if values.shape != like.shape or values.dtype != like.dtype:
+        raise PolicyError(
+            f"{name} is {values.dtype} {values.shape}, the trunk's is {like.dtype} {like.shape}"
+        )
+    return np.ascontiguousarray(values)
+
+
+def _read_sums(content: RecordDict, leaves: Leaves, experiment: Experiment) -> MetricRecord:
+    """Take the sums that may leave out of a reply's metrics; the rest is logged and left behind."""
+    metrics = metrics_of(content)
+    examples = None if metrics is None else metrics.get(EXAMPLES)
+    if metrics is None or not isinstance(examples, int):
+        raise PolicyError(f"the reply's metrics lack {EXAMPLES}")
+    sums, form = unpack_sums(metrics), SumsForm(experiment)
+    kept: SplitSums = {}
+    expected = {EXAMPLES}
+    for split, tasks in sums.items():
+        for task, numbers in tasks.items():
+            expected |= {f"{split}/{task}/{name}" for name in numbers}
+            if fault := form.fault(task, numbers):
+                raise PolicyError(f"{split} sums of task {task}: {fault}")
+            passes = experiment.training.epochs if split == SPLITS[0] else 1
+            rows = int(numbers["loss"][1] / passes) if "loss" in numbers else 0
+            if _may_leave(split, task, rows, leaves):
+                kept.setdefault(split, {})[task] = numbers
+    if set(metrics) != expected:
+        raise PolicyError("the reply's metrics hold names that are none of the experiment's")
+    return pack_sums(examples, kept)
+
+
+def _may_leave(split: str, task: str, rows: int, leaves: Leaves) -> bool:
+    kind = "training-sums" if split == SPLITS[0] else "evaluation-sums"
+    if kind not in leaves.allow:
+        return False
+    if rows < leaves.smallest_group:
+        logger.info("%s sums of task %s stay here: they are over %d rows", split, task, rows)
+        return False
+    return True

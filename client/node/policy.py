@@ -1,0 +1,196 @@
+"""What the owner of a node allows: one TOML file on the node, which no server can change.
+
+A message is held against it before anything is read or trained, a reply before it leaves
+(`client.node.guard`). Whatever the file does not mention has the defaults below.
+"""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from common.errors import ConfigError, PolicyError
+from common.experiment import Experiment, Names, Settings
+from common.wire import Instruction
+
+Leaving = Literal["trunk", "training-sums", "evaluation-sums", "column-sums", "categories"]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Experiments(Settings):
+    """Which experiments a node serves, and for how long."""
+
+    names: Names = Field((), description="Experiments allowed, by name; empty allows any.")
+    fingerprints: Names = Field(
+        (),
+        description="Experiments allowed, by fingerprint, as `fedmtl node check` prints it: it "
+        "covers every setting a result depends on. Empty allows any.",
+    )
+    most_rounds: int | None = Field(None, ge=1, description="Rounds of one run.")
+    most_rounds_in_all: int | None = Field(
+        None,
+        ge=1,
+        description="Rounds that this node answers, over all runs, counted in its state folder; "
+        "rounds repeated after a crash count again.",
+    )
+    least_clients: int = Field(
+        1, ge=1, description="Clients that take part in a round, as the server says."
+    )
+
+
+class Protections(Settings):
+    """What an experiment must do for privacy."""
+
+    secure_aggregation: bool = Field(False, description="The server must see sums alone.")
+    least_noise_multiplier: float | None = Field(
+        None, gt=0, description="Differential privacy with at least so much noise."
+    )
+    largest_epsilon: float | None = Field(
+        None, gt=0, description="Differential privacy with at most this budget."
+    )
+
+
+class Leaves(Settings):
+    """What may leave the node; names, counts and reasons of refusals always may."""
+
+    allow: Annotated[tuple[Leaving, ...], Field(strict=False)] = Field(
+        ("trunk", "training-sums", "evaluation-sums", "column-sums", "categories"),
+        description="trunk: after local training; training-sums, evaluation-sums: summed losses "
+        "and metrics; column-sums: count, sum and squares of each column; categories: those that "
+        "occur. Sums that are not allowed are taken out of a reply; without the others there is "
+        "no reply.",
+    )
+    smallest_group: int = Field(
+        1,
+        ge=1,
+        description="Rows that any sum must be over; sums over fewer are taken out of a reply.",
+    )
+    most_bytes: int | None = Field(None, ge=1, description="Largest reply.")
+
+
+class Code(Settings):
+    """Whose client code runs on the node."""
+
+    run: Literal["installed", "bundle"] = Field(
+        "installed",
+        description="installed: that of this node's own package, whatever the server sends; "
+        "bundle: the server's.",
+    )
+    bundles: Annotated[tuple[Hash, ...], Field(strict=False)] = Field(
+        (), description="Under run = 'bundle': SHA-256 hashes of the bundles allowed."
+    )
+    network: bool = Field(
+        True,
+        description="Whether the process that runs it keeps the network; false needs Linux.",
+    )
+    most_seconds: float = Field(
+        0.0, ge=0, description="Longest time for one message; 0 for any time."
+    )
+
+    @model_validator(mode="after")
+    def _names_bundles(self) -> Self:
+        if self.run == "bundle" and not self.bundles:
+            raise ValueError(
+                "run = 'bundle' needs bundles, the hashes of those allowed: `flwr build` makes a "
+                "bundle, `sha256sum` its hash"
+            )
+        if self.run == "installed" and self.bundles:
+            raise ValueError("bundles are for run = 'bundle'; remove them, or change run")
+        return self
+
+
+class Policy(Settings):
+    """An owner's policy."""
+
+    experiments: Experiments = Experiments()
+    protections: Protections = Protections()
+    leaves: Leaves = Leaves()
+    code: Code = Code()
+
+    def check(self, instruction: Instruction, experiment: Experiment, kind: str) -> None:
+        """Hold a message against the policy.
+
+        Args:
+            instruction: what came with the message.
+            experiment: parsed from it.
+            kind: "query", "train" or "evaluate".
+
+        Raises:
+            PolicyError: names the rule, what it allows and what was asked.
+        """
+        allowed, fingerprint = self.experiments, experiment.fingerprint()
+        if allowed.names and experiment.name not in allowed.names:
+            _refuse("experiments.names", ", ".join(allowed.names), f"'{experiment.name}'")
+        if allowed.fingerprints and fingerprint not in allowed.fingerprints:
+            _refuse("experiments.fingerprints", ", ".join(allowed.fingerprints), fingerprint)
+        rounds = max(experiment.federation.rounds, instruction.round)
+        if allowed.most_rounds is not None and rounds > allowed.most_rounds:
+            _refuse("experiments.most-rounds", allowed.most_rounds, rounds)
+        if kind != "query" and instruction.clients < allowed.least_clients:
+            _refuse("experiments.least-clients", allowed.least_clients, instruction.clients)
+        if kind == "train" and "trunk" not in self.leaves.allow:
+            _refuse("leaves.allow", ", ".join(self.leaves.allow) or "nothing", "a trained trunk")
+        self._check_protections()
+
+    def check_bundle(self, digest: str) -> None:
+        """Hold a bundle against the list, where bundles run at all.
+
+        Raises:
+            PolicyError: it is not on it.
+        """
+        if self.code.run == "bundle" and digest not in self.code.bundles:
+            _refuse("code.bundles", f"{len(self.code.bundles)} listed", digest)
+
+    def check_ledger(self, rounds: int) -> None:
+        """Hold the rounds answered so far against the most that are allowed.
+
+        Raises:
+            PolicyError: there have been as many.
+        """
+        most = self.experiments.most_rounds_in_all
+        if most is not None and rounds >= most:
+            _refuse("experiments.most-rounds-in-all", most, f"one more than {rounds}")
+
+    def _check_protections(self) -> None:
+        """Experiments have no `[privacy]` table yet, so none offers any protection."""
+        needed = self.protections
+        if needed.secure_aggregation:
+            _refuse("protections.secure-aggregation", "true", "none")
+        if needed.least_noise_multiplier is not None:
+            _refuse("protections.least-noise-multiplier", needed.least_noise_multiplier, "no noise")
+        if needed.largest_epsilon is not None:
+            _refuse("protections.largest-epsilon", needed.largest_epsilon, "no privacy budget")
+
+
+def _refuse(rule: str, allowed: object, asked: object) -> None:
+    raise PolicyError(
+        f"the node's owner does not allow it ({rule}): allowed {allowed}, asked {asked}"
+    )
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a policy file.
+
+    Raises:
+        ConfigError: it cannot be read, or is no policy; a line for every problem.
+    """
+    try:
+        return Policy.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise ConfigError(f"policy {path} cannot be read: {reason}; correct --policy") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"policy {path} is no TOML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError("\n".join(_problems(path, error))) from error
+
+
+def _problems(path: Path, error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        got = json.dumps(problem["input"], default=str)[:60]
+        lines.append(f"policy {path}: {key}: {problem['msg']}, got {got}")
+    return lines

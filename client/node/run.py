@@ -1,0 +1,230 @@
+"""A node at work: takes messages, holds them against its owner's policy, and answers them.
+
+Three processes, each with what it needs and no more: Flower's SuperNode holds the node's key and
+speaks to the server; this one holds the policy, and the right to reply; the worker holds the rows
+and makes replies, which leave through the guard (`client.node.guard`).
+"""
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.cli.install import install_from_fab
+from flwr.common.serde import (
+    context_to_proto,
+    message_from_proto,
+    message_to_proto,
+    recorddict_from_proto,
+)
+from flwr.proto.message_pb2 import Context as ProtoContext
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from google.protobuf.message import DecodeError
+from pydantic import ValidationError
+
+from client.node.guard import guard_reply
+from client.node.policy import Policy, read_policy
+from client.node.runtime import Runtime, Task, TaskLostError
+from client.node.supernode import SuperNode, read_flags, read_node_config
+from client.node.worker_link import NotWantedError, Worker, WorkerDiedError
+from client.place import Place
+from client.state import replace_file
+from common.errors import ConfigError, FedMTLError, NodeError, PolicyError
+from common.experiment import Experiment
+from common.wire import Instruction, config_of, refusal, size_bytes
+
+logger = logging.getLogger("fedmtl.node")
+
+BUSY_POLL_S, IDLE_POLL_S, IDLE_AFTER_S = 0.05, 0.5, 60.0
+LEDGER = "ledger.json"
+
+
+class Node:
+    """One node.
+
+    Args:
+        policy: path of the owner's policy; None for the defaults, which allow everything that the
+            documentation names.
+        flags: of ``flower-supernode``.
+
+    Raises:
+        ConfigError: the policy or a flag is wrong, or no state folder is named.
+    """
+
+    def __init__(self, policy: Path | None, flags: Sequence[str]) -> None:
+        self.policy_path = policy
+        self.policy()
+        self.place = Place.of(read_node_config(read_flags(flags).node_config))
+        if not self.place.state:
+            raise ConfigError(
+                "--node-config must name a state folder, where the node keeps its heads, got none; "
+                'add state="FOLDER" to it'
+            )
+        self.state = Path(self.place.state)
+        self.supernode = SuperNode(flags)
+        self.runtime = Runtime(
+            self.supernode.address, self.supernode.secret, self.supernode.certificates
+        )
+        self._worker = Worker("", True)
+
+    def policy(self) -> Policy:
+        """Read the owner's policy as it stands now."""
+        return Policy() if self.policy_path is None else read_policy(self.policy_path)
+
+    def run(self) -> None:
+        """Serve until stopped.
+
+        Raises:
+            NodeError: the SuperNode cannot run.
+        """
+        self.supernode.start()
+        code = self.policy().code
+        if code.run == "installed":
+            self._use_worker("", code.network).start()  # it imports while the SuperNode connects
+        last = time.monotonic()
+        try:
+            while True:
+                self.supernode.watch()
+                task = self._next_task()
+                if task is not None:
+                    self.answer(task)
+                    last = time.monotonic()
+                else:
+                    idle = time.monotonic() - last > IDLE_AFTER_S
+                    time.sleep(IDLE_POLL_S if idle else BUSY_POLL_S)
+        finally:
+            self._worker.close()
+            self.runtime.close()
+            self.supernode.stop()
+
+    def answer(self, task: Task) -> None:
+        """Answer one message, by a reply or by a refusal that says why."""
+        started, message = time.monotonic(), task.message
+        context, refused = task.context, ""
+        try:
+            reply, context = self._reply(task)
+        except NotWantedError:
+            logger.info("the message is no longer waited for; its work was ended")
+            task.drop("no longer waited for")
+            return
+        except FedMTLError as error:
+            refused = str(error)
+            reply = refusal(message, refused)
+        except (WorkerDiedError, DecodeError) as error:
+            refused = str(error)
+            reply = refusal(message, f"the node could not answer: {refused}")
+        if reply.has_error() and not refused:
+            refused = reply.error.reason or "no reason given"
+        sent = size_bytes(reply.content) if reply.has_content() else 0
+        try:
+            task.reply(reply, context)
+        except TaskLostError:
+            logger.warning("the reply was not taken: the run has ended, or the SuperNode restarted")
+            return
+        facts = {
+            "kind": message.metadata.message_type,
+            "seconds": round(time.monotonic() - started, 4),
+            "received_bytes": size_bytes(message.content) if message.has_content() else 0,
+            "sent_bytes": sent,
+        }
+        if refused:
+            logger.warning("refused: %s", refused, extra=facts)
+        else:
+            logger.info("answered %s", message.metadata.message_type, extra=facts)
+
+    def _next_task(self) -> Task | None:
+        try:
+            return self.runtime.next_task()
+        except TaskLostError:
+            return None  # the SuperNode is starting, or the run ended this very moment
+
+    def _reply(self, task: Task) -> tuple[Message, Context]:
+        """Have a message answered.
+
+        Raises:
+            FedMTLError: it is refused.
+            WorkerDiedError: the worker died over it, twice.
+        """
+        policy, message = self.policy(), task.message
+        instruction, experiment = read_instruction(message)
+        kind = message.metadata.message_type
+        policy.check(instruction, experiment, kind)
+        policy.check_bundle(task.fab.hash_str)
+        rounds = self._rounds() if kind == "train" else 0
+        policy.check_ledger(rounds)
+        bundle = (
+            str(install_from_fab(task.fab.content, skip_prompt=True))
+            if (policy.code.run == "bundle")
+            else ""
+        )
+        worker = self._use_worker(bundle, policy.code.network)
+        reply, context = self._ask(worker, task, policy.code.most_seconds)
+        checked = guard_reply(message, reply, policy, experiment)
+        if kind == "train" and checked.has_content():
+            content = json.dumps({"rounds": rounds + 1}).encode()
+            replace_file(self.state / LEDGER, content, durable=True)
+        return checked, context
+
+    def _ask(self, worker: Worker, task: Task, most_s: float) -> tuple[Message, Context]:
+        """Ask the worker; where it dies, ask a new one once: what it keeps on disk allows that."""
+        context = context_to_proto(task.context).SerializeToString()
+        message = message_to_proto(task.message).SerializeToString()
+        try:
+            answer = worker.ask(context, message, most_s, task.wanted)
+        except WorkerDiedError as error:
+            logger.warning("%s; asking a new one", error)
+            answer = worker.ask(context, message, most_s, task.wanted)
+        state = recorddict_from_proto(ProtoContext.FromString(answer[0]).state)
+        after = Context(
+            run_id=task.context.run_id,
+            node_id=task.context.node_id,
+            node_config=task.context.node_config,
+            state=state,
+            run_config=task.context.run_config,
+            series_id=task.context.series_id,
+        )
+        return message_from_proto(ProtoMessage.FromString(answer[1])), after
+
+    def _use_worker(self, bundle: str, network: bool) -> Worker:
+        """Get the worker for this code; another one is ended first."""
+        if (self._worker.bundle, self._worker.network) != (bundle, network):
+            self._worker.close()
+            self._worker = Worker(bundle, network)
+        return self._worker
+
+    def _rounds(self) -> int:
+        """Count the rounds that were answered so far, over all runs."""
+        path = self.state / LEDGER
+        try:
+            return int(json.loads(path.read_text())["rounds"]) if path.exists() else 0
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PolicyError(
+                f"the node's {LEDGER} cannot be read ({type(error).__name__}); its owner must "
+                "mend or remove it"
+            ) from error
+
+
+def read_instruction(message: Message) -> tuple[Instruction, Experiment]:
+    """Read what a message asks for.
+
+    Raises:
+        NodeError: it is not of the form that this version knows.
+    """
+    try:
+        instruction = Instruction.from_record(config_of(message.content))
+        return instruction, parse_experiment(instruction.experiment)
+    except (KeyError, TypeError, ValueError) as error:
+        count = f", {error.error_count()} problems" if isinstance(error, ValidationError) else ""
+        raise NodeError(
+            f"the message is not of a form that this node's version knows ({type(error).__name__}"
+            f"{count}); server and node must run the same version of fedmtl"
+        ) from None
+
+
+@lru_cache(maxsize=4)
+def parse_experiment(text: str) -> Experiment:
+    """Parse an experiment as the server sent it."""
+    return Experiment.model_validate_json(text)

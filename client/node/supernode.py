@@ -1,0 +1,146 @@
+"""Flower's SuperNode as the node's child: its flags are the operator's, its isolation is ours."""
+
+import argparse
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from client.node.worker import die_with_parent
+from common.errors import ConfigError, NodeError
+
+logger = logging.getLogger("fedmtl.node")
+
+OURS = ("--isolation", "--superexec-auth-secret-file")  # flags that `fedmtl node run` sets itself
+QUICK_S, MOST_QUICK = 15.0, 3  # ends sooner than this, so many times in a row: it cannot run
+PAUSE_S = 1.0  # before it is started again
+STOP_S = 10.0  # for an orderly end
+
+
+def read_flags(flags: Sequence[str]) -> argparse.Namespace:
+    """Read the flags of ``flower-supernode`` that concern us; the others are Flower's business.
+
+    Raises:
+        ConfigError: one of them is ours to set, or has no value.
+    """
+    for flag in flags:
+        if flag.split("=")[0] in OURS:
+            raise ConfigError(f"{flag} must not be given: fedmtl node run sets it; remove it")
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    for name in ("--node-config", "--host", "--port", "--ssl-certfile", "--ssl-ca-certfile"):
+        parser.add_argument(name)
+    try:
+        return parser.parse_known_args(list(flags))[0]
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"flags of flower-supernode: {error}") from error
+
+
+def read_node_config(text: str | None) -> dict[str, Any]:
+    """Read ``--node-config`` as Flower does: key=value pairs, or the path of a TOML file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    import click
+    from flwr.common.config import parse_config_args
+
+    try:
+        return dict(parse_config_args([text] if text else None))
+    except (OSError, ValueError, click.ClickException) as error:
+        raise ConfigError(
+            f"--node-config cannot be read: {error}; write it as 'data=\"FOLDER\" threads=2'"
+        ) from error
+
+
+class SuperNode:
+    """The child process, started anew when it dies.
+
+    Args:
+        flags: as the operator gave them.
+
+    Attributes:
+        address: of its Runtime API, "host:port".
+        secret: that it shares with whoever may take its tasks.
+        certificates: of the CA behind its Runtime API; None where that is plain HTTP.
+    """
+
+    def __init__(self, flags: Sequence[str]) -> None:
+        found = read_flags(flags)
+        host, port = found.host or "127.0.0.1", found.port or str(_free_port())
+        self.address, self.secret = f"{host}:{port}", secrets.token_hex(32).encode()
+        self.certificates = None
+        if found.ssl_certfile and found.ssl_ca_certfile:
+            self.certificates = Path(found.ssl_ca_certfile).expanduser()
+        self._folder = Path(tempfile.mkdtemp(prefix="fedmtl-node-"))  # mode 0700
+        secret_file = self._folder / "secret"
+        secret_file.write_bytes(self.secret)
+        self._command = [_executable(), *flags]
+        self._command += [] if found.host else ["--host", host]
+        self._command += [] if found.port else ["--port", port]
+        self._command += ["--isolation", "process"]
+        self._command += ["--superexec-auth-secret-file", str(secret_file)]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started, self._quick = 0.0, 0
+
+    def start(self) -> None:
+        """Start the process."""
+        self._started = time.monotonic()
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent
+        )
+
+    def watch(self) -> None:
+        """Start it again where it ended.
+
+        Raises:
+            NodeError: it cannot run.
+        """
+        if self._process is None or self._process.poll() is None:
+            return
+        code = self._process.returncode
+        quick = time.monotonic() - self._started < QUICK_S
+        self._quick = self._quick + 1 if quick else 1
+        if code > 0 or self._quick >= MOST_QUICK:
+            raise NodeError(
+                f"flower-supernode ended with exit status {code}; its own message stands above"
+            )
+        logger.warning("flower-supernode ended (%d); starting it again", code)
+        time.sleep(PAUSE_S)
+        self.start()
+
+    def stop(self) -> None:
+        """End it in order: it tells the SuperLink that the node leaves."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _executable() -> str:
+    """Find the program of the environment this process runs in."""
+    beside = Path(sys.executable).parent / "flower-supernode"
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("flower-supernode")
+    if not found:
+        raise ConfigError(
+            "flower-supernode is not installed beside this Python; install it: pip install flwr"
+        )
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

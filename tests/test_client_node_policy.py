@@ -1,0 +1,101 @@
+"""A policy says no by its rule, what it allows and what was asked."""
+
+import pytest
+
+from client.node.policy import Policy, read_policy
+from common.errors import ConfigError, PolicyError
+from common.wire import Instruction
+from tests.conftest import make_experiment
+
+EXPERIMENT = make_experiment(federation={"rounds": 20})
+ASKED = Instruction("{}", round=3, clients=5)
+
+
+def check(policy, kind="train", instruction=ASKED, experiment=EXPERIMENT):
+    Policy.model_validate(policy).check(instruction, experiment, kind)
+
+
+def test_the_default_allows_what_the_documentation_names():
+    for kind in ("query", "train", "evaluate"):
+        check({}, kind)
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule"),
+    [
+        ({"experiments": {"names": ["other"]}}, "experiments.names"),
+        ({"experiments": {"fingerprints": ["0123"]}}, "experiments.fingerprints"),
+        ({"experiments": {"most-rounds": 19}}, "experiments.most-rounds"),
+        ({"experiments": {"least-clients": 6}}, "experiments.least-clients"),
+        ({"leaves": {"allow": ["training-sums"]}}, "leaves.allow"),
+        ({"protections": {"secure-aggregation": True}}, "protections.secure-aggregation"),
+        ({"protections": {"least-noise-multiplier": 0.5}}, "protections.least-noise-multiplier"),
+        ({"protections": {"largest-epsilon": 3.0}}, "protections.largest-epsilon"),
+    ],
+)
+def test_what_goes_beyond_a_rule_is_refused_by_its_name(policy, rule):
+    with pytest.raises(PolicyError, match=rule):
+        check(policy)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"experiments": {"names": ["tiny"], "fingerprints": [EXPERIMENT.fingerprint()]}},
+        {"experiments": {"most-rounds": 20, "least-clients": 5}},
+    ],
+)
+def test_what_keeps_to_a_rule_is_allowed(policy):
+    check(policy)
+
+
+def test_a_round_beyond_the_experiments_own_is_counted_as_asked():
+    with pytest.raises(PolicyError, match="allowed 20, asked 21"):
+        check({"experiments": {"most-rounds": 20}}, instruction=Instruction("{}", round=21))
+
+
+def test_a_changed_setting_is_another_fingerprint():
+    policy = {"experiments": {"fingerprints": [EXPERIMENT.fingerprint()]}}
+    with pytest.raises(PolicyError, match="fingerprints"):
+        check(policy, experiment=make_experiment(federation={"rounds": 20}, seed=1))
+
+
+def test_the_ledger_counts_over_all_runs():
+    policy = Policy.model_validate({"experiments": {"most-rounds-in-all": 3}})
+    policy.check_ledger(2)
+    with pytest.raises(PolicyError, match="most-rounds-in-all"):
+        policy.check_ledger(3)
+
+
+def test_bundles_are_held_against_the_list_only_where_they_run():
+    digest = "ab" * 32
+    Policy().check_bundle(digest)
+    listed = Policy.model_validate({"code": {"run": "bundle", "bundles": ["cd" * 32]}})
+    listed.check_bundle("cd" * 32)
+    with pytest.raises(PolicyError, match=digest):
+        listed.check_bundle(digest)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = [", "no TOML"),
+        ("[experiment]", "experiment: Extra inputs are not permitted"),
+        ("[leaves]\nsmallest-group = 0", "leaves.smallest-group: .* got 0"),
+        ("[leaves]\nsmallest-group = '5'", "leaves.smallest-group: .* valid integer"),
+        ("[leaves]\nallow = ['rows']", "leaves.allow.0"),
+        ("[code]\nrun = 'bundle'", "needs bundles"),
+        ("[code]\nbundles = ['" + "ab" * 32 + "']", "bundles are for run = 'bundle'"),
+        ("[code]\nrun = 'bundle'\nbundles = ['zz']", "code.bundles.0"),
+    ],
+)
+def test_a_wrong_file_is_told_in_a_line(tmp_path, text, told):
+    path = tmp_path / "policy.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        read_policy(path)
+
+
+def test_a_missing_file_is_told_in_a_line(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        read_policy(tmp_path / "none.toml")
