@@ -18,10 +18,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tests.hosts import Federation, Node, lines_of, rounds_of, trunk_of
+from tests.hosts import START_BY, Federation, Node, lines_of, rounds_of, trunk_of
 from tests.lossy_loopback import heads_at_home, simulate_losses, ways_to_lose
 from tests.namespaces import Host, Process, command_of, send_signal, wait_until
 
@@ -70,9 +71,16 @@ class Trial:
         folders = self.federation.run_folders()
         return folders[-1] if len(folders) > self.before else None
 
-    def wait_until_training(self) -> None:
-        """Wait until the run's first clients are at work."""
-        wait_until(lambda: self.folder is not None, 120, "the run's folder")
+    def wait_for_the_moment(self) -> None:
+        """Wait until some round is done, or none, and a part of the next."""
+        done = self.random.randrange(ROUNDS)
+        wait_until(lambda: len(self.lines()) >= done, HANG_S, f"round {done}")
+        last_s = self.lines()[-1]["time_s"] if done else self.expected_s / 2
+        self.note(f"{self.pause(last_s):.1f} s into round {done + 1}")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The rounds recorded so far."""
+        return [] if self.folder is None else lines_of(self.folder)
 
 
 def kill_node(trial: Trial) -> None:
@@ -94,7 +102,7 @@ def kill_worker(trial: Trial) -> None:
 
 def workers(host: Host) -> list[int]:
     """The processes on a node that run client code."""
-    words = ("flwr-clientapp", "client.node.worker")
+    words = ("flwr-clientapp", "client/node/worker.py")
     return [pid for pid in host.processes() if any(word in command_of(pid) for word in words)]
 
 
@@ -180,7 +188,7 @@ def try_fault(federation: Federation, fault: str, seed: int, expected_s: float) 
     trial = Trial(federation, draws, victim, expected_s, len(federation.run_folders()))
     federation.tend()
     trial.submit()
-    trial.pause(expected_s)
+    trial.wait_for_the_moment()
     FAULTS[fault](trial)
     try:
         resumes = finish(trial)
@@ -241,8 +249,8 @@ def run_goes_on(trial: Trial) -> bool:
 
 
 def last_line(process: Process) -> str:
-    lines = [line for line in process.said().splitlines() if line.strip()]
-    return lines[-1][-200:] if lines else ""
+    lines = [line.strip(" \u2502\u2500\u2570\u256f") for line in process.said().splitlines()]
+    return " | ".join([line for line in lines if line][-3:])[-300:]
 
 
 def judge(trial: Trial) -> str:
@@ -308,7 +316,7 @@ def main() -> int:
     parser.add_argument("--fault", action="append", choices=list(FAULTS))
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--folder", type=Path, help="keep all files here")
-    parser.add_argument("--start-by", default="plain", choices=["plain", "fedmtl"])
+    parser.add_argument("--start-by", default=START_BY, choices=["plain", "fedmtl"])
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     verdicts: list[Verdict] = []

@@ -28,6 +28,7 @@ from tests.namespaces import Host, Network, Process, wait_until
 
 ROOT = Path(__file__).parent.parent
 PORT = 8000
+START_BY = "fedmtl"  # how nodes are started, where a test does not say
 CLIENTS = {"a": "school-001", "b": "school-003"}  # host -> client
 
 SCHOOL = """
@@ -220,9 +221,12 @@ class Node:
         return load_file(self.kept(run)[round_number])
 
 
-def make_key(path: Path) -> None:
-    """Make a node's key pair, as the guide does."""
-    command = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(path)]
+def make_key(path: Path, kind: str = "ecdsa") -> None:
+    """Make a key pair; a node's is as the guide has it."""
+    if path.exists():
+        return
+    bits = ["-b", "384"] if kind == "ecdsa" else []
+    command = ["ssh-keygen", "-q", "-t", kind, *bits, "-N", "", "-f", str(path)]
     subprocess.run(command, check=True, capture_output=True)
 
 
@@ -242,7 +246,7 @@ class Federation:
         folder: Path,
         source: str = "school",
         clients: dict[str, str] | None = None,
-        start_by: str = "plain",
+        start_by: str = START_BY,
         policy: str = "",
     ) -> None:
         self.folder, self.source, self.start_by, self.policy = folder, source, start_by, policy
@@ -291,8 +295,12 @@ class Federation:
     def close(self) -> None:
         self.network.close()
 
-    def start_superlink(self) -> Process:
-        """Start the SuperLink on its database and wait until it serves."""
+    def start_superlink(self, program_of: Sequence[str] = ()) -> Process:
+        """Start the SuperLink on its database and wait until it serves.
+
+        Args:
+            program_of: another program than flower-superlink.
+        """
         tls = self.server.folder / "tls"
         home = Path(self.server.environment["FLWR_HOME"])
         home.mkdir(exist_ok=True)
@@ -300,7 +308,8 @@ class Federation:
             '[superlink]\ndefault = "hosts"\n\n[superlink.hosts]\n'
             f'address = "{self.address}"\nroot-certificates = "{tls / "ca.crt"}"\n'
         )
-        command = [program("flower-superlink"), "--host", "0.0.0.0", "--port", str(PORT)]
+        command = [*(program_of or [program("flower-superlink")])]
+        command += ["--host", "0.0.0.0", "--port", str(PORT)]
         command += ["--ssl-ca-certfile", str(tls / "ca.crt")]
         command += ["--ssl-certfile", str(tls / "server.crt")]
         command += ["--ssl-keyfile", str(tls / "server.key")]
@@ -349,7 +358,10 @@ class Federation:
     def listed_runs(self) -> list[dict[str, Any]]:
         """What the SuperLink knows of its runs."""
         said = self.flwr("ls", "hosts", "--format", "json")
-        listed: list[dict[str, Any]] = json.loads(said[said.index("{") :])["runs"]
+        told = json.loads(said[said.index("{") :])
+        if "runs" not in told:
+            raise OSError(f"flwr ls: {said.strip()[-300:]}")
+        listed: list[dict[str, Any]] = told["runs"]
         return listed
 
     def settings(self, *overrides: str, **others: str) -> str:
