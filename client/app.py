@@ -81,7 +81,7 @@ class Job:
         """Put the received trunk, and the client's own parameters before a round, to work."""
         trunk = unpack_arrays(arrays_of(message.content) or ArrayRecord())
         if isinstance(self.state, FolderState) and self.instruction.run:
-            self.state.save_run(self._about())
+            self.state.save_run(self._about(), self.data.fitted.to_json())
             self.state.save_trunk(before - 1, trunk)
         self.session.trainer.load(trunk, self.state.load(before))
 

@@ -23,6 +23,7 @@ from common.agreement import Agreement, Description
 from common.dataset import SPLITS, ClientData, Rows, TargetScale
 from common.errors import StateError
 from common.experiment import Experiment
+from common.fitted import Fitted
 
 logger = logging.getLogger("fedmtl.client")
 FORMAT = 1  # of the files; another one is not found
@@ -93,6 +94,7 @@ def _flatten(data: ClientData) -> tuple[dict[str, Tensor], dict[str, object]]:
         "tasks": list(train.targets),
         "scaled": list(data.target_scales),
         "notes": data.notes,
+        "fitted": data.fitted.to_json(),
     }
     return tensors, info
 
@@ -119,7 +121,8 @@ def _load(path: Path, name: str) -> ClientData:
             task: TargetScale(*(file.get_tensor(f"scale/{task}/{k}") for k in ("mean", "dev")))
             for task in info["scaled"]
         }
-    return ClientData(name, splits, scales, tuple(info["notes"]))
+    fitted = Fitted.from_json(info["fitted"])
+    return ClientData(name, splits, scales, tuple(info["notes"]), fitted)
 
 
 def _hash(*parts: object) -> str:

@@ -5,6 +5,7 @@ in a new process for every message; both go through `open_session`.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -102,7 +103,7 @@ class Session:
         if name not in self._clients:
             data = self.rows.encode(name, self.agreement)
             splits = {key: rows.to(self.trainer.device) for key, rows in data.splits.items()}
-            self._clients[name] = ClientData(name, splits, data.target_scales, data.notes)
+            self._clients[name] = replace(data, splits=splits)
         return self._clients[name]
 
     def name_of(self, context: Context) -> str:

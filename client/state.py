@@ -7,6 +7,7 @@ so that the round after a restart is the round of a node that never died::
     <state>/runs/<run>/<client>/own-00000003.safetensors   what stays home, after round 3
     <state>/runs/<run>/<client>/trunk.safetensors          the last trunk received
     <state>/runs/<run>/<client>/run.json                   experiment and agreement of the run
+    <state>/runs/<run>/<client>/fitted.json                scalings of the client's own rows
 
 Every file is replaced whole. Two rounds are kept: a server that resumes from its checkpoint may ask
 for the last one again, and then the heads from before it are taken.
@@ -34,7 +35,7 @@ logger = logging.getLogger("fedmtl.client")
 OWN, INFO = "own-arrays", "own-info"  # keys of the records in Context.state
 GENERATIONS = 2
 OWN_FILE = re.compile(r"own-(\d{8,})\.safetensors")
-TRUNK_FILE, RUN_FILE = "trunk.safetensors", "run.json"
+TRUNK_FILE, RUN_FILE, FITTED_FILE = "trunk.safetensors", "run.json", "fitted.json"
 
 
 class OwnState(Protocol):
@@ -135,15 +136,20 @@ class FolderState:
         content = save(dict(trunk), metadata={"round": str(round_number)})
         replace_file(self.folder / TRUNK_FILE, content)
 
-    def save_run(self, run: Mapping[str, Any]) -> None:
-        """Write once what the run is about.
+    def save_run(self, run: Mapping[str, Any], fitted: str) -> None:
+        """Write once what the run is about, and by what new rows are encoded for it.
+
+        Args:
+            run: what ``run.json`` is to hold.
+            fitted: what encoding learned from the training rows, as JSON.
 
         Raises:
             StateError: it cannot be written.
         """
-        path = self.folder / RUN_FILE
-        if not path.exists():
-            replace_file(path, json.dumps(run, indent=1).encode(), durable=True)
+        if not (self.folder / RUN_FILE).exists():
+            replace_file(self.folder / FITTED_FILE, fitted.encode(), durable=True)
+            content = json.dumps(run, indent=1).encode()
+            replace_file(self.folder / RUN_FILE, content, durable=True)
 
 
 def open_state(context: Context, client: str, run: str, heads_from: str = "") -> OwnState:
@@ -188,13 +194,16 @@ def folder_name(name: str) -> str:
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
-def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
+def replace_file(
+    path: Path, content: bytes, *, durable: bool = False, private: bool = False
+) -> None:
     """Write a file so that a crash leaves the old content or the new one, whole.
 
     Args:
         path: the file; folders above it are made, for the owner's eyes only.
         content: what it is to hold.
         durable: whether it must survive a loss of power from now on.
+        private: whether others on the machine must not read it, wherever it lies.
 
     Raises:
         StateError: it cannot be written.
@@ -202,7 +211,7 @@ def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with partial.open("wb") as file:
+        with open(partial, "wb", opener=_open_private if private else None) as file:
             file.write(content)
             if durable:
                 file.flush()
@@ -216,6 +225,10 @@ def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
             f"state: {path} cannot be written: {error.strerror or error}; make room or correct its "
             "permissions. What was kept before is whole"
         ) from error
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -20,7 +20,7 @@ def expand_columns(table: ClientTable, experiment: Experiment, name: str) -> tup
     partition, what `exclude` names, or a column that another input names outright.
 
     Raises:
-        DataError: a named column is missing, or a pattern matches nothing.
+        DataError: a pattern matches nothing.
     """
     chosen, idle = _expand(
         tuple(table.columns), experiment.inputs[name], _reserved(experiment, name)
@@ -29,11 +29,6 @@ def expand_columns(table: ClientTable, experiment: Experiment, name: str) -> tup
         raise DataError(
             f"client '{table.name}': inputs.{name}.columns has {list_names(idle)}, which matches "
             f"no column; there are {list_names(list(table.columns))}"
-        )
-    if missing := [column for column in chosen if column not in table.columns]:
-        raise DataError(
-            f"client '{table.name}' lacks {len(missing)} of the columns of inputs.{name}: "
-            f"{list_names(missing)}; its columns are {list_names(list(table.columns))}"
         )
     return chosen
 

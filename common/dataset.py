@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from common.fitted import Fitted
+
 SPLITS = ("train", "validation", "test")
 
 
@@ -94,12 +96,14 @@ class ClientData:
         target_scales: regression tasks whose targets are standardised -> scale; their tensors in
             `splits` are standardised already, so a metric must undo it.
         notes: one line each on what was left out, for the log; counts and names only.
+        fitted: what encoding learned from the training rows; new rows are encoded by it.
     """
 
     name: str
     splits: dict[str, Rows]
     target_scales: Mapping[str, TargetScale] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    fitted: Fitted = field(default_factory=Fitted)
 
     @property
     def train(self) -> Rows:

@@ -50,3 +50,7 @@ class PolicyError(FedMTLError):
 
 class NodeError(FedMTLError):
     """A node cannot run."""
+
+
+class ExportError(FedMTLError):
+    """A model cannot be written as a file, or the file would not give the model's numbers."""

@@ -37,8 +37,19 @@ def read_features(table: ClientTable, experiment: Experiment, name: str) -> Feat
         DataError: a column is missing, of the wrong kind or shape, infinite, or has empty cells
             under ``missing = "refuse"``.
     """
-    settings = experiment.inputs[name]
     columns = expand_columns(table, experiment, name)
+    return read_named(table, experiment.inputs[name], name, columns)
+
+
+def read_named(
+    table: ClientTable, settings: Input, name: str, columns: tuple[str, ...]
+) -> Features:
+    """Read one input from these columns; see `read_features`."""
+    if missing := [column for column in columns if column not in table.columns]:
+        raise DataError(
+            f"client '{table.name}' lacks {len(missing)} of the columns of inputs.{name}: "
+            f"{list_names(missing)}; its columns are {list_names(list(table.columns))}"
+        )
     values = READERS[settings.kind](table, settings, name, columns)
     empty = values == None if values.dtype == object else np.isnan(values)  # noqa: E711 (per cell)
     if settings.missing == "zero":

@@ -16,6 +16,7 @@ import typer
 
 from common.errors import CheckpointError, ConfigError, FedMTLError
 from simulations.cli_node import app as node_app
+from simulations.cli_predict import export, predict
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
@@ -251,6 +252,10 @@ def list_choices(
             print_json(to_json(chosen))
         else:
             print_catalogue(chosen, Console())
+
+
+app.command()(predict)
+app.command()(export)
 
 
 def run(

@@ -78,6 +78,7 @@ def test_the_second_process_gets_the_same_rows_without_reading_any(node, monkeyp
     assert again == described
     assert cached.notes == data.notes
     assert cached.tasks == data.tasks
+    assert cached.fitted.to_json() == data.fitted.to_json()
     for split, rows in data.splits.items():
         for kind in ("inputs", "targets", "labelled"):
             parts, others = getattr(rows, kind), getattr(cached.splits[split], kind)

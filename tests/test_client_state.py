@@ -113,6 +113,6 @@ def test_the_owner_alone_can_read_it(tmp_path):
 
 def test_what_a_run_is_about_is_written_once(tmp_path):
     state = FolderState(tmp_path)
-    state.save_run({"run": "r", "client": "a"})
-    state.save_run({"run": "other"})
+    state.save_run({"run": "r", "client": "a"}, "{}")
+    state.save_run({"run": "other"}, "{}")
     assert json.loads((tmp_path / "run.json").read_text())["run"] == "r"

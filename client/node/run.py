@@ -64,7 +64,7 @@ class Node:
                 'add state="FOLDER" to it'
             )
         self.state = Path(self.place.state)
-        self.supernode = SuperNode(flags)
+        self.supernode = SuperNode(flags, self.state)
         self.runtime = Runtime(
             self.supernode.address, self.supernode.secret, self.supernode.certificates
         )

@@ -9,19 +9,20 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from client.node.worker import die_with_parent
+from client.state import replace_file
 from common.errors import ConfigError, NodeError
 
 logger = logging.getLogger("fedmtl.node")
 
 OURS = ("--isolation", "--superexec-auth-secret-file")  # flags that `fedmtl node run` sets itself
 QUICK_S, MOST_QUICK = 15.0, 3  # ends sooner than this, so many times in a row: it cannot run
+SECRET = "runtime-secret"
 PAUSE_S = 1.0  # before it is started again
 STOP_S = 10.0  # for an orderly end
 
@@ -66,6 +67,7 @@ class SuperNode:
 
     Args:
         flags: as the operator gave them.
+        state: the node's state folder, which keeps the secret of this start.
 
     Attributes:
         address: of its Runtime API, "host:port".
@@ -73,21 +75,20 @@ class SuperNode:
         certificates: of the CA behind its Runtime API; None where that is plain HTTP.
     """
 
-    def __init__(self, flags: Sequence[str]) -> None:
+    def __init__(self, flags: Sequence[str], state: Path) -> None:
         found = read_flags(flags)
         host, port = found.host or "127.0.0.1", found.port or str(_free_port())
         self.address, self.secret = f"{host}:{port}", secrets.token_hex(32).encode()
         self.certificates = None
         if found.ssl_certfile and found.ssl_ca_certfile:
             self.certificates = Path(found.ssl_ca_certfile).expanduser()
-        self._folder = Path(tempfile.mkdtemp(prefix="fedmtl-node-"))  # mode 0700
-        secret_file = self._folder / "secret"
-        secret_file.write_bytes(self.secret)
+        self._secret_file = (state / SECRET).resolve()
+        replace_file(self._secret_file, self.secret, private=True)
         self._command = [_executable(), *flags]
         self._command += [] if found.host else ["--host", host]
         self._command += [] if found.port else ["--port", port]
         self._command += ["--isolation", "process"]
-        self._command += ["--superexec-auth-secret-file", str(secret_file)]
+        self._command += ["--superexec-auth-secret-file", str(self._secret_file)]
         self._process: subprocess.Popen[bytes] | None = None
         self._started, self._quick = 0.0, 0
 
@@ -125,7 +126,7 @@ class SuperNode:
                 self._process.wait(STOP_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._secret_file.unlink(missing_ok=True)
 
 
 def _executable() -> str:

@@ -1,0 +1,47 @@
+"""What the outputs of a task's head say: classes and probabilities, or values in their own unit."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from common.dataset import TargetScale
+from common.experiment import Task
+from common.metrics import predicted_classes
+
+
+class Answer(NamedTuple):
+    """The answers of one task for N rows.
+
+    Attributes:
+        value: int64 classes, [N] (multiclass, binary) or [N, labels] (multilabel); or values in the
+            target's unit, [N, outputs], float32, after ``log1p`` float64 (regression).
+        probability: float32 [N, classes] (multiclass), [N] of the second class (binary) or
+            [N, labels] (multilabel); None for regression.
+    """
+
+    value: Tensor
+    probability: Tensor | None
+
+
+def read_output(task: Task, output: Tensor, scale: TargetScale | None) -> Answer:
+    """Read a head's outputs as its metric does, and undo what ``transform`` did.
+
+    Args:
+        task: the task's settings.
+        output: [N, outputs].
+        scale: of the client's targets, where they are standardised.
+
+    >>> read_output(Task(kind="binary"), torch.tensor([[0.0], [2.0]]), None).value
+    tensor([0, 1])
+    """
+    if task.kind == "regression":
+        value = output if scale is None else scale.undo(output)
+        return Answer(value.double().expm1() if task.transform == "log1p" else value, None)
+    decided = predicted_classes(task.kind, output).to(torch.int64)
+    if task.kind == "multiclass":
+        return Answer(decided, output.softmax(dim=1))
+    probability = output.sigmoid()
+    if task.kind == "binary":
+        return Answer(decided[:, 0], probability[:, 0])
+    return Answer(decided, probability)

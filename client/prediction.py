@@ -1,0 +1,156 @@
+"""Predictions of a client's kept model for new rows, as columns."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.answers import Answer, read_output
+from client.kept_model import KeptModel
+from common.cells import count_rows, list_names
+from common.encoding import NewRows, encode_rows, target_scales
+from common.errors import ConfigError
+from common.experiment import Experiment, Task
+from common.tables import ClientTable
+from common.targets import class_names
+
+ROWS = 4096  # computed at a time
+PREFIX = "predicted."  # begins the names of columns: a task is mostly called as its target is
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says about N rows.
+
+    Attributes:
+        columns: column name -> [M], of the rows that can be used: classes (objects of str where the
+            experiment names them, else int64), probabilities and values.
+        usable: bool [N], M of which are true.
+        notes: one line each on what is left out or uncertain; names and counts only.
+    """
+
+    columns: dict[str, NDArray[Any]]
+    usable: NDArray[np.bool_]
+    notes: tuple[str, ...]
+
+
+def predict(
+    kept: KeptModel, table: ClientTable, device: torch.device, prefix: str = PREFIX
+) -> Predictions:
+    """Predict all tasks that the client holds.
+
+    Args:
+        kept: the model.
+        table: rows with the columns of the experiment's inputs; others are not read.
+        device: where to compute.
+        prefix: begins the names of the columns.
+
+    Raises:
+        ConfigError: a column of the table has a name that a prediction needs.
+        DataError: the rows cannot be encoded; see `common.encoding.encode_rows`.
+        CheckpointError: the model is not complete.
+    """
+    rows = encode_rows(table, kept.experiment, kept.agreement, kept.fitted)
+    answers = compute_answers(kept, rows.inputs, device)
+    named = [
+        (prefix + name, column)
+        for task, answer in answers.items()
+        for name, column in name_columns(kept.experiment, task, answer)
+    ]
+    _check_names([name for name, _ in named], list(table.columns))
+    return Predictions(dict(named), rows.usable, tuple(_notes(kept, rows)))
+
+
+def compute_answers(
+    kept: KeptModel, inputs: dict[str, Tensor], device: torch.device
+) -> dict[str, Answer]:
+    """Compute the answers of all tasks that the client holds, some rows at a time."""
+    model, scales = kept.build().to(device), target_scales(kept.fitted)
+    count = len(next(iter(inputs.values())))
+    parts: dict[str, list[Answer]] = {task: [] for task in kept.tasks}
+    with torch.inference_mode():
+        for start in range(0, max(count, 1), ROWS):
+            some = {name: x[start : start + ROWS].to(device) for name, x in inputs.items()}
+            outputs, _ = model(some, kept.tasks)
+            for task, output in outputs.items():
+                settings = kept.experiment.tasks[task]
+                parts[task].append(read_output(settings, output, scales.get(task)))
+    return {task: _join(some) for task, some in parts.items()}
+
+
+def name_columns(
+    experiment: Experiment, name: str, answer: Answer
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Name the columns of one task's answers; [N] each."""
+    task = experiment.tasks[name]
+    value = answer.value.cpu().numpy()
+    probability = None if answer.probability is None else answer.probability.cpu().numpy()
+    if task.kind == "multiclass" and probability is not None:
+        yield name, _classes(task, value)
+        for code, known in enumerate(class_names(task, np.arange(probability.shape[1]))):
+            yield f"{name}.probability.{known}", probability[:, code]
+    elif task.kind == "binary" and probability is not None:
+        yield name, _classes(task, value)
+        yield f"{name}.probability", probability
+    else:
+        for place, output in enumerate(name_outputs(experiment, name)):
+            yield output, value[:, place]
+            if probability is not None:
+                yield f"{output}.probability", probability[:, place]
+
+
+def name_outputs(experiment: Experiment, task: str) -> list[str]:
+    """Name the outputs of a regression or multilabel task: as the task, or by target columns."""
+    targets = experiment.targets(task)
+    alone = len(targets) == 1 and experiment.tasks[task].kind == "regression"
+    return [task] if alone else [f"{task}.{column}" for column in targets]
+
+
+def _classes(task: Task, codes: NDArray[np.int64]) -> NDArray[Any]:
+    if not isinstance(task.classes, tuple):
+        return codes
+    return np.array(task.classes, dtype=object)[codes]
+
+
+def _join(parts: Sequence[Answer]) -> Answer:
+    values = torch.cat([part.value for part in parts])
+    probabilities = [part.probability for part in parts if part.probability is not None]
+    return Answer(values, torch.cat(probabilities) if probabilities else None)
+
+
+def _check_names(names: Sequence[str], columns: Sequence[str]) -> None:
+    taken = [name for name in names if name in columns]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if taken or twice:
+        whose = "columns of the rows" if taken else "two predictions"
+        raise ConfigError(
+            f"--prefix must keep predictions apart from all other columns, got names that {whose} "
+            f"have: {list_names(taken or twice)}; choose another --prefix, or rename the columns"
+        )
+
+
+def describe_gaps(kept: KeptModel) -> Iterator[str]:
+    """Say in a line each what a model does not answer, or answers otherwise than was measured."""
+    lacking = [task for task in kept.experiment.tasks if task not in kept.tasks]
+    if lacking:
+        yield f"client '{kept.client}' has no head for task {list_names(lacking)}: it is left out"
+    if kept.experiment.evaluation.model == "personal":
+        yield (
+            "the run measured trunks after local epochs (evaluation.model 'personal'); here the "
+            "trunk is as it was received"
+        )
+
+
+def _notes(kept: KeptModel, rows: NewRows) -> Iterator[str]:
+    yield from describe_gaps(kept)
+    if dropped := int((~rows.usable).sum()):
+        yield f"{count_rows(dropped)} with empty cells in the inputs: predictions are empty there"
+    for (name, column), count in rows.unknown.items():
+        yield (
+            f"column '{column}' (inputs.{name}) has a category that training did not know in "
+            f"{count_rows(count)}; it counts as none"
+        )

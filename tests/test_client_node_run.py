@@ -1,0 +1,221 @@
+"""A node answers or refuses every message, and never answers what its owner's policy forbids."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.node.dry_run import _instruction
+from client.node.policy import Policy
+from client.node.run import LEDGER, Node
+from client.node.worker import answer
+from client.node.worker_link import NotWantedError, WorkerDiedError
+from client.place import Place
+from client.session import close_sessions, open_rows, open_session
+from common.agreement import agree
+from common.errors import ConfigError
+from common.experiment_file import load_experiment
+from common.wire import ARRAYS, CONFIG, Instruction, arrays_of, pack_arrays
+
+SETTINGS = ["data.clients=['client-000','client-001']", "trunk.widths=[8]", "training.epochs=1"]
+CONFIG_TEXT = 'client="client-000" device="cpu" state="{}"'
+
+
+class FakeTask:
+    """What the SuperNode would hand over."""
+
+    def __init__(self, message, node_config):
+        self.message = message
+        self.context = Context(1, 1, node_config, RecordDict(), {})
+        self.fab = SimpleNamespace(hash_str="ab" * 32, content=b"")
+        self.replies, self.dropped = [], []
+
+    def wanted(self):
+        return True
+
+    def reply(self, reply, context):
+        self.replies.append(reply)
+        self.context = context
+
+    def drop(self, details):
+        self.dropped.append(details)
+
+
+class HereWorker:
+    """The installed client, in this process; dies as often as told."""
+
+    bundle, network = "", True
+
+    def __init__(self, deaths=0, lost=False):
+        self.deaths, self.lost, self.asked = deaths, lost, 0
+
+    def start(self):
+        pass
+
+    def close(self):
+        pass
+
+    def ask(self, context, message, most_s, wanted):
+        from client.app import app
+
+        self.asked += 1
+        if self.lost:
+            raise NotWantedError
+        if self.asked <= self.deaths:
+            raise WorkerDiedError("the worker was ended by signal 9")
+        return answer(app, context, message)
+
+
+@pytest.fixture(autouse=True)
+def _alone():
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    close_sessions()
+    yield
+    close_sessions()
+
+
+@pytest.fixture
+def experiment():
+    return load_experiment("digits", SETTINGS)
+
+
+@pytest.fixture
+def node(tmp_path):
+    policy = tmp_path / "policy.toml"
+    policy.write_text("")
+    made = Node(policy, ["--insecure", "--node-config", CONFIG_TEXT.format(tmp_path / "state")])
+    made._worker = HereWorker()
+    yield made
+    made.runtime.close()
+    made.supernode.stop()
+
+
+def message(experiment, kind, round_number=1, **changes) -> Message:
+    text = experiment.model_dump_json(by_alias=True)
+    if kind == MessageType.QUERY:
+        return Message(RecordDict({CONFIG: Instruction(text).to_record()}), 1, kind)
+    rows = open_rows(text, Place())
+    agreement = agree([rows.describe("client-000")], experiment)
+    trainer = open_session(text, agreement.to_json(), Place()).trainer
+    instruction = _instruction(experiment, text, agreement, Policy())
+    record = instruction.to_record()
+    record["round"] = round_number
+    for key, value in changes.items():
+        record[key] = value
+    trunk = pack_arrays(trainer.flat.read(trainer.shared))
+    return Message(RecordDict({ARRAYS: trunk, CONFIG: record}), 1, kind)
+
+
+def serve(node, asked) -> FakeTask:
+    task = FakeTask(asked, {"client": "client-000", "device": "cpu", "state": str(node.state)})
+    node.answer(task)
+    return task
+
+
+def refusal_of(task) -> str:
+    (reply,) = task.replies
+    assert reply.has_error()
+    return reply.error.reason
+
+
+@pytest.mark.parametrize("kind", [MessageType.QUERY, MessageType.TRAIN, MessageType.EVALUATE])
+def test_every_kind_of_message_is_answered(node, experiment, kind):
+    (reply,) = serve(node, message(experiment, kind)).replies
+    assert reply.has_content()
+    assert (arrays_of(reply.content) is not None) == (kind == MessageType.TRAIN)
+
+
+def test_answered_rounds_are_counted_and_the_count_survives(node, experiment):
+    for number in (1, 2):
+        serve(node, message(experiment, MessageType.TRAIN, number))
+    serve(node, message(experiment, MessageType.EVALUATE, 2))
+    assert json.loads((node.state / LEDGER).read_text()) == {"rounds": 2}
+    node.policy_path.write_text("[experiments]\nmost-rounds-in-all = 2")
+    told = refusal_of(serve(node, message(experiment, MessageType.TRAIN, 3)))
+    assert "most-rounds-in-all" in told
+    assert serve(node, message(experiment, MessageType.EVALUATE, 2)).replies[0].has_content()
+
+
+def test_a_ledger_that_cannot_be_read_is_no_permission(node, experiment):
+    serve(node, message(experiment, MessageType.TRAIN))
+    (node.state / LEDGER).write_text("{")
+    assert LEDGER in refusal_of(serve(node, message(experiment, MessageType.TRAIN, 2)))
+
+
+def test_a_changed_policy_holds_from_the_next_message_on(node, experiment):
+    assert serve(node, message(experiment, MessageType.QUERY)).replies[0].has_content()
+    node.policy_path.write_text('[experiments]\nnames = ["other"]')
+    worker = node._worker
+    asked = worker.asked
+    told = refusal_of(serve(node, message(experiment, MessageType.QUERY)))
+    assert "experiments.names" in told
+    assert worker.asked == asked  # nothing was read or trained
+
+
+def test_a_policy_that_cannot_be_read_is_no_permission(node, experiment):
+    node.policy_path.write_text("[experiments")
+    assert "no TOML" in refusal_of(serve(node, message(experiment, MessageType.TRAIN)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({CONFIG: ConfigRecord({"experiment": "{}"})}),
+        RecordDict({CONFIG: Instruction('{"name": "x"}').to_record()}),
+        RecordDict({CONFIG: Instruction("4711").to_record()}),
+    ],
+)
+def test_a_message_of_another_form_is_refused(node, content):
+    told = refusal_of(serve(node, Message(content, 1, MessageType.TRAIN)))
+    assert "same version of fedmtl" in told
+
+
+def test_a_worker_that_dies_once_costs_nothing(node, experiment):
+    asked = message(experiment, MessageType.TRAIN)
+    (before,) = serve(node, asked).replies
+    node._worker = HereWorker(deaths=1)
+    (after,) = serve(node, asked).replies
+    trunks = [reply.content[ARRAYS].to_numpy_ndarrays() for reply in (before, after)]
+    assert all((a == b).all() for a, b in zip(*trunks, strict=True))
+
+
+def test_a_worker_that_dies_twice_over_a_message_refuses_it(node, experiment):
+    node._worker = HereWorker(deaths=2)
+    assert "signal 9" in refusal_of(serve(node, message(experiment, MessageType.TRAIN)))
+    assert not (node.state / LEDGER).exists()
+
+
+def test_what_nobody_waits_for_is_dropped_without_a_reply(node, experiment):
+    node._worker = HereWorker(lost=True)
+    task = serve(node, message(experiment, MessageType.TRAIN))
+    assert not task.replies
+    assert task.dropped
+
+
+def test_heads_lie_in_the_state_folder_and_flowers_memory_stays_empty(node, experiment):
+    task = serve(node, message(experiment, MessageType.TRAIN, run="digits-1"))
+    assert not task.context.state
+    kept = node.state / "runs" / "digits-1" / "client-000"
+    assert {path.name for path in kept.iterdir()} == {
+        "own-00000001.safetensors", "trunk.safetensors", "run.json", "fitted.json",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([], "must name a state folder"),
+        (["--node-config", 'state="s" divice="cpu"'], "keys must be among"),
+        (["--node-config", "state=s d"], "cannot be read"),
+        (["--isolation", "subprocess", "--node-config", 'state="s"'], "fedmtl node run sets it"),
+        (["--isolation=process", "--node-config", 'state="s"'], "fedmtl node run sets it"),
+        (["--node-config"], "expected one argument"),
+    ],
+)
+def test_wrong_flags_are_told_in_a_line(flags, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=told):
+        Node(None, flags)
