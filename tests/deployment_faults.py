@@ -270,7 +270,7 @@ def judge(trial: Trial) -> str:
         heads[node.client] = node.heads(folder, max(kept))
     experiment = trial.federation.experiment(*SETTINGS)
     gaps = []
-    for losses in ways_to_lose(lines_of(folder)):
+    for losses in ways_to_lose(lines_of(folder), heads):
         with tempfile.TemporaryDirectory() as place:
             out = Path(place) / "loopback"
             simulate_losses(experiment, out, losses)

@@ -7,7 +7,7 @@ record, so a run is right where it equals one of them.
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,16 @@ def simulate_losses(experiment: Experiment, out: Path, losses: Losses) -> None:
         close_sessions()
 
 
-def ways_to_lose(lines: Iterable[Mapping[str, Any]]) -> Iterator[dict[tuple[int, str], str]]:
+def ways_to_lose(
+    lines: Iterable[Mapping[str, Any]], clients: Collection[str]
+) -> Iterator[dict[tuple[int, str], str]]:
     """All that may have happened to the replies that a run's metrics.jsonl calls left out."""
-    lost = [(line["round"], client) for line in lines for client in line["clients"]["left-out"]]
+    lost = [
+        (line["round"], client)
+        for line in lines
+        for client in line["clients"]["left-out"]
+        if client in clients
+    ]
     for ways in itertools.product(("before", "after"), repeat=len(lost)):
         yield dict(zip(lost, ways, strict=True))
 
