@@ -10,24 +10,28 @@ run's record calls left out.
 import argparse
 import json
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tests.hostile_client import MODE, MODES, write_hostile
 from tests.hosts import START_BY, Federation, Node, lines_of, rounds_of, trunk_of
 from tests.lossy_loopback import heads_at_home, simulate_losses, ways_to_lose
 from tests.namespaces import Host, Process, command_of, send_signal, wait_until
 
 ROUNDS, DEADLINE_S, HANG_S = 4, 30, 420
 SETTINGS = (f"federation.rounds={ROUNDS}", f"federation.round-timeout-s={DEADLINE_S}")
+DISK_BYTES = 2**25
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
@@ -157,6 +161,71 @@ def stop_node(trial: Trial) -> None:
     trial.note(f"{trial.victim.client} stood still for {length:.1f} s")
 
 
+@contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """Leave no room on a disk for a while."""
+    ballast = folder / "ballast"
+    try:
+        with suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(b"\0" * 4096):
+                pass
+        yield
+    finally:
+        ballast.unlink()
+
+
+def fill_node_disk(trial: Trial) -> None:
+    """No room for a node's state, for a while."""
+    with full_disk(trial.victim.state):
+        trial.note(f"disk of {trial.victim.client} was full for {trial.pause(20):.1f} s")
+
+
+def fill_server_disk(trial: Trial) -> None:
+    """No room for run folders, until the run has ended, or for a while."""
+    assert trial.run is not None
+    with full_disk(trial.federation.runs):
+        end = time.monotonic() + 20
+        while trial.run.is_alive() and time.monotonic() < end:
+            time.sleep(0.2)
+    trial.note("the server's disk was full")
+
+
+def shift_clock(trial: Trial) -> None:
+    """A node is started again with a clock that is wrong, and later with one that is right."""
+    offset = trial.random.choice(["+2h", "-2h", "+100s", "-100s"])
+    unfaked = {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    trial.victim.stop()
+    trial.victim.start(before=[find_faketime(), "-m", "-f", offset], environment=unfaked)
+    trial.note(f"clock of {trial.victim.client} was wrong by {offset} for {trial.pause(40):.1f} s")
+    trial.victim.stop()
+
+
+def find_faketime() -> str:
+    """The program faketime.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+    """
+    found = shutil.which("faketime")
+    if found is None:
+        raise FileNotFoundError("faketime is not installed: apt-get install faketime")
+    return found
+
+
+def turn_hostile(trial: Trial) -> None:
+    """A node answers garbage, or twice, for the rest of the run."""
+    mode = trial.random.choice(MODES)
+    front = write_hostile(trial.victim.host.folder / "hostile")
+    path = f"{front}:{trial.victim.host.environment['PYTHONPATH']}"
+    trial.victim.stop()
+    trial.victim.start(by="plain", environment={"PYTHONPATH": path, MODE: mode})
+    trial.note(f"{trial.victim.client} answers with {mode}")
+    assert trial.run is not None
+    with suppress(subprocess.TimeoutExpired):
+        trial.run.wait(HANG_S)
+    trial.victim.stop()
+
+
 FAULTS: dict[str, Callable[[Trial], None]] = {
     "node-killed": kill_node,
     "worker-killed": kill_worker,
@@ -166,6 +235,10 @@ FAULTS: dict[str, Callable[[Trial], None]] = {
     "link-down": cut_link,
     "link-down-long": cut_link_long,
     "node-slow": stop_node,
+    "node-disk-full": fill_node_disk,
+    "server-disk-full": fill_server_disk,
+    "node-clock-wrong": shift_clock,
+    "node-hostile": turn_hostile,
 }
 
 
@@ -294,6 +367,13 @@ def differs(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> str:
     )
 
 
+def prepare(federation: Federation) -> None:
+    """Put run folders and state on disks that can be filled, and start the nodes."""
+    for folder in (federation.runs, *(node.state for node in federation.nodes.values())):
+        federation.network.small_disk(folder, DISK_BYTES)
+    federation.start_nodes()
+
+
 def warm_up(federation: Federation) -> float:
     """A run without a fault: how long it takes, and that it is right.
 
@@ -324,7 +404,7 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="fedmtl-faults-") as place,
         Federation(options.folder or Path(place), start_by=options.start_by) as federation,
     ):
-        federation.start_nodes()
+        prepare(federation)
         expected_s = warm_up(federation)
         print(f"a run without a fault takes {expected_s:.1f} s", flush=True)
         for fault in options.fault or FAULTS:

@@ -29,17 +29,20 @@ def tamper(content: bytes) -> bytes:
     return out.getvalue()
 
 
-def tampered_proto(fab: object) -> ProtoFab:
-    """What goes to the node: the hash that was asked for, and other content."""
-    proto = _fab_to_proto(fab)
-    proto.content = tamper(proto.content)
-    return proto
+def make_hostile() -> None:
+    """Let nodes get the hash that they asked for, with other content."""
+    honest = fleet_handlers.fab_to_proto
 
+    def hostile(fab: object) -> ProtoFab:
+        proto = honest(fab)
+        proto.content = tamper(proto.content)
+        return proto
 
-_fab_to_proto = fleet_handlers.fab_to_proto
-fleet_handlers.fab_to_proto = tampered_proto  # type: ignore[assignment]
+    fleet_handlers.fab_to_proto = hostile
+
 
 if __name__ == "__main__":
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
+    make_hostile()
     sys.exit(flower_superlink())

@@ -10,10 +10,12 @@ import ipaddress
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from client.state import folder_name
 from common.clients import open_clients
 from common.experiment import Experiment
 from common.experiment_file import load_experiment
-from tests.namespaces import Host, Network, Process, wait_until
+from tests.namespaces import Host, Network, Process, send_signal, wait_until
 
 ROOT = Path(__file__).parent.parent
 PORT = 8000
@@ -191,10 +193,18 @@ class Node:
         flags: Sequence[str] | None = None,
         before: Sequence[str] = (),
         environment: dict[str, str] | None = None,
+        by: str = "",
     ) -> Process:
-        """Start the node, by the federation's way of starting nodes."""
+        """Start the node, by the federation's way of starting nodes or another.
+
+        Args:
+            flags: of flower-supernode; by default the node's own.
+            before: words before the command, such as faketime's.
+            environment: more variables.
+            by: "plain" or "fedmtl".
+        """
         command = [program("flower-supernode")]
-        if self.federation.start_by == "fedmtl":
+        if (by or self.federation.start_by) == "fedmtl":
             policy = self.host.folder / "policy.toml"
             if not policy.exists():
                 policy.write_text(self.federation.policy)
@@ -205,6 +215,14 @@ class Node:
 
     def said(self) -> str:
         return self.process.said() if self.process else ""
+
+    def stop(self) -> None:
+        """End the node in order, as systemd does: it tells the SuperLink that it leaves."""
+        if self.process is not None and self.process.is_alive():
+            send_signal([self.process.pid], signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(20)
+        self.kill()
 
     def kill(self) -> None:
         """Kill the node and all that it started, as a power cut does."""

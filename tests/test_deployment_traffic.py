@@ -6,7 +6,6 @@ and the SuperLink say to each other when nothing happens is measured before the 
 
 import json
 import time
-from typing import Any
 
 import pytest
 
