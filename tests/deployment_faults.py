@@ -367,13 +367,6 @@ def differs(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> str:
     )
 
 
-def prepare(federation: Federation) -> None:
-    """Put run folders and state on disks that can be filled, and start the nodes."""
-    for folder in (federation.runs, *(node.state for node in federation.nodes.values())):
-        federation.network.small_disk(folder, DISK_BYTES)
-    federation.start_nodes()
-
-
 def warm_up(federation: Federation) -> float:
     """A run without a fault: how long it takes, and that it is right.
 
@@ -402,9 +395,11 @@ def main() -> int:
     verdicts: list[Verdict] = []
     with (
         tempfile.TemporaryDirectory(prefix="fedmtl-faults-") as place,
-        Federation(options.folder or Path(place), start_by=options.start_by) as federation,
+        Federation(
+            options.folder or Path(place), start_by=options.start_by, disk_bytes=DISK_BYTES
+        ) as federation,
     ):
-        prepare(federation)
+        federation.start_nodes()
         expected_s = warm_up(federation)
         print(f"a run without a fault takes {expected_s:.1f} s", flush=True)
         for fault in options.fault or FAULTS:

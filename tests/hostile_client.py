@@ -26,7 +26,7 @@ def write_hostile(folder: Path) -> Path:
 
 def turn_hostile() -> None:
     """Change Flower's programs in this process, if it is one of them."""
-    mode, program = os.environ.get(MODE, ""), Path(sys.orig_argv[-1]).name
+    mode = os.environ.get(MODE, "")
     program = " ".join(Path(word).name for word in sys.orig_argv[:3])
     if mode == "twice" and "flower-supernode" in program:
         _push_twice()

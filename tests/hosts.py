@@ -257,6 +257,7 @@ class Federation:
         clients: host -> client.
         start_by: "plain" for flower-supernode, "fedmtl" for fedmtl node run.
         policy: text of the nodes' policy.toml.
+        disk_bytes: size of the disks of run folders and of nodes' state; 0 for no limit.
     """
 
     def __init__(
@@ -266,6 +267,7 @@ class Federation:
         clients: dict[str, str] | None = None,
         start_by: str = START_BY,
         policy: str = "",
+        disk_bytes: int = 0,
     ) -> None:
         self.folder, self.source, self.start_by, self.policy = folder, source, start_by, policy
         self.clients = CLIENTS if clients is None else clients
@@ -285,6 +287,9 @@ class Federation:
         }
         for node in self.nodes.values():
             write_client(source, node.client, node.data)
+        if disk_bytes:  # before any process starts: it would not see a later mount
+            for disk in (self.runs, *(node.state for node in self.nodes.values())):
+                self.network.small_disk(disk, disk_bytes)
 
     def _environment(self) -> dict[str, str]:
         kept = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
