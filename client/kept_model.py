@@ -89,7 +89,7 @@ def without_memory(own: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     return {name: array for name, array in own.items() if not name.startswith(MEMORY)}
 
 
-def open_state(folder: Path, run: str = "", client: str = "") -> KeptModel:
+def open_kept(folder: Path, run: str = "", client: str = "") -> KeptModel:
     """Read a client's model from the state folder of its node.
 
     Args:

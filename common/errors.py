@@ -54,3 +54,7 @@ class NodeError(FedMTLError):
 
 class ExportError(FedMTLError):
     """A model cannot be written as a file, or the file would not give the model's numbers."""
+
+
+class ClientsMissingError(FedMTLError):
+    """Too few clients are connected for a round; the run can go on from its last checkpoint."""

@@ -2,7 +2,8 @@
 
 Every save writes new files under names that carry the round, and then replaces
 ``checkpoint.json``, which names the files that belong together. A process killed at any moment
-leaves the previous checkpoint or the new one, never a mixture.
+leaves the previous checkpoint or the new one, never a mixture. A durable checkpoint is on the disk
+itself when `save` returns, so that a power failure leaves one of the two as well.
 """
 
 import json
@@ -64,10 +65,18 @@ KeepClients = Callable[[Path, int], dict[str, str]]
 
 
 class Checkpoints:
-    """The checkpoint folder of one run."""
+    """The checkpoint folder of one run.
 
-    def __init__(self, folder: Path, keep_clients: KeepClients | None = None) -> None:
-        self.folder, self.keep_clients = folder, keep_clients
+    Args:
+        folder: made by the first save.
+        keep_clients: writes the clients' own state, for engines that hold it.
+        durable: survive a power failure, at the cost of waiting for the disk.
+    """
+
+    def __init__(
+        self, folder: Path, keep_clients: KeepClients | None = None, durable: bool = False
+    ) -> None:
+        self.folder, self.keep_clients, self.durable = folder, keep_clients, durable
 
     def save(self, progress: Progress, trunk: Mapping[str, FloatArray]) -> None:
         """Write a checkpoint and remove the files of earlier ones.
@@ -81,14 +90,31 @@ class Checkpoints:
     def _save(self, progress: Progress, trunk: Mapping[str, FloatArray]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         files = {"trunk": f"trunk-{progress.round:08d}.safetensors"}
-        save_file(dict(trunk), self.folder / files["trunk"])
+        self._save_trunk(self.folder / files["trunk"], trunk)
         if self.keep_clients is not None:
             files |= self.keep_clients(self.folder, progress.round)
         progress.files = files
-        replace_text(self.folder / MANIFEST, json.dumps(asdict(progress), indent=1))
+        manifest = json.dumps(asdict(progress), indent=1)
+        replace_text(self.folder / MANIFEST, manifest, durable=self.durable)
         for path in self.folder.iterdir():
             if path.name not in {MANIFEST, *files.values()} and path.is_file():
                 path.unlink()
+
+    def _save_trunk(self, path: Path, trunk: Mapping[str, FloatArray]) -> None:
+        try:
+            save_file(dict(trunk), path)
+            if self.durable:
+                write_through(path)
+        except BaseException:
+            if path.name not in self._files_in_use():
+                path.unlink(missing_ok=True)  # a part of it would only fill a full disk
+            raise
+
+    def _files_in_use(self) -> set[str]:
+        try:
+            return set(json.loads((self.folder / MANIFEST).read_text())["files"].values())
+        except (OSError, ValueError, KeyError):
+            return set()
 
     def load(self, fingerprint: str) -> tuple[Progress, dict[str, FloatArray]]:
         """Read the newest checkpoint.
@@ -99,7 +125,7 @@ class Checkpoints:
         manifest = self.folder / MANIFEST
         if not manifest.exists():
             raise CheckpointError(
-                f"no checkpoint in {self.folder}: the run stopped before its first round ended; "
+                f"no checkpoint in {self.folder}: the run stopped before there was anything to keep; "
                 "start it anew with another --out"
             )
         try:
@@ -129,12 +155,40 @@ def told_where(path: Path) -> Iterator[None]:
         reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
         raise CheckpointError(
             f"{path} cannot be written: {reason}; make room or correct its permissions, then go on "
-            "with fedmtl simulate --resume"
+            f"with fedmtl simulate --resume, or in a deployment with {resume_command(path.parent)}"
         ) from error
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that readers, and a crash, see the old content or the new one."""
+def resume_command(run_folder: Path) -> str:
+    """Write the command that goes on with a deployed run."""
+    return f"""flwr run . SUPERLINK --stream -c 'resume="{run_folder.name}"'"""
+
+
+def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a file so that readers, and a crash, see the old content or the new one.
+
+    Args:
+        path: the file.
+        text: its new content.
+        durable: let a power failure, too, leave one of the two; once this returns, the new one.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        if durable:
+            write_through(partial)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    if durable:
+        write_through(path.parent)
+
+
+def write_through(path: Path) -> None:
+    """Wait until a file, or which files a folder holds, is on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -22,6 +22,7 @@ from server.strategy import TrunkStrategy
 from server.sums import SumTable
 
 logger = logging.getLogger("fedmtl.server")
+SILENT = "no answer in time"
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,7 @@ class MessageExchange:
     ) -> Outcome:
         last = self.strategy.last
         asked = {self.roster.name_of(message.metadata.dst_node_id) for message in messages}
-        silent = dict.fromkeys(
-            sorted(asked - {*last.examples, *last.left_out}), "no answer in time"
-        )
+        silent = dict.fromkeys(sorted(asked - {*last.examples, *last.left_out}), SILENT)
         for name, reason in silent.items():
             logger.warning("%s left out: %s", name, reason)
         # All messages of a round carry the same content.

@@ -15,10 +15,11 @@ from server.bulk import BulkGrid
 from server.checkpoint import KeepClients, Progress
 from server.exchange import BulkExchange, Exchange, MessageExchange
 from server.figures import Figures
-from server.loop import Listener, RoundLoop
+from server.loop import RoundLoop
 from server.roster import Roster
 from server.run_folder import RunFolder
 from server.strategy import make_strategy
+from server.watch import Watch
 
 logger = logging.getLogger("fedmtl.server")
 
@@ -48,7 +49,8 @@ def federate(
     resume: bool = False,
     strict: bool = False,
     keep_clients: KeepClients | None = None,
-    listener: Listener | None = None,
+    heads_from: str = "",
+    watch: Watch | None = None,
 ) -> Figures:
     """Run an experiment on whatever engine the grid belongs to.
 
@@ -59,7 +61,8 @@ def federate(
         resume: go on from the folder's checkpoint.
         strict: refuse to start where a client's data does not fit; else it is left out.
         keep_clients: writes the clients' own state, for engines that hold it.
-        listener: called with each round's line of metrics.jsonl.
+        heads_from: an earlier run, with whose heads clients start; a resumed run keeps its own.
+        watch: follows the run.
 
     Returns:
         What results.json holds.
@@ -71,15 +74,19 @@ def federate(
     federation = experiment.federation
     wanted = federation.clients_per_round
     needed = max(federation.min_clients, 1 if wanted == "all" or strict else wanted)
-    roster = Roster(experiment)
+    watch, roster = watch or Watch(), Roster(experiment)
     trunk: dict[str, FloatArray] | None = None
-    progress = Progress(experiment.fingerprint(), run=f"{experiment.name}-{token_hex(4)}")
+    name = f"{experiment.name}-{token_hex(4)}"
+    progress = Progress(experiment.fingerprint(), run=name, heads_from=heads_from)
     if resume:
         progress, trunk = checkpoints.load(experiment.fingerprint())
         folder.rewind(progress.round)
         roster.agreement = Agreement.from_json(progress.agreement)
     roster.wait_for(grid, needed, federation.round_timeout_s)
-    roster.meet(grid, federation.round_timeout_s)
+    if strict:
+        roster.meet(grid, federation.round_timeout_s)
+    else:
+        roster.settle(grid, needed, federation.round_timeout_s)
     roster.require(strict)
     if roster.agreement is None:
         raise RuntimeError("a roster with clients has an agreement")
@@ -93,5 +100,6 @@ def federate(
         if isinstance(grid, BulkGrid)
         else MessageExchange(grid, strategy, roster, federation.round_timeout_s)
     )
-    loop = RoundLoop(experiment, grid, roster, exchange, folder, checkpoints, progress, listener)
+    watch.started(progress, roster)
+    loop = RoundLoop(experiment, grid, roster, exchange, folder, checkpoints, progress, watch)
     return loop.run(trunk)

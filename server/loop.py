@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -23,10 +23,10 @@ from server.figures import Figures, mean_figures, split_figures, task_figures
 from server.roster import Roster
 from server.run_folder import RunFolder
 from server.sums import SumTable
+from server.watch import Watch
 
 logger = logging.getLogger("fedmtl.server")
 
-Listener = Callable[[Figures], None]
 EVALUATED = ("validation", "test")
 
 
@@ -41,7 +41,7 @@ class RoundLoop:
         folder: the run's record.
         checkpoints: where its state is kept.
         progress: where the run stands; changed as rounds are done.
-        listener: called with each round's line of metrics.jsonl.
+        watch: follows the run.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class RoundLoop:
         folder: RunFolder,
         checkpoints: Checkpoints,
         progress: Progress,
-        listener: Listener | None = None,
+        watch: Watch,
     ) -> None:
         self.experiment, self.grid, self.roster, self.exchange = experiment, grid, roster, exchange
         self.folder, self.checkpoints, self.progress = folder, checkpoints, progress
-        self.listener = listener
+        self.watch = watch
         self._reasons: Counter[str] = Counter()  # why replies of this sitting were left out
         self._saved_at, self._saved_round = -math.inf, progress.round
         self.weights = experiment.task_weights()
@@ -75,21 +75,36 @@ class RoundLoop:
 
         Raises:
             NothingLearnedError: no round, or not the last evaluation, had a usable reply.
+            ClientsMissingError: too few clients are connected for the next round.
         """
         settings, stopped = self.experiment, "all rounds done"
+        if self.progress.round == 0 and self.checkpoints.keep_clients is None:
+            # Clients keep what they train in round 1 under the run's name, which must not be lost.
+            self.checkpoints.save(self.progress, trunk)
         patience = settings.evaluation.patience
         while self.progress.round < settings.federation.rounds:
             if patience is not None and self.progress.waited >= patience:
                 stopped = f"early: no better validation loss in {patience} evaluations"
                 break
-            self.roster.meet(self.grid, settings.federation.round_timeout_s)
+            self._gather()
             trunk, line = self.do_round(trunk)
             self.folder.append(line)
             self._save(trunk)
-            if self.listener:
-                self.listener(line)
+            self.watch.round_done(line)
         self._save(trunk, due=True)
+        self._gather()
         return self.finish(trunk, stopped)
+
+    def _gather(self) -> None:
+        """See who is there, and wait where they are too few."""
+        federation = self.experiment.federation
+        needed = federation.min_clients
+        self.roster.gather(
+            self.grid,
+            needed,
+            federation.round_timeout_s,
+            lambda there: self.watch.waiting(there, needed),
+        )
 
     def _save(self, trunk: Mapping[str, FloatArray], *, due: bool = False) -> None:
         """Write a checkpoint, unless one was written a moment ago.

@@ -1,13 +1,16 @@
 """Who is connected, by stable name, and what their descriptions agreed on.
 
-Flower's node ids are fresh random numbers in every run. Clients are therefore asked once for their
-description, which carries a stable name; sampling and sorting go by that name, so that two runs
-with one seed pick the same clients on every engine.
+Flower's node ids are random numbers. Clients are therefore asked once for their description, which
+carries a stable name; sampling and sorting go by that name, so that two runs with one seed pick the
+same clients on every engine.
+
+Nodes come and go. Who is offline as a round starts is not asked. Who comes back is there again: under
+its old id, or, where a node without authentication was restarted, under a new one with the old name.
 """
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from flwr.app import Message, MessageType, RecordDict
@@ -22,12 +25,15 @@ from common.agreement import (
     require_clients,
     require_labels,
 )
-from common.errors import ConfigError, DataError
+from common.errors import ClientsMissingError, ConfigError, DataError
 from common.experiment import Experiment
 from common.wire import CONFIG, Instruction, config_of
+from server.patient_grid import BY_CODE, SLACK_S
 
 logger = logging.getLogger("fedmtl.server")
 POLL_S = 0.5
+PATIENCE_S = 300.0  # at the start: how long one silent node can hold up those that have answered
+TAKEN = "another node has this name; give each node a name of its own"
 
 
 @dataclass
@@ -41,6 +47,7 @@ class Roster:
         refused: node -> why it takes no part; nodes are named where they gave a name.
         left_out: stable name -> why the client takes no part although the experiment allows it.
         agreement: what all serve by; None before the first clients were met.
+        absent: stable names of clients that can serve, but whose nodes are offline.
     """
 
     experiment: Experiment
@@ -49,20 +56,28 @@ class Roster:
     refused: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     agreement: Agreement | None = None
+    absent: set[str] = field(default_factory=set)
     _told: bool = False  # whether `require` has dealt with the first refusals
     _by_id: dict[int, str] = field(default_factory=dict)
     _seen: set[int] = field(default_factory=set)
+    _asked: dict[str, tuple[int, float]] = field(default_factory=dict)  # query -> node, when
+    _rivals: dict[int, Description] = field(default_factory=dict)  # nodes whose name is taken
 
     @property
     def names(self) -> list[str]:
-        """Names of the clients that can serve, sorted."""
-        return sorted(self.node_ids)
+        """Names of the clients that can serve and are online, sorted."""
+        return sorted(self.node_ids.keys() - self.absent)
 
     @property
     def asked_per_round(self) -> int:
         """How many clients a round asks."""
-        wanted, there = self.experiment.federation.clients_per_round, len(self.node_ids)
+        wanted, there = self.experiment.federation.clients_per_round, self.count
         return there if wanted == "all" else min(wanted, there)
+
+    @property
+    def count(self) -> int:
+        """How many clients can serve and are online."""
+        return len(self.node_ids) - len(self.absent)
 
     def holds(self, name: str, task: str) -> bool:
         """Whether a client has training labels of a task."""
@@ -90,15 +105,114 @@ class Roster:
 
     def meet(self, grid: Grid, timeout_s: float) -> None:
         """Ask nodes not met before for their descriptions and take in those that fit."""
-        unknown = sorted(set(grid.get_node_ids()) - self._seen)
-        if not unknown:
-            return
+        unknown = sorted(self._look(grid) - self._seen)
+        if unknown:
+            replies = list(grid.send_and_receive(self._queries(unknown), timeout=timeout_s))
+            self._seen |= {reply.metadata.src_node_id for reply in replies}
+            self._admit(self._read(replies))
+
+    def settle(self, grid: Grid, needed: int, timeout_s: float) -> None:
+        """Meet the nodes of a deployment, before the first round.
+
+        All who are online are waited for, because what they agree on is made of what they say;
+        but once there are enough, a node that does not answer holds them up for `PATIENCE_S` only.
+        """
+        start, met = time.monotonic(), dict[int, Description]()
+        while True:
+            met |= self._hear(grid, timeout_s)
+            waited = time.monotonic() - start
+            enough = len(met) >= needed and waited >= PATIENCE_S
+            if not self._asked or enough or waited >= timeout_s:
+                break
+            time.sleep(POLL_S)
+        for node_id, _ in self._asked.values():
+            logger.warning("node %d has not answered yet; it may join later", node_id)
+        self._admit(met)
+
+    def greet(self, grid: Grid, timeout_s: float) -> None:
+        """See who is online, and get to know newcomers, without waiting for their answers.
+
+        An answer is taken in by a later call; a node whose answer is lost is asked again.
+        """
+        self._admit(self._hear(grid, timeout_s))
+
+    def gather(
+        self, grid: Grid, needed: int, timeout_s: float, tell: Callable[[int], None]
+    ) -> None:
+        """Greet until enough clients are there.
+
+        Args:
+            grid: Flower's way to the clients.
+            needed: how many clients must be there.
+            timeout_s: how long to wait for them.
+            tell: called once with the number that are there, if they are too few.
+
+        Raises:
+            ClientsMissingError: they were not there within the time.
+        """
+        end, told = time.monotonic() + timeout_s, False
+        self.greet(grid, timeout_s)
+        while self.count < needed:
+            if not told:
+                tell(self.count)
+                told = True
+            if time.monotonic() >= end:
+                raise ClientsMissingError(
+                    f"federation.min-clients: {needed} clients are needed, {self.count} are "
+                    f"connected after {timeout_s:.0f} s; start more nodes, then go on from the "
+                    "last checkpoint"
+                )
+            time.sleep(POLL_S)
+            self.greet(grid, timeout_s)
+
+    def _queries(self, node_ids: Iterable[int], timeout_s: float | None = None) -> list[Message]:
         text = self.experiment.model_dump_json(by_alias=True)
         content = RecordDict({CONFIG: Instruction(text).to_record()})
-        messages = [Message(content, node_id, MessageType.QUERY) for node_id in unknown]
-        replies = list(grid.send_and_receive(messages, timeout=timeout_s))
-        self._seen |= {reply.metadata.src_node_id for reply in replies}
-        self._admit(self._read(replies))
+        ttl = None if timeout_s is None else timeout_s + SLACK_S
+        return [Message(content, node_id, MessageType.QUERY, ttl=ttl) for node_id in node_ids]
+
+    def _look(self, grid: Grid) -> set[int]:
+        """Ask who is online, and note who is absent."""
+        online = set(grid.get_node_ids())
+        gone = self._by_id.keys() - online
+        absent = {name for i in gone if self.node_ids.get(name := self._by_id[i]) == i}
+        for name in sorted(absent - self.absent):
+            logger.info("%s is offline", name, extra={"event": "left", "client": name})
+        for name in sorted(self.absent - absent):
+            logger.info("%s is back", name, extra={"event": "back", "client": name})
+        self.absent = absent
+        return online
+
+    def _hear(self, grid: Grid, timeout_s: float) -> dict[int, Description]:
+        """Ask the nodes that are new, and collect what earlier ones have answered by now."""
+        online, now = self._look(grid), time.monotonic()
+        # Who was refused, went away and is back may have mended what was wrong.
+        self._seen &= online | self._by_id.keys()
+        # A node that was restarted never sees the question that the one before was asked.
+        self._asked = {
+            query: (node_id, since)
+            for query, (node_id, since) in self._asked.items()
+            if node_id in online and now - since < timeout_s
+        }
+        waiting = {node_id for node_id, _ in self._asked.values()}
+        unknown = sorted(online - self._seen - waiting)
+        if unknown:
+            queries = self._queries(unknown, timeout_s)
+            taken = set(grid.push_messages(queries))
+            ids = {str(query.metadata.message_id): query.metadata.dst_node_id for query in queries}
+            self._asked |= {i: (node_id, now) for i, node_id in ids.items() if i in taken}
+        replies = list(grid.pull_messages(list(self._asked))) if self._asked else []
+        for reply in replies:
+            self._asked.pop(reply.metadata.reply_to_message_id, None)
+        heard = [reply for reply in replies if not _is_lost(reply)]
+        self._seen |= {reply.metadata.src_node_id for reply in heard}
+        rivals = {i: d for i, d in self._rivals.items() if i in online and self._is_free(d.client)}
+        for node_id in rivals:
+            del self._rivals[node_id]
+        return rivals | self._read(heard)
+
+    def _is_free(self, name: str) -> bool:
+        return name not in self.node_ids or name in self.absent
 
     def _read(self, replies: Iterable[Message]) -> dict[int, Description]:
         met: dict[int, Description] = {}
@@ -125,14 +239,27 @@ class Roster:
             reason = self._misfit(description)
             if reason:
                 self._refuse(description.client, reason)
+                if reason == TAKEN:
+                    self._rivals[node_id] = description
             else:
-                self.node_ids[description.client] = node_id
-                self._by_id[node_id] = description.client
-                self.descriptions[description.client] = description
+                self._take_in(node_id, description)
+
+    def _take_in(self, node_id: int, description: Description) -> None:
+        name = description.client
+        self.refused.pop(name, None)
+        self.absent.discard(name)
+        self.node_ids[name], self._by_id[node_id] = node_id, name
+        self.descriptions[name] = description
+        logger.info(
+            "%s takes part: %d training rows",
+            name,
+            description.examples.get("train", 0),
+            extra={"event": "met", "client": name, "node": node_id},
+        )
 
     def _misfit(self, description: Description) -> str | None:
-        if description.client in self.node_ids:
-            return "another node has this name; give each node a name of its own"
+        if not self._is_free(description.client):
+            return TAKEN
         if self.agreement is None:
             raise DataError("no client has been met; there is nothing to compare with")
         return missing_task(description, self.experiment) or disagreement(
@@ -167,4 +294,10 @@ class Roster:
 
 
 def _warn(who: str, reason: str) -> None:
-    logger.warning("%s takes no part: %s", who, reason)
+    told = {"event": "refused", "client": who, "reason": reason}
+    logger.warning("%s takes no part: %s", who, reason, extra=told)
+
+
+def _is_lost(reply: Message) -> bool:
+    """Tell whether an answer says nothing of the node, which should then be asked again."""
+    return reply.has_error() and reply.error.code in BY_CODE

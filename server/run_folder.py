@@ -2,7 +2,8 @@
 
 ``experiment.toml`` the resolved experiment; ``environment.json`` versions, seed, machine;
 ``metrics.jsonl`` a line per round; ``results.json`` the final figures; ``checkpoint/`` the state.
-A figure that does not exist is null.
+A figure that does not exist is null. A deployed run adds ``log.jsonl``, ``status.json``,
+``metrics.prom``, and a ``lock`` that its ServerApp holds.
 """
 
 import json
@@ -11,32 +12,86 @@ import platform
 import shlex
 import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ConfigError
 from common.experiment import Experiment
 from common.experiment_file import dump_experiment
 from common.json_gaps import without_gaps
-from server.checkpoint import Checkpoints, KeepClients, replace_text, told_where
+from common.locking import take
+from server.checkpoint import (
+    Checkpoints,
+    KeepClients,
+    replace_text,
+    resume_command,
+    told_where,
+    write_through,
+)
 
 PACKAGES = ("fedmtl", "flwr", "torch", "numpy", "safetensors", "pydantic")
-NOTHING_DONE = {"experiment.toml", "environment.json"}  # what a run leaves that could not start
+# What a run leaves that could not start.
+NOTHING_DONE = {
+    "experiment.toml", "environment.json", "log.jsonl", "status.json", "metrics.prom", "lock",
+}  # fmt: skip
 
 
 class RunFolder:
-    """Paths and writers of one run's folder."""
+    """Paths and writers of one run's folder.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: the folder.
+        durable: what a round leaves is on the disk itself before the next one starts.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = False) -> None:
+        self.path, self.durable = path, durable
         self.metrics = path / "metrics.jsonl"
         self.results = path / "results.json"
         self._log: int | None = None  # metrics.jsonl, opened once: opening costs more than a line
 
     def checkpoints(self, keep_clients: KeepClients | None = None) -> Checkpoints:
         """Open the run's checkpoints."""
-        return Checkpoints(self.path / "checkpoint", keep_clients)
+        return Checkpoints(self.path / "checkpoint", keep_clients, self.durable)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other servers from this run while the block runs.
+
+        Raises:
+            CheckpointError: another one is at work on it.
+        """
+        path = self.path / "lock"
+        with told_where(path):
+            handle = take(path)
+        if handle is None:
+            raise CheckpointError(
+                f"run folder {self.path.name} is in use: another ServerApp is at work on it; let "
+                "it end, or stop it with flwr stop, and wait until its process is gone"
+            )
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+    def reopen(self, experiment: Experiment) -> None:
+        """Make ready to go on from the checkpoint.
+
+        Raises:
+            CheckpointError: there is none, or it is another experiment's.
+            ConfigError: it has done more rounds than are asked for.
+        """
+        progress, _ = self.checkpoints().load(experiment.fingerprint())
+        if progress.round > experiment.federation.rounds:
+            raise ConfigError(
+                f"federation.rounds must be at least {progress.round}, the rounds that {self.path} "
+                f"has done, got {experiment.federation.rounds}"
+            )
+        with told_where(self.path / "experiment.toml"):
+            self.write_experiment(experiment)
 
     def create(self, experiment: Experiment, engine: str) -> None:
         """Start a new folder, or one whose run did not get as far as a round.
@@ -46,9 +101,11 @@ class RunFolder:
         """
         try:
             found = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
-            if found and found != NOTHING_DONE:
+            if not found <= NOTHING_DONE:
                 has_state = (self.path / "checkpoint").exists()
                 way_out = f", or go on with it: fedmtl simulate --resume {self.path}"
+                if self.durable:
+                    way_out = f", or go on with it: {resume_command(self.path)}"
                 raise CheckpointError(
                     f"run folder {self.path} exists and is not empty; choose another --out"
                     + (way_out if has_state else "")
@@ -57,6 +114,9 @@ class RunFolder:
             self.write_experiment(experiment)
             environment = describe_environment(experiment, engine)
             replace_text(self.path / "environment.json", json.dumps(environment, indent=1))
+            if self.durable:
+                write_through(self.path)
+                write_through(self.path.parent)
         except OSError as error:
             raise CheckpointError(f"run folder {self.path}: {error.strerror or error}") from error
 
@@ -75,8 +135,12 @@ class RunFolder:
             if self._log is None:
                 self._log = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
                 weakref.finalize(self, os.close, self._log)
+                if self.durable:
+                    write_through(self.path)
             while text:  # a disk that is nearly full takes a part of it
                 text = text[os.write(self._log, text) :]
+            if self.durable:
+                os.fsync(self._log)
 
     def rewind(self, rounds: int) -> None:
         """Drop the lines of rounds after a checkpoint, which will be done again."""
@@ -89,7 +153,7 @@ class RunFolder:
                     kept.append(text + "\n")
             except (ValueError, KeyError):
                 continue  # a line torn by the crash
-        replace_text(self.metrics, "".join(kept))
+        replace_text(self.metrics, "".join(kept), durable=self.durable)
 
     def finish(self, results: dict[str, Any]) -> None:
         """Write results.json.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from common.errors import CheckpointError, ConfigError, FedMTLError
+from common.resuming import check_changes
 from simulations.cli_node import app as node_app
 from simulations.cli_predict import export, predict
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
@@ -32,8 +33,6 @@ app = typer.Typer(
 app.add_typer(node_app, name="node")
 
 DEFAULT_EXPERIMENT, DEFAULT_ENGINE = "digits", "loopback"
-# What a resumed run may change: settings that its fingerprint leaves out.
-CHANGEABLE = ("federation.rounds", "federation.round-timeout-s", "training.device", "data.path")
 
 Name = Annotated[
     str,
@@ -351,11 +350,7 @@ def read_interrupted(
         CheckpointError: this is no run folder.
         ConfigError: an override would make it another experiment.
     """
-    for override in overrides:
-        if override.partition("=")[0].strip() not in CHANGEABLE:
-            raise ConfigError(
-                f"With --resume, --set may change only {', '.join(CHANGEABLE)}, got '{override}'."
-            )
+    check_changes(overrides, "With --resume, --set")
     if not (folder / "experiment.toml").is_file():
         raise CheckpointError(f"{folder} is no run folder: it has no experiment.toml.")
     try:

@@ -124,9 +124,9 @@ def open_kept(folder: Path, run: str, client: str, data: str | None) -> "KeptMod
     if (folder / "runs").is_dir():
         if data is not None:
             raise ConfigError("--data is for simulations; a node needs no data here; remove --data")
-        from client.kept_model import open_state
+        from client.kept_model import open_kept
 
-        return open_state(folder, run, client)
+        return open_kept(folder, run, client)
     raise CheckpointError(
         f"{folder} must be the state folder of a node, with runs/ in it, or the run folder of a "
         "simulation, with experiment.toml in it, got neither"

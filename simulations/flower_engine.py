@@ -19,8 +19,8 @@ from common.clients import open_clients
 from common.errors import FedMTLError
 from common.experiment import Experiment
 from server.federation import federate
-from server.loop import Listener
 from server.run_folder import RunFolder
+from server.watch import Listener, Watch
 
 PATIENCE_S = 10.0  # how long Ctrl-C waits for a round to be left in order
 
@@ -55,7 +55,7 @@ def run_flower(
         try:
             stop_at_pull(grid, stopped)
             outcome["results"] = federate(
-                grid, experiment, folder, resume=resume, strict=True, listener=listener
+                grid, experiment, folder, resume=resume, strict=True, watch=Watch(listener)
             )
         except BaseException as error:  # the runtime runs this in a thread and would only log it
             outcome["error"] = error

@@ -22,7 +22,7 @@ import torch
 
 from server.checkpoint import replace_text, told_where
 from server.figures import Figures
-from server.loop import Listener
+from server.watch import Listener
 
 FILE = "profile.json"  # in the run folder
 REST = "rest"

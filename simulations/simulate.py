@@ -11,8 +11,8 @@ from common.clients import open_clients
 from common.errors import ConfigError
 from common.experiment import Experiment
 from server.federation import federate
-from server.loop import Listener
 from server.run_folder import RunFolder
+from server.watch import Listener, Watch
 
 if TYPE_CHECKING:
     from simulations.loopback import LoopbackGrid
@@ -72,13 +72,7 @@ def simulate(
     check_options(experiment, engine, workers=workers, profile=profile)
     folder = RunFolder(out)
     if resume:
-        progress, _ = folder.checkpoints().load(experiment.fingerprint())
-        if progress.round > experiment.federation.rounds:
-            raise ConfigError(
-                f"federation.rounds must be at least {progress.round}, the rounds that {out} has "
-                f"done, got {experiment.federation.rounds}"
-            )
-        folder.write_experiment(experiment)
+        folder.reopen(experiment)
     else:
         # Bad data paths, and too few clients to wait for, are told before a folder is made.
         require_clients(len(open_clients(experiment).names), experiment)
@@ -198,7 +192,7 @@ def _run(run: Run, grid: "LoopbackGrid") -> dict[str, Any]:
             resume=run.resume,
             strict=True,
             keep_clients=grid.keep_clients,
-            listener=run.listener,
+            watch=Watch(run.listener),
         )
     finally:
         grid.close()

@@ -149,14 +149,14 @@ def test_a_kept_model_is_the_one_that_was_trained(sharing, place, encoder, tasks
 
 
 def test_a_whole_model_has_its_heads_in_the_trunk(tmp_path):
-    from client.kept_model import open_state
+    from client.kept_model import open_kept
 
     federation = plan().federation.model_copy(update={"algorithm": "whole-model"})
     experiment = plan().model_copy(update={"federation": federation})
     kept = untrained(experiment, table())
     write_state(tmp_path, kept)
-    assert open_state(tmp_path).tasks == ("y",)
-    assert open_state(tmp_path).arrays.keys() == kept.arrays.keys()
+    assert open_kept(tmp_path).tasks == ("y",)
+    assert open_kept(tmp_path).arrays.keys() == kept.arrays.keys()
 
 
 # The files ---------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from client.kept_model import open_kept
 from client.node.dry_run import _instruction
 from client.node.policy import Policy
 from client.node.run import LEDGER, Node
@@ -14,10 +15,11 @@ from client.node.worker import answer
 from client.node.worker_link import NotWantedError, WorkerDiedError
 from client.place import Place
 from client.session import close_sessions, open_rows, open_session
+from client.state import FolderState
 from common.agreement import agree
 from common.errors import ConfigError
 from common.experiment_file import load_experiment
-from common.wire import ARRAYS, CONFIG, Instruction, arrays_of, pack_arrays
+from common.wire import ARRAYS, CONFIG, Instruction, arrays_of, pack_arrays, unpack_arrays
 
 SETTINGS = ["data.clients=['client-000','client-001']", "trunk.widths=[8]", "training.epochs=1"]
 CONFIG_TEXT = 'client="client-000" device="cpu" state="{}"'
@@ -30,7 +32,7 @@ class FakeTask:
         self.message = message
         self.context = Context(1, 1, node_config, RecordDict(), {})
         self.fab = SimpleNamespace(hash_str="ab" * 32, content=b"")
-        self.replies, self.dropped = [], []
+        self.replies, self.dropped, self.pull_s = [], [], 0.0
 
     def wanted(self):
         return True
@@ -88,8 +90,7 @@ def node(tmp_path):
     made = Node(policy, ["--insecure", "--node-config", CONFIG_TEXT.format(tmp_path / "state")])
     made._worker = HereWorker()
     yield made
-    made.runtime.close()
-    made.supernode.stop()
+    made.close()
 
 
 def message(experiment, kind, round_number=1, **changes) -> Message:
@@ -202,6 +203,21 @@ def test_heads_lie_in_the_state_folder_and_flowers_memory_stays_empty(node, expe
     assert {path.name for path in kept.iterdir()} == {
         "own-00000001.safetensors", "trunk.safetensors", "run.json", "fitted.json",
     }  # fmt: skip
+
+
+def test_what_a_node_keeps_is_the_model_that_predicts(node, experiment):
+    asked = message(experiment, MessageType.TRAIN, run="digits-1")
+    (reply,) = serve(node, asked).replies
+    final = message(experiment, MessageType.EVALUATE, run="digits-1")
+    final.content[ARRAYS] = reply.content[ARRAYS]
+    serve(node, final)
+    kept = open_kept(node.state)
+    assert (kept.run, kept.client) == ("digits-1", "client-000")
+    trained = unpack_arrays(reply.content[ARRAYS])
+    own = FolderState(node.state / "runs" / "digits-1" / "client-000").load(2)
+    model = dict(kept.build().named_parameters())
+    for name, array in (trained | own).items():
+        assert (model[name].detach().numpy() == array).all()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from client.answers import read_output
-from client.kept_model import open_state
+from client.kept_model import open_kept
 from client.prediction import name_columns, predict
 from common.clients import open_clients
 from common.dataset import TargetScale
@@ -374,7 +374,7 @@ def test_names_that_clash_are_refused(trained, fedmtl, new_rows, tmp_path):
 
 def test_a_node_s_state_predicts_as_the_simulation_does(kept, fedmtl, new_rows, tmp_path):
     write_state(tmp_path / "state", kept, seen=2, generations=(1, 2, 3))
-    read = open_state(tmp_path / "state")
+    read = open_kept(tmp_path / "state")
     assert (read.run, read.client, read.round, read.tasks) == (kept.run, "a", 2, kept.tasks)
     raw = open_clients(kept.experiment).read("a")
     one, other = (predict(model, raw, CPU).columns for model in (kept, read))
@@ -398,7 +398,7 @@ def test_heads_are_those_that_belong_to_the_trunk(kept, tmp_path, generations, c
 
     path = place / f"own-{chosen:08d}.safetensors"
     save_file({n: right.get(n, a) for n, a in load_file(path).items()}, path)
-    for name, array in open_state(tmp_path).arrays.items():
+    for name, array in open_kept(tmp_path).arrays.items():
         assert (array == kept.arrays[name]).all()
 
 
@@ -448,7 +448,7 @@ def forget_heads(place):
 def test_a_state_that_cannot_be_read_is_one_line(kept, tmp_path, damage, error):
     damage(write_state(tmp_path, kept))
     with pytest.raises(CheckpointError) as raised:
-        open_state(tmp_path)
+        open_kept(tmp_path)
     assert error in str(raised.value)
     assert "\n" not in str(raised.value)
 

@@ -20,6 +20,7 @@ from common.weighting.balance import FIGURES
 from common.wire import REFUSED
 from server.federation import federate
 from server.run_folder import RunFolder
+from server.watch import Watch
 from simulations.loopback import FIRST_NODE, LoopbackGrid
 
 SETTINGS = ["federation.rounds=3", "trunk.widths=[16]", "training.lr=0.2"]
@@ -351,7 +352,7 @@ def test_the_run_goes_on_without_a_client_that_misbehaves(tmp_path, misdeed):
     folder = RunFolder(tmp_path / "run")
     folder.create(experiment, "loopback")
     lines = []
-    federate(Saboteur(names, misdeed), experiment, folder, strict=True, listener=lines.append)
+    federate(Saboteur(names, misdeed), experiment, folder, strict=True, watch=Watch(lines.append))
     assert [line["clients"]["answered"] for line in lines] == [9, 9, 9]
     assert all(list(line["clients"]["left-out"]) == [names[1]] for line in lines)
     assert np.isfinite([line["train"]["loss"] for line in lines]).all()

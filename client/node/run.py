@@ -29,6 +29,7 @@ from client.node.guard import guard_reply
 from client.node.policy import Policy, read_policy
 from client.node.runtime import Runtime, Task, TaskLostError
 from client.node.supernode import SuperNode, read_flags, read_node_config
+from client.node.watch import NodeWatch
 from client.node.worker_link import NotWantedError, Worker, WorkerDiedError
 from client.place import Place
 from client.state import replace_file
@@ -64,6 +65,7 @@ class Node:
                 'add state="FOLDER" to it'
             )
         self.state = Path(self.place.state)
+        self.watch = NodeWatch(self.state)
         self.supernode = SuperNode(flags, self.state)
         self.runtime = Runtime(
             self.supernode.address, self.supernode.secret, self.supernode.certificates
@@ -88,6 +90,7 @@ class Node:
         try:
             while True:
                 self.supernode.watch()
+                self.watch.status.beat()
                 task = self._next_task()
                 if task is not None:
                     self.answer(task)
@@ -96,9 +99,14 @@ class Node:
                     idle = time.monotonic() - last > IDLE_AFTER_S
                     time.sleep(IDLE_POLL_S if idle else BUSY_POLL_S)
         finally:
-            self._worker.close()
-            self.runtime.close()
-            self.supernode.stop()
+            self.close()
+
+    def close(self) -> None:
+        """End the worker and the SuperNode."""
+        self._worker.close()
+        self.runtime.close()
+        self.supernode.stop()
+        self.watch.close()
 
     def answer(self, task: Task) -> None:
         """Answer one message, by a reply or by a refusal that says why."""
@@ -118,22 +126,14 @@ class Node:
             reply = refusal(message, f"the node could not answer: {refused}")
         if reply.has_error() and not refused:
             refused = reply.error.reason or "no reason given"
-        sent = size_bytes(reply.content) if reply.has_content() else 0
+        answered = time.monotonic()
+        sizes = tuple(size_bytes(m.content) if m.has_content() else 0 for m in (message, reply))
         try:
             task.reply(reply, context)
         except TaskLostError:
-            logger.warning("the reply was not taken: the run has ended, or the SuperNode restarted")
-            return
-        facts = {
-            "kind": message.metadata.message_type,
-            "seconds": round(time.monotonic() - started, 4),
-            "received_bytes": size_bytes(message.content) if message.has_content() else 0,
-            "sent_bytes": sent,
-        }
-        if refused:
-            logger.warning("refused: %s", refused, extra=facts)
-        else:
-            logger.info("answered %s", message.metadata.message_type, extra=facts)
+            refused = "the reply was not taken: the run has ended, or the SuperNode restarted"
+        stages = (task.pull_s, answered - started, time.monotonic() - answered)
+        self.watch.end(message.metadata.message_type, refused, (sizes[0], sizes[1]), stages)
 
     def _next_task(self) -> Task | None:
         try:
@@ -151,6 +151,7 @@ class Node:
         policy, message = self.policy(), task.message
         instruction, experiment = read_instruction(message)
         kind = message.metadata.message_type
+        self.watch.begin(instruction, experiment.federation.rounds)
         policy.check(instruction, experiment, kind)
         policy.check_bundle(task.fab.hash_str)
         rounds = self._rounds() if kind == "train" else 0
@@ -170,13 +171,19 @@ class Node:
 
     def _ask(self, worker: Worker, task: Task, most_s: float) -> tuple[Message, Context]:
         """Ask the worker; where it dies, ask a new one once: what it keeps on disk allows that."""
+
+        def wanted() -> bool:
+            self.watch.status.beat()
+            return task.wanted()
+
         context = context_to_proto(task.context).SerializeToString()
         message = message_to_proto(task.message).SerializeToString()
         try:
-            answer = worker.ask(context, message, most_s, task.wanted)
+            answer = worker.ask(context, message, most_s, wanted)
         except WorkerDiedError as error:
             logger.warning("%s; asking a new one", error)
-            answer = worker.ask(context, message, most_s, task.wanted)
+            self.watch.deaths.inc()
+            answer = worker.ask(context, message, most_s, wanted)
         state = recorddict_from_proto(ProtoContext.FromString(answer[0]).state)
         after = Context(
             run_id=task.context.run_id,

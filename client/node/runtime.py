@@ -6,6 +6,7 @@ over; a process that lives for many tasks needs one that says so.
 """
 
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,6 +52,7 @@ class Task:
         context: Flower's Context of the run on this node.
         run: the run.
         fab: its bundle.
+        pull_s: how long it took to get it from the SuperNode.
     """
 
     client: RuntimeHttpClient
@@ -58,6 +60,7 @@ class Task:
     context: Context
     run: Run
     fab: Fab
+    pull_s: float = 0.0
     _over: threading.Event = field(default_factory=threading.Event)
     _lost: threading.Event = field(default_factory=threading.Event)
 
@@ -149,11 +152,12 @@ class Runtime:
             invoker = RetryInvoker(
                 lambda: constant(RETRY_S), httpx.TransportError, None, RETRY_FOR_S
             )
+            started = time.monotonic()
             client = self._client(RuntimeTokenHttpInterceptor(answer.token), invoker)
             message, context, run, fab = pull_task_input(client)
         except (*UNREACHABLE, RuntimeError) as error:
             raise TaskLostError(type(error).__name__) from error
-        return Task(client, message, context, run, fab)
+        return Task(client, message, context, run, fab, time.monotonic() - started)
 
     def close(self) -> None:
         """Close the connection."""

@@ -1,0 +1,93 @@
+"""What a node tells whoever looks after it: a log, a status and figures, all in its state folder."""
+
+import logging
+import time
+from pathlib import Path
+
+from common.errors import NodeError
+from common.figures_file import FiguresFile
+from common.journal import Journal
+from common.locking import take
+from common.status import LOCK, TRAINING, WAITING, Status, StatusFile
+from common.wire import Instruction
+
+logger = logging.getLogger("fedmtl.node")
+
+LOG = "log.jsonl"
+LOGGERS = ("fedmtl", "flwr")
+STAGES = ("pull", "work", "push")
+
+
+class NodeWatch:
+    """Keeps log, status and figures of one node, and the lock that makes it the only one.
+
+    Args:
+        folder: the node's state folder.
+
+    Raises:
+        NodeError: another node works in this folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = take(folder / LOCK)
+        if self._lock is None:
+            raise NodeError(
+                f"state folder {folder} belongs to a node that is running; stop it, or name "
+                "another folder in --node-config"
+            )
+        self.journal = Journal(folder / LOG)
+        for name in LOGGERS:
+            logging.getLogger(name).addHandler(self.journal)
+        logging.getLogger("fedmtl").setLevel(logging.INFO)
+        self.status = StatusFile(folder, Status(what="node"))
+        self.file = file = FiguresFile(folder, "fedmtl_node")
+        self.messages = file.counter(
+            "messages", "Messages, by kind and outcome.", "kind", "outcome"
+        )
+        self.received = file.counter("received_bytes", "Payload received from the server.")
+        self.sent = file.counter("sent_bytes", "Payload sent to the server.")
+        self.seconds = file.seconds("message", "Seconds a message took, by stage.", "stage")
+        self.deaths = file.counter("worker_deaths", "Workers that ended before they answered.")
+        self.last = file.gauge("last_message_timestamp_seconds", "When the last one was answered.")
+        file.write()
+        file.serve(logger)
+
+    def begin(self, instruction: Instruction, rounds: int) -> None:
+        """Note the message that is being answered."""
+        self.journal.fields = {"run": instruction.run, "round": instruction.round}
+        self.status.set(state=TRAINING, run=instruction.run, round=instruction.round, rounds=rounds)
+
+    def end(
+        self, kind: str, refused: str, sizes: tuple[int, int], stages: tuple[float, float, float]
+    ) -> None:
+        """Note how a message was answered.
+
+        Args:
+            kind: "query", "train" or "evaluate".
+            refused: why there was no answer; empty where there was.
+            sizes: payload received and sent.
+            stages: seconds to get the message, to answer it, to hand the reply over.
+        """
+        facts = {"kind": kind, "received_bytes": sizes[0], "sent_bytes": sizes[1]}
+        facts |= {f"{name}_s": round(taken, 4) for name, taken in zip(STAGES, stages, strict=True)}
+        if refused:
+            logger.warning("refused %s: %s", kind, refused, extra=facts)
+        else:
+            logger.info("answered %s", kind, extra=facts)
+        self.messages.labels(kind, "refused" if refused else "answered").inc()
+        self.received.inc(sizes[0])
+        self.sent.inc(sizes[1])
+        for name, taken in zip(STAGES, stages, strict=True):
+            self.seconds.labels(name).observe(taken)
+        self.last.set(time.time())
+        self.file.write()
+        self.status.set(state=WAITING, error=refused)
+        self.journal.fields = {}
+
+    def close(self) -> None:
+        """Stop watching."""
+        self.file.close()
+        for name in LOGGERS:
+            logging.getLogger(name).removeHandler(self.journal)
+        self.journal.close()
