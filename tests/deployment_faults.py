@@ -391,6 +391,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="keep all files here")
     parser.add_argument("--start-by", default=START_BY, choices=["plain", "fedmtl"])
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the hosts go in order
     print(f"seed {options.seed}", flush=True)
     verdicts: list[Verdict] = []
     with (

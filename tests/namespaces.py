@@ -234,7 +234,6 @@ class Network:
         sweep()
         self._stem = f"{PREFIX}{os.getpid()}-{token_hex(2)}"
         self._bridge, subnet = f"{self._stem}-net", randbelow(200)
-        self._mounts: list[Path] = []
         self.hosts = {
             name: Host(
                 name,
@@ -269,17 +268,13 @@ class Network:
         """Make a folder a disk of its own, of a size; it is empty."""
         folder.mkdir(parents=True, exist_ok=True)
         options = f"size={size_bytes},mode=755"
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
-        self._mounts.append(folder)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, self._stem, str(folder)], check=True)
 
     def close(self) -> None:
         """End all processes and take the hosts away; a second call does nothing."""
         for host in self.hosts.values():
             with suppress(OSError):
                 host.kill()
-        for mount in self._mounts:
-            subprocess.run(["umount", "-l", str(mount)], capture_output=True)
-        self._mounts.clear()
         remove(self._stem)
         atexit.unregister(self.close)
 
@@ -291,23 +286,35 @@ class Network:
 
 
 def namespaces() -> Iterator[str]:
+    """All network namespaces that have names."""
     for line in ip("netns", "list").splitlines():
         yield line.split()[0]
 
 
 def remove(stem: str) -> None:
-    """Take away the namespaces of a network, and what still runs in them."""
+    """Take away a network's namespaces, what still runs in them, and its disks."""
     for name in namespaces():
         if name.startswith(f"{stem}-"):
             pids = [int(pid) for pid in ip("netns", "pids", name).split()]
             send_signal(descendants(pids), signal.SIGKILL)
             with suppress(OSError):
                 ip("netns", "del", name)
+    for source, folder in mounts():
+        if source == stem:
+            subprocess.run(["umount", "-l", folder], capture_output=True)
+
+
+def mounts() -> Iterator[tuple[str, str]]:
+    """What is mounted, and where."""
+    for line in Path("/proc/mounts").read_text().splitlines():
+        source, folder = line.split()[:2]
+        yield source, folder
 
 
 def sweep() -> None:
     """Take away what test processes that have ended left behind."""
-    for name in list(namespaces()):
-        owner = name.removeprefix(PREFIX).partition("-")[0]
-        if name.startswith(PREFIX) and owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            remove(name.rpartition("-")[0])
+    stems = {name.rpartition("-")[0] for name in namespaces()} | {name for name, _ in mounts()}
+    for stem in stems:
+        owner = stem.removeprefix(PREFIX).partition("-")[0]
+        if stem.startswith(PREFIX) and owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            remove(stem)
