@@ -60,8 +60,8 @@ class Trial:
     def note(self, what: str) -> None:
         self.notes.append(f"{time.monotonic() - self.started:.1f} s {what}")
 
-    def submit(self, **settings: str) -> None:
-        self.run = self.federation.submit(*SETTINGS, **settings)
+    def submit(self, resume: str = "") -> None:
+        self.run = self.federation.submit(*SETTINGS, resume=resume)
 
     def pause(self, longest_s: float) -> float:
         """Wait a random while."""

@@ -387,14 +387,17 @@ class Federation:
         listed: list[dict[str, Any]] = told["runs"]
         return listed
 
-    def settings(self, *overrides: str, **others: str) -> str:
-        """The value of flwr run's -c."""
-        pairs = {"experiment": str(self.experiment_file), "set": " ".join(overrides), **others}
-        return " ".join(f'{key}="{value}"' for key, value in pairs.items())
+    def submit(self, *overrides: str, project: Path = ROOT, resume: str = "") -> Process:
+        """Start a run, or go on with one, and follow it; the process ends when the run does.
 
-    def submit(self, *overrides: str, project: Path = ROOT, **others: str) -> Process:
-        """Start a run and follow it; the process ends when the run does."""
-        settings = self.settings(*overrides, **others)
+        Args:
+            overrides: of the experiment's settings.
+            project: what the bundle is made of.
+            resume: folder of the run to go on with, by its own settings.
+        """
+        pairs = {"experiment": str(self.experiment_file), "set": " ".join(overrides)}
+        pairs = {"resume": resume} if resume else pairs
+        settings = " ".join(f'{key}="{value}"' for key, value in pairs.items())
         command = [program("flwr"), "run", str(project), "hosts", "--stream", "-c", settings]
         return self.server.start(command, f"run-{time.monotonic_ns()}.log")
 
