@@ -69,15 +69,26 @@ def simulate_losses(experiment: Experiment, out: Path, losses: Losses) -> None:
 def ways_to_lose(
     lines: Iterable[Mapping[str, Any]], clients: Collection[str]
 ) -> Iterator[dict[tuple[int, str], str]]:
-    """All that may have happened to the replies that a run's metrics.jsonl calls left out."""
-    lost = [
-        (line["round"], client)
-        for line in lines
-        for client in line["clients"]["left-out"]
-        if client in clients
+    """All that may have happened to the replies that a run's metrics.jsonl says are missing.
+
+    Clients left out may have trained or not; clients that were offline and not asked have not, and
+    the record says only how many they were.
+    """
+    for ways in itertools.product(*(_ways_of_round(line, clients) for line in lines)):
+        yield {place: when for way in ways for place, when in way.items()}
+
+
+def _ways_of_round(
+    line: Mapping[str, Any], clients: Collection[str]
+) -> list[dict[tuple[int, str], str]]:
+    told, number = line["clients"], line["round"]
+    lost = [(number, client) for client in told["left-out"] if client in clients]
+    others = [(number, client) for client in clients if client not in told["left-out"]]
+    return [
+        {**dict(zip(lost, ways, strict=True)), **dict.fromkeys(absent, "before")}
+        for absent in itertools.combinations(others, len(clients) - told["asked"])
+        for ways in itertools.product(("before", "after"), repeat=len(lost))
     ]
-    for ways in itertools.product(("before", "after"), repeat=len(lost)):
-        yield dict(zip(lost, ways, strict=True))
 
 
 def heads_at_home(run: Path) -> dict[str, dict[str, np.ndarray]]:
