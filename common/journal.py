@@ -8,9 +8,9 @@ tells type and place, and the text only where it is ours: another's may quote pr
 import json
 import logging
 import os
-import threading
 import traceback
-from datetime import datetime, timezone
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,6 @@ class Journal(logging.Handler):
         self.path, self.fields = path, dict(fields or {})
         self.size_bytes, self.files = size_bytes, files
         self._file: int | None = None
-        self._busy = threading.local()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record; a failure is passed over, because a log must not end what it tells of."""
@@ -58,7 +57,7 @@ class Journal(logging.Handler):
 
     def describe(self, record: logging.LogRecord) -> dict[str, Any]:
         """Turn a record into what its line holds."""
-        moment = datetime.fromtimestamp(record.created, timezone.utc)
+        moment = datetime.fromtimestamp(record.created, UTC)
         extra = {key: value for key, value in vars(record).items() if key not in STANDARD}
         line = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -79,13 +78,11 @@ class Journal(logging.Handler):
         super().close()
 
     def _append(self, line: bytes) -> None:
-        if self._file is None:
-            self._open()
-        elif self._has_moved() or self._size() + len(line) > self.size_bytes:
+        if not self._is_current():  # new, or another process has put the file away
             self._close_file()
             self._open()
-            if 0 < self._size() and self._size() + len(line) > self.size_bytes:
-                self._put_away()
+        if self._size() > 0 and self._size() + len(line) > self.size_bytes:
+            self._put_away()
         if self._file is not None and os.write(self._file, line) < len(line):
             self._close_file()  # a full disk took a part; opening again ends the torn line
 
@@ -111,11 +108,7 @@ class Journal(logging.Handler):
     def _size(self) -> int:
         return 0 if self._file is None else os.fstat(self._file).st_size
 
-    def _has_moved(self) -> bool:
-        """Tell whether another process, or a person, has put the file away."""
-        return self._file is not None and os.fstat(self._file).st_nlink == 0 or not self._is_same()
-
-    def _is_same(self) -> bool:
+    def _is_current(self) -> bool:
         try:
             return self._file is not None and os.path.samestat(
                 os.fstat(self._file), os.stat(self.path)
@@ -126,10 +119,8 @@ class Journal(logging.Handler):
     def _close_file(self) -> None:
         handle, self._file = self._file, None
         if handle is not None:
-            try:
+            with suppress(OSError):
                 os.close(handle)
-            except OSError:
-                pass
 
 
 def describe_error(error: BaseException) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -80,10 +81,8 @@ class StatusFile:
             partial.write_text(json.dumps(asdict(self.status), indent=1), encoding="utf-8")
             os.replace(partial, self.path)
         except OSError:
-            try:
+            with suppress(OSError):
                 partial.unlink(missing_ok=True)
-            except OSError:
-                pass
 
     def beat(self) -> None:
         """Renew it, if the last time is a while ago."""
@@ -135,8 +134,8 @@ def read_status(folder: Path) -> Status:
     path = folder / FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        known = {field.name: content[field.name] for field in fields(Status) if field.name in content}
-        status = Status(**known)
+        names = {field.name for field in fields(Status)}
+        status = Status(**{name: content[name] for name in names & content.keys()})
         if status.state not in STATES:
             raise ValueError("unknown state")
         status.updated, status.max_age_s = float(status.updated), float(status.max_age_s)

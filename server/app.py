@@ -1,16 +1,16 @@
-"""The Flower server: reads the two settings of `flwr run`, then runs the experiment."""
+"""The Flower server: reads the settings of `flwr run`, then runs the experiment."""
 
 import logging
-import time
-from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.errors import FedMTLError
-from common.experiment_file import load_experiment, parse_set
+from common.experiment_file import load_experiment
+from server.deployed import followed
 from server.federation import federate
-from server.run_folder import RunFolder
+from server.opening import Request, folder_to_resume, new_folder, open_again, run_of
+from server.patient_grid import PatientGrid
 
 app = ServerApp()
 
@@ -32,17 +32,47 @@ ONE_LINE = OneLine()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the experiment that ``flwr run . -c 'experiment="..." set="..."'`` names.
+    """Run what ``flwr run . -c 'experiment="..." set="..."'`` names, or go on with a run.
 
-    The run folder is ``runs/<experiment>-<time>`` under ``FEDMTL_RUNS``, or under the home folder
-    where that is unset: the process of a ServerApp starts in a folder that Flower chooses.
+    ``resume="FOLDER"`` goes on with the run in that folder of ``FEDMTL_RUNS``; ``set`` may then
+    change little. ``heads-from="RUN"`` lets clients start a new run with an earlier one's heads.
     """
-    import os
+    prepare_logs()
+    request = Request.of(context.run_config)
+    if request.resume:
+        resume(grid, request)
+    else:
+        start(grid, request)
 
-    logging.getLogger("flwr").addFilter(ONE_LINE)  # the error itself marks the run as failed
-    settings = context.run_config
-    experiment = load_experiment(str(settings["experiment"]), parse_set(str(settings["set"])))
-    runs = Path(os.environ.get("FEDMTL_RUNS") or Path.home() / ".fedmtl" / "runs")
-    folder = RunFolder(runs / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    folder.create(experiment, "flower")
-    federate(grid, experiment, folder)
+
+def start(grid: Grid, request: Request) -> None:
+    """Run an experiment in a new folder."""
+    experiment = load_experiment(request.experiment, request.overrides)
+    heads_from = run_of(request.heads_from)
+    folder = new_folder(experiment)
+    with folder.locked():
+        folder.create(experiment, "flower")
+        with followed(folder, experiment, resumed=False) as watch:
+            patient = PatientGrid(grid, watch.beat)
+            federate(patient, experiment, folder, heads_from=heads_from, watch=watch)
+
+
+def resume(grid: Grid, request: Request) -> None:
+    """Go on with the run of an earlier ServerApp."""
+    folder = folder_to_resume(request)
+    with folder.locked():
+        experiment, resumed = open_again(folder, request)
+        with followed(folder, experiment, resumed) as watch:
+            patient = PatientGrid(grid, watch.beat)
+            federate(patient, experiment, folder, resume=resumed, watch=watch)
+
+
+def prepare_logs() -> None:
+    """Let our lines go where Flower's go, which `flwr run --stream` shows; once a process."""
+    flower, ours = logging.getLogger("flwr"), logging.getLogger("fedmtl")
+    flower.addFilter(ONE_LINE)  # the error itself marks the run as failed
+    ours.setLevel(logging.INFO)
+    if not ours.handlers:
+        for handler in flower.handlers:
+            ours.addHandler(handler)
+        ours.propagate = not ours.handlers

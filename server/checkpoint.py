@@ -90,25 +90,23 @@ class Checkpoints:
     def _save(self, progress: Progress, trunk: Mapping[str, FloatArray]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         files = {"trunk": f"trunk-{progress.round:08d}.safetensors"}
-        self._save_trunk(self.folder / files["trunk"], trunk)
-        if self.keep_clients is not None:
-            files |= self.keep_clients(self.folder, progress.round)
-        progress.files = files
-        manifest = json.dumps(asdict(progress), indent=1)
-        replace_text(self.folder / MANIFEST, manifest, durable=self.durable)
-        for path in self.folder.iterdir():
-            if path.name not in {MANIFEST, *files.values()} and path.is_file():
-                path.unlink()
-
-    def _save_trunk(self, path: Path, trunk: Mapping[str, FloatArray]) -> None:
+        path = self.folder / files["trunk"]
         try:
             save_file(dict(trunk), path)
             if self.durable:
                 write_through(path)
+            if self.keep_clients is not None:
+                files |= self.keep_clients(self.folder, progress.round)
+            progress.files = files
+            manifest = json.dumps(asdict(progress), indent=1)
+            replace_text(self.folder / MANIFEST, manifest, durable=self.durable)
         except BaseException:
             if path.name not in self._files_in_use():
-                path.unlink(missing_ok=True)  # a part of it would only fill a full disk
+                path.unlink(missing_ok=True)  # it would only fill a full disk
             raise
+        for path in self.folder.iterdir():
+            if path.name not in {MANIFEST, *files.values()} and path.is_file():
+                path.unlink()
 
     def _files_in_use(self) -> set[str]:
         try:
@@ -125,7 +123,7 @@ class Checkpoints:
         manifest = self.folder / MANIFEST
         if not manifest.exists():
             raise CheckpointError(
-                f"no checkpoint in {self.folder}: the run stopped before there was anything to keep; "
+                f"no checkpoint in {self.folder}: the run stopped before anything was kept; "
                 "start it anew with another --out"
             )
         try:

@@ -9,6 +9,7 @@ What came before the deadline counts; what comes later is never pulled, so it co
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import httpx
@@ -132,12 +133,10 @@ class PatientGrid(Grid):
             if timeout is not None:
                 message.metadata.ttl = timeout + SLACK_S
         taken = set(self._push(asked, end))
-        replies = [
-            _error(message, NOT_TAKEN) for message in asked if _id_of(message) not in taken
-        ]
+        replies = [_error(message, NOT_TAKEN) for message in asked if _id_of(message) not in taken]
         try:
             while taken:
-                replies += self._insist(lambda: self.pull_messages(taken), end)
+                replies += self._insist(partial(self.pull_messages, taken), end)
                 taken &= self._open.keys()
                 now = self.clock()
                 if not taken or now >= end:

@@ -4,8 +4,9 @@ Flower's node ids are random numbers. Clients are therefore asked once for their
 carries a stable name; sampling and sorting go by that name, so that two runs with one seed pick the
 same clients on every engine.
 
-Nodes come and go. Who is offline as a round starts is not asked. Who comes back is there again: under
-its old id, or, where a node without authentication was restarted, under a new one with the old name.
+Nodes come and go. Who is offline as a round starts is not asked. Who comes back is there again:
+under the old id, or, where a node without authentication was restarted, under a new id with the old
+name.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The `fedmtl` command: simulate, compare, check, report, list.
+"""The `fedmtl` command: simulate, compare, check, report, list, health.
 
 What a command needs is imported inside it, so that `fedmtl --help` answers without PyTorch.
 """
@@ -16,6 +16,8 @@ import typer
 
 from common.errors import CheckpointError, ConfigError, FedMTLError
 from common.resuming import check_changes
+from simulations.cli_deploy import deploy_app
+from simulations.cli_health import health
 from simulations.cli_node import app as node_app
 from simulations.cli_predict import export, predict
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
@@ -29,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
+app.add_typer(deploy_app, name="deploy")
 app.add_typer(node_app, name="node")
 
 DEFAULT_EXPERIMENT, DEFAULT_ENGINE = "digits", "loopback"
@@ -228,6 +230,9 @@ def report(
         from simulations.report import write_report
 
         typer.echo(write_report(run_folder))
+
+
+app.command()(health)
 
 
 @app.command("list")

@@ -42,7 +42,7 @@ def test_a_file_that_is_gone_or_damaged_is_told(saved, file, content):
 
 
 def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(saved, monkeypatch):
-    def refuse(path, text):
+    def refuse(path, text, *, durable):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "replace_text", refuse)

@@ -13,15 +13,26 @@ from pathlib import Path
 import httpx
 from flwr.app import Context, Message
 from flwr.common.constant import SubStatus
-from flwr.common.serde import context_to_proto
+from flwr.common.serde import context_from_proto, context_to_proto, fab_from_proto, run_from_proto
+from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
 from flwr.supercore.constant import TaskType
 from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    pull_and_inflate_object_from_tree,
+)
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -30,10 +41,12 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.retry import RetryInvoker, constant
 from flwr.supercore.run import Run
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.runtime.run_clientapp import push_message
 
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 RETRY_S, RETRY_FOR_S = 0.2, 20.0
+LOOK_AGAIN_S, MOST_LOOK_AGAIN_S = 0.02, 0.5
 BEAT_S = 10.0
 UNREACHABLE = (httpx.TransportError, httpx.HTTPStatusError, FlowerError)
 
@@ -121,6 +134,32 @@ class Task:
                 return  # closed meanwhile
 
 
+def pull(client: RuntimeHttpClient) -> tuple[Message, Context, Run, Fab]:
+    """Get what a task is about.
+
+    A SuperNode offers a task before it has all of its message. Flower's own client then waits a
+    second, two, four; nodes that ask a local API can afford to look again at once.
+    """
+    answer = client.PullTaskInput(PullTaskInputRequest())
+    context, run = context_from_proto(answer.context), run_from_proto(answer.run)
+    TaskIdentity.task_id, TaskIdentity.run_id = answer.task_id, run.run_id
+    TaskIdentity.node_id = context.node_id
+    offered = client.PullMessages(PullAppMessagesRequest())
+    if not offered.messages_list:
+        raise RuntimeError("a task without a message")
+    node, tree = Node(node_id=context.node_id), offered.message_object_trees[0]
+    message = pull_and_inflate_object_from_tree(
+        tree,
+        make_pull_object_fn_protobuf(client.PullObject, node, run.run_id),
+        make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run.run_id),
+        return_type=Message,
+        initial_backoff=LOOK_AGAIN_S,
+        backoff_cap=MOST_LOOK_AGAIN_S,
+    )
+    message.metadata.__dict__["_message_id"] = tree.object_id  # as Flower's own client does
+    return message, context, run, fab_from_proto(answer.fab)
+
+
 class Runtime:
     """The Runtime API of this node's SuperNode.
 
@@ -154,8 +193,8 @@ class Runtime:
             )
             started = time.monotonic()
             client = self._client(RuntimeTokenHttpInterceptor(answer.token), invoker)
-            message, context, run, fab = pull_task_input(client)
-        except (*UNREACHABLE, RuntimeError) as error:
+            message, context, run, fab = pull(client)
+        except (*UNREACHABLE, ObjectPullError, RuntimeError) as error:
             raise TaskLostError(type(error).__name__) from error
         return Task(client, message, context, run, fab, time.monotonic() - started)
 

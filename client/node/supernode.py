@@ -21,9 +21,12 @@ from common.errors import ConfigError, NodeError
 logger = logging.getLogger("fedmtl.node")
 
 OURS = ("--isolation", "--superexec-auth-secret-file")  # flags that `fedmtl node run` sets itself
-QUICK_S, MOST_QUICK = 15.0, 3  # ends sooner than this, so many times in a row: it cannot run
+QUICK_S = 15.0  # one that lives longer was able to run
+# A SuperLink takes a minute to notice that a node died, and refuses the same key until then.
+PATIENCE_S = 100.0
+WRONG_FLAGS = 2  # exit status of argparse
 SECRET = "runtime-secret"
-PAUSE_S = 1.0  # before it is started again
+PAUSE_S = 3.0  # before it is started again
 STOP_S = 10.0  # for an orderly end
 
 
@@ -90,7 +93,7 @@ class SuperNode:
         self._command += ["--isolation", "process"]
         self._command += ["--superexec-auth-secret-file", str(self._secret_file)]
         self._process: subprocess.Popen[bytes] | None = None
-        self._started, self._quick = 0.0, 0
+        self._started = self._worked_at = time.monotonic()
 
     def start(self) -> None:
         """Start the process."""
@@ -107,14 +110,19 @@ class SuperNode:
         """
         if self._process is None or self._process.poll() is None:
             return
-        code = self._process.returncode
-        quick = time.monotonic() - self._started < QUICK_S
-        self._quick = self._quick + 1 if quick else 1
-        if code > 0 or self._quick >= MOST_QUICK:
+        code, now = self._process.returncode, time.monotonic()
+        if now - self._started > QUICK_S:
+            self._worked_at = now
+        left = PATIENCE_S - (now - self._worked_at)
+        if left <= 0 or code == WRONG_FLAGS:
             raise NodeError(
                 f"flower-supernode ended with exit status {code}; its own message stands above"
             )
-        logger.warning("flower-supernode ended (%d); starting it again", code)
+        logger.warning(
+            "flower-supernode ended with exit status %d; starting it again, for at most %.0f s",
+            code,
+            left,
+        )
         time.sleep(PAUSE_S)
         self.start()
 

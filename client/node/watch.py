@@ -1,4 +1,4 @@
-"""What a node tells whoever looks after it: a log, a status and figures, all in its state folder."""
+"""What a node tells whoever looks after it: log, status and figures, in its state folder."""
 
 import logging
 import time

@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +135,12 @@ def answer(client: Any, context_bytes: bytes, message_bytes: bytes) -> tuple[byt
 def serve(connection: socket.socket, bundle: str) -> None:
     """Answer messages until the guard is gone."""
     client = load_client(bundle)
-    send_frame(connection, READY)
-    while True:
-        try:
+    with suppress(EOFError, ConnectionError):
+        send_frame(connection, READY)
+        while True:
             context, message = receive_frame(connection), receive_frame(connection)
-        except EOFError:
-            return
-        for content in answer(client, context, message):
-            send_frame(connection, content)
+            for content in answer(client, context, message):
+                send_frame(connection, content)
 
 
 def main() -> None:

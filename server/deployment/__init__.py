@@ -1,0 +1,1 @@
+"""Helper files for those who operate a deployment: certificates, keys, units, manifests."""
