@@ -5,8 +5,6 @@ TLS, node authentication and a database, as the guide has it. The harness of the
 """
 
 import csv
-import datetime
-import ipaddress
 import json
 import os
 import shutil
@@ -30,6 +28,7 @@ from tests.namespaces import Host, Network, Process, send_signal, wait_until
 
 ROOT = Path(__file__).parent.parent
 PORT = 8000
+CONNECTION = "fedmtl"  # of the operator's config.toml
 START_BY = "fedmtl"  # how nodes are started, where a test does not say
 CLIENTS = {"a": "school-001", "b": "school-003"}  # host -> client
 
@@ -129,41 +128,12 @@ def _is_gap(cell: Any) -> bool:
     return cell is None or (isinstance(cell, (float, np.floating)) and bool(np.isnan(cell)))
 
 
-def write_certificates(folder: Path, address: str) -> None:
-    """Make a CA, and a server certificate for an address and for the server's own programs."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    def name(text: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-    def builder(subject: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.UTC)
-        return (
-            x509.CertificateBuilder()
-            .subject_name(name(subject))
-            .issuer_name(name("test CA"))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-        )
-
-    folder.mkdir(parents=True, exist_ok=True)
-    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    ca = builder("test CA", ca_key).add_extension(x509.BasicConstraints(True, None), True)
-    addresses = [x509.IPAddress(ipaddress.ip_address(text)) for text in (address, "127.0.0.1")]
-    names = x509.SubjectAlternativeName([*addresses, x509.DNSName("localhost")])
-    server = builder("server", key).add_extension(names, False)
-    pem = serialization.Encoding.PEM
-    for file, certificate in {"ca.crt": ca, "server.crt": server}.items():
-        signed = certificate.sign(ca_key, hashes.SHA256())
-        (folder / file).write_bytes(signed.public_bytes(pem))
-    (folder / "server.key").write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+def write_deployment(folder: Path, address: str, nodes: Sequence[str]) -> None:
+    """Make certificates, keys and policies, as the guide has it."""
+    command = [program("fedmtl"), "deploy", "init", str(folder), "--server", address]
+    command += [word for node in nodes for word in ("--node", node)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
 
 
 class Node:
@@ -173,10 +143,13 @@ class Node:
         self.federation, self.host, self.client = federation, host, client
         self.data, self.state = host.folder / "data", host.folder / "state"
         self.process: Process | None = None
-        self.ca = host.folder / "ca.crt"
-        shutil.copy(federation.server.folder / "tls" / "ca.crt", self.ca)
-        self.key = host.folder / "node"
-        make_key(self.key)
+        self.ca, self.key = host.folder / "ca.crt", host.folder / host.name
+        self.policy = host.folder / "policy.toml"
+        made = federation.deployment  # what its README.md says goes to a node
+        shutil.copy(made / "certificates" / "ca.crt", self.ca)
+        shutil.copy(made / "nodes" / host.name / "policy.toml", self.policy)
+        for name in (host.name, f"{host.name}.pub"):
+            shutil.copy(made / "keys" / name, host.folder)
 
     def flags(self) -> list[str]:
         """The flags of flower-supernode, the same however the node is started."""
@@ -205,10 +178,7 @@ class Node:
         """
         command = [program("flower-supernode")]
         if (by or self.federation.start_by) == "fedmtl":
-            policy = self.host.folder / "policy.toml"
-            if not policy.exists():
-                policy.write_text(self.federation.policy)
-            command = [program("fedmtl"), "node", "run", "--policy", str(policy), "--"]
+            command = [program("fedmtl"), "node", "run", "--policy", str(self.policy), "--"]
         flags = self.flags() if flags is None else flags
         self.process = self.host.start([*before, *command, *flags], "node.log", environment)
         return self.process
@@ -239,12 +209,9 @@ class Node:
         return load_file(self.kept(run)[round_number])
 
 
-def make_key(path: Path, kind: str = "ecdsa") -> None:
-    """Make a key pair; a node's is as the guide has it."""
-    if path.exists():
-        return
-    bits = ["-b", "384"] if kind == "ecdsa" else []
-    command = ["ssh-keygen", "-q", "-t", kind, *bits, "-N", "", "-f", str(path)]
+def make_key(path: Path, *options: str) -> None:
+    """Make a key pair of somebody whom the deployment does not know."""
+    command = ["ssh-keygen", "-q", *options, "-N", "", "-f", str(path)]
     subprocess.run(command, check=True, capture_output=True)
 
 
@@ -256,7 +223,6 @@ class Federation:
         source: public data set whose clients the nodes hold.
         clients: host -> client.
         start_by: "plain" for flower-supernode, "fedmtl" for fedmtl node run.
-        policy: text of the nodes' policy.toml.
         disk_bytes: size of the disks of run folders and of nodes' state; 0 for no limit.
     """
 
@@ -266,21 +232,25 @@ class Federation:
         source: str = "school",
         clients: dict[str, str] | None = None,
         start_by: str = START_BY,
-        policy: str = "",
         disk_bytes: int = 0,
     ) -> None:
-        self.folder, self.source, self.start_by, self.policy = folder, source, start_by, policy
+        self.folder, self.source, self.start_by = folder, source, start_by
         self.clients = CLIENTS if clients is None else clients
         self.network = Network(["server", *self.clients], folder, self._environment())
         for host in self.network.hosts.values():
             host.environment["FLWR_HOME"] = str(host.folder / "flower-home")
+            (host.folder / "flower-home").mkdir()
         self.server = self.network.hosts["server"]
         self.address = f"{self.server.address}:{PORT}"
         self.runs = self.server.folder / "runs"
         self.superlink: Process | None = None
         self.experiment_file = self.server.folder / "experiment.toml"
         self.experiment_file.write_text(KNOWN[source])
-        write_certificates(self.server.folder / "tls", self.server.address)
+        self.deployment = self.server.folder / "deployment"
+        write_deployment(self.deployment, self.address, list(self.clients))
+        shutil.copy(
+            self.deployment / "operator" / "config.toml", self.server.folder / "flower-home"
+        )
         self.nodes = {
             host: Node(self, self.network.hosts[host], client)
             for host, client in self.clients.items()
@@ -324,13 +294,7 @@ class Federation:
         Args:
             program_of: another program than flower-superlink.
         """
-        tls = self.server.folder / "tls"
-        home = Path(self.server.environment["FLWR_HOME"])
-        home.mkdir(exist_ok=True)
-        (home / "config.toml").write_text(
-            '[superlink]\ndefault = "hosts"\n\n[superlink.hosts]\n'
-            f'address = "{self.address}"\nroot-certificates = "{tls / "ca.crt"}"\n'
-        )
+        tls = self.deployment / "certificates"
         command = [*(program_of or [program("flower-superlink")])]
         command += ["--host", "0.0.0.0", "--port", str(PORT)]
         command += ["--ssl-ca-certfile", str(tls / "ca.crt")]
@@ -349,7 +313,7 @@ class Federation:
     def register(self, nodes: Any) -> None:
         """Register the nodes' keys with the SuperLink."""
         for node in nodes:
-            self.flwr("supernode", "register", str(node.key.with_suffix(".pub")), "hosts")
+            self.flwr("supernode", "register", str(node.key.with_suffix(".pub")), CONNECTION)
 
     def start_nodes(self) -> None:
         """Start all nodes and wait until they are connected."""
@@ -374,13 +338,13 @@ class Federation:
 
     def listed_nodes(self) -> list[dict[str, Any]]:
         """What the SuperLink knows of its nodes."""
-        said = self.flwr("supernode", "ls", "hosts", "--format", "json")
+        said = self.flwr("supernode", "ls", CONNECTION, "--format", "json")
         listed: list[dict[str, Any]] = json.loads(said[said.index("{") :])["nodes"]
         return listed
 
     def listed_runs(self) -> list[dict[str, Any]]:
         """What the SuperLink knows of its runs."""
-        said = self.flwr("ls", "hosts", "--format", "json")
+        said = self.flwr("ls", CONNECTION, "--format", "json")
         told = json.loads(said[said.index("{") :])
         if "runs" not in told:
             raise OSError(f"flwr ls: {said.strip()[-300:]}")
@@ -398,7 +362,7 @@ class Federation:
         pairs = {"experiment": str(self.experiment_file), "set": " ".join(overrides)}
         pairs = {"resume": resume} if resume else pairs
         settings = " ".join(f'{key}="{value}"' for key, value in pairs.items())
-        command = [program("flwr"), "run", str(project), "hosts", "--stream", "-c", settings]
+        command = [program("flwr"), "run", str(project), CONNECTION, "--stream", "-c", settings]
         return self.server.start(command, f"run-{time.monotonic_ns()}.log")
 
     def run_folders(self) -> list[Path]:

@@ -14,7 +14,7 @@ from tests.hosts import (
     make_key,
     program,
     rounds_of,
-    write_certificates,
+    write_deployment,
 )
 from tests.namespaces import why_not
 
@@ -37,14 +37,16 @@ def federation(tmp_path_factory):
 def unregistered(federation: Federation) -> list[str]:
     node = federation.nodes["b"]
     key = node.host.folder / "another-key"
-    make_key(key)
+    if not key.exists():
+        make_key(key, "-t", "ecdsa", "-b", "384")
     return [str(key) if flag == str(node.key) else flag for flag in node.flags()]
 
 
 def wrong_ca(federation: Federation) -> list[str]:
     node = federation.nodes["b"]
-    write_certificates(node.host.folder / "another-ca", federation.server.address)
-    other = str(node.host.folder / "another-ca" / "ca.crt")
+    folder = node.host.folder / "another-deployment"
+    write_deployment(folder, federation.address, ["b"])
+    other = str(folder / "certificates" / "ca.crt")
     return [other if flag == str(node.ca) else flag for flag in node.flags()]
 
 
@@ -128,7 +130,7 @@ def bundles_only(*hashes: str) -> str:
 def start_both(federation: Federation, policy: str, *more: str) -> None:
     """Start node a by the defaults, and node b with a policy and more flags."""
     strict = federation.nodes["b"]
-    (strict.host.folder / "policy.toml").write_text(policy)
+    strict.policy.write_text(policy)
     federation.nodes["a"].start().wait_for("SuperNode ID", 120)
     strict.start([*strict.flags(), *more]).wait_for("SuperNode ID", 120)
 
@@ -171,7 +173,7 @@ def test_a_bundle_that_does_not_fit_its_hash_never_runs(tmp_path):
         hostile = [sys.executable, str(ROOT / "tests" / "hostile_superlink.py")]
         federation.start_superlink(hostile)
         for node in federation.nodes.values():
-            (node.host.folder / "policy.toml").write_text(bundles_only(listed))
+            node.policy.write_text(bundles_only(listed))
         federation.start_nodes()
         run = federation.submit(*TWO_ROUNDS, project=honest)
         for node in federation.nodes.values():
@@ -189,7 +191,7 @@ def test_an_unsigned_bundle_is_turned_away_where_signers_are_named(tmp_path):
     signer = tmp_path / "signer"
     with Federation(tmp_path / "hosts") as federation:
         node = federation.nodes["b"]
-        make_key(signer, "ed25519")
+        make_key(signer, "-t", "ed25519")
         trusted = node.host.folder / "trusted.yaml"
         trusted.write_text(f"fpk_1: '{signer.with_suffix('.pub').read_text().strip()}'\n")
         start_both(federation, "", "--trusted-entities", str(trusted))
