@@ -2,8 +2,8 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from client.node.figures import NodeFigures
 from common.figures_file import FiguresFile
-from common.node_figures import NodeFigures
 from server.prometheus import reason_class
 
 
@@ -18,17 +18,16 @@ def figures_of(path):
 
 def test_a_nodes_figures_are_counted_and_shown(tmp_path):
     figures = NodeFigures(tmp_path / "state")
-    figures.stage("train", 0.3)
-    figures.message_done("train", "answered", received_bytes=10, sent_bytes=20)
-    figures.message_done("train", "refused", received_bytes=10)
+    figures.message_done("train", "answered", (10, 20), (0.01, 0.3, 0.02))
+    figures.message_done("train", "refused", (10, 0), (0.01, 0.02, 0.02))
     found = figures_of(tmp_path / "state" / "metrics.prom")
     name = "fedmtl_node_messages_total"
     assert found[name, ("kind", "train"), ("outcome", "answered")] == 1
     assert found[name, ("kind", "train"), ("outcome", "refused")] == 1
-    assert found[name, ("kind", "query"), ("outcome", "failed")] == 0
+    assert found[name, ("kind", "query"), ("outcome", "refused")] == 0
     assert found[("fedmtl_node_received_bytes_total",)] == 20
     assert found[("fedmtl_node_sent_bytes_total",)] == 20
-    assert found["fedmtl_node_stage_seconds_bucket", ("le", "0.5"), ("stage", "train")] == 1
+    assert found["fedmtl_node_stage_seconds_bucket", ("le", "0.1"), ("stage", "work")] == 1
     assert found[("fedmtl_node_last_message_timestamp_seconds",)] > 0
 
 

@@ -182,7 +182,7 @@ class Node:
             answer = worker.ask(context, message, most_s, wanted)
         except WorkerDiedError as error:
             logger.warning("%s; asking a new one", error)
-            self.watch.deaths.inc()
+            self.watch.figures.deaths.inc()
             answer = worker.ask(context, message, most_s, wanted)
         state = recorddict_from_proto(ProtoContext.FromString(answer[0]).state)
         after = Context(

@@ -1,11 +1,10 @@
 """What a node tells whoever looks after it: log, status and figures, in its state folder."""
 
 import logging
-import time
 from pathlib import Path
 
+from client.node.figures import STAGES, NodeFigures
 from common.errors import NodeError
-from common.figures_file import FiguresFile
 from common.journal import Journal
 from common.locking import take
 from common.status import LOCK, TRAINING, WAITING, Status, StatusFile
@@ -15,7 +14,6 @@ logger = logging.getLogger("fedmtl.node")
 
 LOG = "log.jsonl"
 LOGGERS = ("fedmtl", "flwr")
-STAGES = ("pull", "work", "push")
 
 
 class NodeWatch:
@@ -41,17 +39,8 @@ class NodeWatch:
             logging.getLogger(name).addHandler(self.journal)
         logging.getLogger("fedmtl").setLevel(logging.INFO)
         self.status = StatusFile(folder, Status(what="node"))
-        self.file = file = FiguresFile(folder, "fedmtl_node")
-        self.messages = file.counter(
-            "messages", "Messages, by kind and outcome.", "kind", "outcome"
-        )
-        self.received = file.counter("received_bytes", "Payload received from the server.")
-        self.sent = file.counter("sent_bytes", "Payload sent to the server.")
-        self.seconds = file.seconds("message", "Seconds a message took, by stage.", "stage")
-        self.deaths = file.counter("worker_deaths", "Workers that ended before they answered.")
-        self.last = file.gauge("last_message_timestamp_seconds", "When the last one was answered.")
-        file.write()
-        file.serve(logger)
+        self.figures = NodeFigures(folder)
+        self.figures.file.serve(logger)
 
     def begin(self, instruction: Instruction, rounds: int) -> None:
         """Note the message that is being answered."""
@@ -75,19 +64,13 @@ class NodeWatch:
             logger.warning("refused %s: %s", kind, refused, extra=facts)
         else:
             logger.info("answered %s", kind, extra=facts)
-        self.messages.labels(kind, "refused" if refused else "answered").inc()
-        self.received.inc(sizes[0])
-        self.sent.inc(sizes[1])
-        for name, taken in zip(STAGES, stages, strict=True):
-            self.seconds.labels(name).observe(taken)
-        self.last.set(time.time())
-        self.file.write()
+        self.figures.message_done(kind, "refused" if refused else "answered", sizes, stages)
         self.status.set(state=WAITING, error=refused)
         self.journal.fields = {}
 
     def close(self) -> None:
         """Stop watching."""
-        self.file.close()
+        self.figures.file.close()
         for name in LOGGERS:
             logging.getLogger(name).removeHandler(self.journal)
         self.journal.close()

@@ -6,7 +6,8 @@ from pathlib import Path
 from common.figures_file import FiguresFile
 
 KINDS = ("query", "train", "evaluate")
-OUTCOMES = ("answered", "refused", "failed")
+OUTCOMES = ("answered", "refused")
+STAGES = ("pull", "work", "push")  # from the SuperNode, by policy and worker, to the SuperNode
 
 
 class NodeFigures:
@@ -24,6 +25,7 @@ class NodeFigures:
         self.received = file.counter("received_bytes", "Payload received from the server.")
         self.sent = file.counter("sent_bytes", "Payload sent to the server.")
         self.seconds = file.seconds("stage", "Where a message's time goes.", "stage")
+        self.deaths = file.counter("worker_deaths", "Workers that ended before they answered.")
         self.last = file.gauge(
             "last_message_timestamp_seconds", "When the last message was dealt with; 0: none."
         )
@@ -32,23 +34,21 @@ class NodeFigures:
                 self.messages.labels(kind, outcome)  # a figure that is 0 is there
         file.write()
 
-    def stage(self, name: str, seconds: float) -> None:
-        """Note how long a part of a message's work took, such as reading data or training."""
-        self.seconds.labels(name).observe(seconds)
-
     def message_done(
-        self, kind: str, outcome: str, received_bytes: int = 0, sent_bytes: int = 0
+        self, kind: str, outcome: str, sizes: tuple[int, int], stages: tuple[float, float, float]
     ) -> None:
         """Count a message that was dealt with, and write the file.
 
         Args:
             kind: one of `KINDS`.
             outcome: one of `OUTCOMES`.
-            received_bytes: its payload.
-            sent_bytes: its reply's payload.
+            sizes: payload received and sent.
+            stages: seconds of each of `STAGES`.
         """
         self.messages.labels(kind, outcome).inc()
-        self.received.inc(received_bytes)
-        self.sent.inc(sent_bytes)
+        self.received.inc(sizes[0])
+        self.sent.inc(sizes[1])
+        for name, seconds in zip(STAGES, stages, strict=True):
+            self.seconds.labels(name).observe(seconds)
         self.last.set(time.time())
         self.file.write()
