@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 
 from client.place import Place
 from client.session import Session, client_name, open_rows, open_session
-from client.state import FolderState, OwnState, open_state
+from client.state import FolderState, OwnState, open_state, require_state
 from client.training import TaskSums
 from common.dataset import ClientData
 from common.errors import FedMTLError
@@ -118,6 +118,7 @@ def _open(message: Message, context: Context) -> Job:
 def query(message: Message, context: Context) -> Message:
     """Describe this client: name, columns, counts; sums only where the experiment asks."""
     instruction = Instruction.from_record(config_of(message.content))
+    require_state(context)
     rows = open_rows(instruction.experiment, Place.of(context.node_config))
     text = rows.describe(client_name(context, rows.names)).to_json()
     return Message(RecordDict({CONFIG: ConfigRecord({"description": text})}), reply_to=message)

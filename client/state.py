@@ -1,8 +1,9 @@
 """What stays home between rounds: the client's own parameters, above all its heads.
 
-Without a state folder they live in Flower's `Context.state`, which a node's restart empties. With
-one (``state`` in the node's config, or ``FEDMTL_STATE``) they live on disk alone, by run and round,
-so that the round after a restart is the round of a node that never died::
+Of a simulated node they live in Flower's `Context.state`, which the simulation checkpoints. A
+deployed node's would be lost with its next restart, without a word: it needs a state folder
+(``state`` in the node's config, or ``FEDMTL_STATE``). There they live on disk alone, by run and
+round, so that the round after a restart is the round of a node that never died::
 
     <state>/runs/<run>/<client>/own-00000003.safetensors   what stays home, after round 3
     <state>/runs/<run>/<client>/trunk.safetensors          the last trunk received
@@ -34,6 +35,7 @@ logger = logging.getLogger("fedmtl.client")
 
 OWN, INFO = "own-arrays", "own-info"  # keys of the records in Context.state
 GENERATIONS = 2
+SIMULATED = "partition-id"  # in the config of a simulated node alone
 OWN_FILE = re.compile(r"own-(\d{8,})\.safetensors")
 TRUNK_FILE, RUN_FILE, FITTED_FILE = "trunk.safetensors", "run.json", "fitted.json"
 
@@ -162,11 +164,12 @@ def open_state(context: Context, client: str, run: str, heads_from: str = "") ->
         heads_from: name of the earlier run whose heads it starts from.
 
     Raises:
-        StateError: an earlier run is named, and there is no state folder.
+        StateError: there is no state folder where one is needed.
     """
-    root = context.node_config.get("state") or os.environ.get("FEDMTL_STATE")
+    require_state(context)
+    root = _root(context)
     if root:
-        runs = Path(str(root)) / "runs"
+        runs = Path(root) / "runs"
         earlier = runs / folder_name(heads_from) / folder_name(client) if heads_from else None
         return FolderState(runs / folder_name(run) / folder_name(client), earlier)
     if heads_from:
@@ -175,6 +178,23 @@ def open_state(context: Context, client: str, run: str, heads_from: str = "") ->
             "has no state folder; name one: --node-config 'state=\"FOLDER\"'"
         )
     return MemoryState(context, client)
+
+
+def require_state(context: Context) -> None:
+    """Check that a deployed node's heads have somewhere to live.
+
+    Raises:
+        StateError: they have not.
+    """
+    if not _root(context) and SIMULATED not in context.node_config:
+        raise StateError(
+            "this node has no state folder, so a restart would lose its heads; name one: "
+            "--node-config 'state=\"FOLDER\"'"
+        )
+
+
+def _root(context: Context) -> str:
+    return str(context.node_config.get("state") or os.environ.get("FEDMTL_STATE") or "")
 
 
 def round_of(context: Context) -> int | None:

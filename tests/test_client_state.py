@@ -17,7 +17,7 @@ HEADS = {name: {"heads.task-y.w": np.full(2, i, np.float32)} for i, name in enum
 
 
 def node(state=None) -> Context:
-    config = {} if state is None else {"state": str(state)}
+    config = {"partition-id": 0} if state is None else {"state": str(state)}
     return Context(run_id=1, node_id=1, node_config=config, state=RecordDict(), run_config={})
 
 
@@ -71,6 +71,12 @@ def test_runs_do_not_share_heads_unless_told_to(tmp_path):
 def test_heads_of_an_earlier_run_need_a_state_folder():
     with pytest.raises(StateError, match="no state folder"):
         open_state(node(), "a", "second", heads_from="first")
+
+
+def test_a_deployed_node_without_a_state_folder_is_told_so():
+    deployed = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    with pytest.raises(StateError, match="a restart would lose its heads"):
+        open_state(deployed, "a", "r")
 
 
 def test_memory_does_not_pass_off_later_heads_as_earlier_ones(caplog):

@@ -244,7 +244,9 @@ def test_state_comes_back_from_flowers_own_context(learned):
     experiment = rules.experiment.model_copy(
         update={"loss": rules.experiment.loss.model_copy(update={"scope": "local"})}
     )
-    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    context = Context(
+        run_id=1, node_id=1, node_config={"partition-id": 0}, state=RecordDict(), run_config={}
+    )
     trainer, other = (Trainer(experiment, {"x": (2,)}, torch.device("cpu")) for _ in range(2))
     trainer.load({}, {})
     recalled = rules.recall(balance.state)
