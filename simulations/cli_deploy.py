@@ -121,9 +121,10 @@ def rotate(
 def check(folder: Folder) -> None:
     """Check certificates, keys and files of a deployment folder; exit with 2 if one is wrong."""
     with told_in_lines():
+        from client.node.policy import read_policy
         from server.deployment.inspection import inspect_folder
 
-        findings = inspect_folder(folder)
+        findings = inspect_folder(folder, read_policy)
         for finding in findings:
             typer.echo(f"{finding.level + ':':<7}{finding.text}")
         if any(finding.level == "wrong" for finding in findings):

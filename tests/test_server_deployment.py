@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from typer.testing import CliRunner
 
+from client.node.policy import read_policy
 from common.errors import ConfigError
 from server.deployment import certificates
 from server.deployment import folder as folders
@@ -539,7 +540,7 @@ def test_a_new_node_changes_nothing_else(own):
     assert {name: after[name] for name in before} == before
     assert set(after) - set(before) == set(folders.names_of_node("ward-3", gpu=True))
     assert nodes_of(own) == [*NODES, "ward-3"]
-    assert not [f for f in inspect_folder(own) if f.level == "wrong"]
+    assert not [f for f in inspect_folder(own, read_policy) if f.level == "wrong"]
 
 
 def test_a_node_is_added_once(own):
@@ -567,7 +568,7 @@ def test_a_new_server_certificate_is_of_the_same_ca(own, serve):
         assert after[str(path.relative_to(own))] == before[name]
     assert len(list(own.glob("certificates/server.key.old-*"))) == 2
     assert shake_hands(serve(own), own / "certificates/ca.crt") == b"well met"
-    assert [f.text for f in inspect_folder(own) if f.level == "wrong"] == []
+    assert [f.text for f in inspect_folder(own, read_policy) if f.level == "wrong"] == []
 
 
 def test_a_new_node_key_leaves_the_other_nodes_alone(own):
@@ -593,7 +594,7 @@ def test_after_a_new_ca_nodes_may_trust_both_for_a_while(own, made, serve, tmp_p
         assert shake_hands(port, both) == b"well met"
     with pytest.raises(ssl.SSLCertVerificationError):
         shake_hands(new_port, old)
-    assert [f.text for f in inspect_folder(own) if f.level == "wrong"] == []
+    assert [f.text for f in inspect_folder(own, read_policy) if f.level == "wrong"] == []
 
 
 def test_without_the_cas_key_there_is_no_new_certificate(own, made):
@@ -606,7 +607,7 @@ def test_without_the_cas_key_there_is_no_new_certificate(own, made):
         rotate_server_certificate(own)
     (own / "certificates/ca.key").unlink()
     assert digests(own) == before
-    assert [f.text for f in inspect_folder(own) if f.level == "wrong"] == []
+    assert [f.text for f in inspect_folder(own, read_policy) if f.level == "wrong"] == []
 
 
 @pytest.mark.parametrize("options", [[], ["--ca", "--server-certificate"]])
@@ -659,7 +660,7 @@ DAMAGES = {
     "keys/ward-1, keys/ward-1.pub: no readable OpenSSH key pair": lambda path: (
         path / "keys/ward-1.pub"
     ).unlink(),
-    "nodes/ward-1/policy.toml: no TOML": lambda path: swap(
+    "nodes/ward-1/policy.toml is no TOML": lambda path: swap(
         path, "nodes/ward-1/policy.toml", "[code]", "[code"
     ),
     "operator/config.toml: superlink.fedmtl.root-certificates must be": lambda path: swap(
@@ -683,7 +684,7 @@ def test_check_names_what_is_wrong_and_exits_2(own, message):
 def test_check_holds_manifests_against_their_schemas(own):
     pytest.importorskip("kubernetes_validate")
     swap(own, "kubernetes/superlink.yaml", "replicas: 1", "replicass: 1")
-    wrong = [f.text for f in inspect_folder(own) if f.level == "wrong"]
+    wrong = [f.text for f in inspect_folder(own, read_policy) if f.level == "wrong"]
     assert len(wrong) == 1
     assert wrong[0].startswith("kubernetes/superlink.yaml: ")
     assert "replicass" in wrong[0]
@@ -706,7 +707,7 @@ def test_check_of_a_fresh_folder_finds_nothing_wrong(made):
 
 def test_soon_is_told_before_it_is_too_late(tmp_path):
     make_folder(tmp_path / "d", Plan("a.example.org", days=10), ["n"])
-    notes = [f.text for f in inspect_folder(tmp_path / "d") if f.level == "note"]
+    notes = [f.text for f in inspect_folder(tmp_path / "d", read_policy) if f.level == "note"]
     assert any(text.startswith("certificates/server.crt: valid until") for text in notes)
 
 

@@ -7,13 +7,15 @@ A message is held against it before anything is read or trained, a reply before 
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from common.errors import ConfigError, PolicyError
 from common.experiment import Experiment, Names, Settings
-from common.wire import Instruction
+
+if TYPE_CHECKING:
+    from common.wire import Instruction
 
 Leaving = Literal["trunk", "training-sums", "evaluation-sums", "column-sums", "categories"]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -109,7 +111,7 @@ class Policy(Settings):
     leaves: Leaves = Leaves()
     code: Code = Code()
 
-    def check(self, instruction: Instruction, experiment: Experiment, kind: str) -> None:
+    def check(self, instruction: "Instruction", experiment: Experiment, kind: str) -> None:
         """Hold a message against the policy.
 
         Args:

@@ -2,7 +2,7 @@
 
 import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from common.errors import FedMTLError
 from server.deployment.certificates import names_of
 from server.deployment.folder import (
     CA_CERTIFICATE,
@@ -43,8 +44,12 @@ class Finding:
     text: str
 
 
-def inspect_folder(folder: Path) -> list[Finding]:
+def inspect_folder(folder: Path, read_policy: Callable[[Path], object]) -> list[Finding]:
     """Check everything in a deployment folder.
+
+    Args:
+        folder: the folder.
+        read_policy: reads a node's policy as the node does.
 
     Raises:
         ConfigError: it is none.
@@ -56,6 +61,7 @@ def inspect_folder(folder: Path) -> list[Finding]:
         *_node_keys(folder),
         *_modes(folder),
         *_tables(folder),
+        *_policies(folder, read_policy),
         *(Finding(level, text) for level, text in check_manifests(folder)),
         *_leftovers(folder),
     ]
@@ -173,16 +179,29 @@ def _modes(folder: Path) -> Iterator[Finding]:
 
 
 def _tables(folder: Path) -> Iterator[Finding]:
-    names = ["operator/config.toml", *(f"nodes/{node}/policy.toml" for node in nodes_of(folder))]
-    for name in names:
+    name = "operator/config.toml"
+    if not (folder / name).is_file():
+        return  # told among those missing
+    try:
+        table = tomllib.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield Finding("wrong", f"{name}: no TOML: {error}")
+        return
+    yield _connection(name, table) if "superlink" in table else Finding("ok", f"{name}: TOML")
+
+
+def _policies(folder: Path, read_policy: Callable[[Path], object]) -> Iterator[Finding]:
+    for node in nodes_of(folder):
+        name = f"nodes/{node}/policy.toml"
         if not (folder / name).is_file():
             continue  # told among those missing
         try:
-            table = tomllib.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            yield Finding("wrong", f"{name}: no TOML: {error}")
-            continue
-        yield _connection(name, table) if "superlink" in table else Finding("ok", f"{name}: TOML")
+            read_policy(folder / name)
+        except FedMTLError as error:
+            for line in str(error).splitlines():
+                yield Finding("wrong", line.replace(f"policy {folder / name}", name, 1))
+        else:
+            yield Finding("ok", f"{name}: a policy")
 
 
 def _connection(name: str, table: dict[str, object]) -> Finding:
