@@ -203,7 +203,8 @@ def test_what_does_not_go_with_resuming_is_told(runs, settings, error, text):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_second_server_on_one_run_is_refused(runs):
+def test_a_second_server_on_one_run_is_refused(runs, monkeypatch):
+    monkeypatch.setattr("common.locking.WAIT_S", 0.0)
     run(Nodes(), set=" ".join([*SETTINGS[:2], "federation.rounds=1"]))
     folder = the_run(runs)
     handle = take(folder / "lock")
@@ -246,7 +247,7 @@ def test_a_round_waits_for_its_clients_and_then_stops_to_be_resumed(runs, monkey
         return ids
 
     nodes.push_messages = push_and_lose_one
-    settings = [*SETTINGS, "federation.min-clients=3", "federation.round-timeout-s=2"]
+    settings = [*SETTINGS, "federation.min-clients=3", "federation.round-timeout-s=0.5"]
     with pytest.raises(ClientsMissingError, match="3 clients are needed, 2 are connected"):
         run(nodes, set=" ".join(settings))
     folder = the_run(runs)
