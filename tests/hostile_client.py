@@ -99,8 +99,11 @@ def _extra(content: Any) -> None:
 
 
 def _bytes(content: Any) -> None:
+    from flwr.app import Array
+
     record = content["arrays"]
-    record[next(iter(record))].data = b"no array"
+    name = next(iter(record))
+    record[name] = Array("float32", record[name].shape, "numpy.ndarray", b"no array")
 
 
 def _examples(content: Any) -> None:
@@ -108,7 +111,7 @@ def _examples(content: Any) -> None:
 
 
 def _sums(content: Any) -> None:
-    content["metrics"]["train/score/loss"] = [float("nan"), 1.0, 2.0]
+    content["metrics"]["train/score/loss"] = [float("nan"), 1.0]
 
 
 def _nothing(content: Any) -> None:
