@@ -31,6 +31,8 @@ from common.wire import (
     arrays_of,
     metrics_of,
     pack_arrays,
+    read_array,
+    reason_of,
     unpack_arrays,
     unpack_sums,
 )
@@ -297,7 +299,7 @@ class TrunkStrategy(Strategy):
             MalformedReplyError: says what is wrong with it.
         """
         if reply.has_error():
-            raise MalformedReplyError(reply.error.reason or "no reason given")
+            raise MalformedReplyError(reason_of(reply))
         if name in self.last.examples:
             raise MalformedReplyError("answered twice; the first answer counts")
         if name not in self.roster.node_ids:
@@ -336,8 +338,8 @@ class TrunkStrategy(Strategy):
         start = 0
         for key, shape in self.shapes.items():
             try:
-                values = arrays[key].numpy()
-            except (ValueError, TypeError, OSError, EOFError):
+                values = read_array(arrays[key])
+            except ValueError:
                 raise MalformedReplyError(f"{key} cannot be read as an array") from None
             if values.shape != shape:
                 raise MalformedReplyError(

@@ -119,6 +119,15 @@ def test_bytes_behind_an_array_stay():
     assert SECRET not in b"".join(array.data for array in out["arrays"].values())
 
 
+def test_an_archive_of_arrays_is_no_array():
+    buffer = BytesIO()
+    np.savez(buffer, rows=np.ones(2, np.float32))
+    archive = ArrayRecord(dict(pack_arrays(TRUNK)))
+    archive["trunk.b"] = Array("float32", (2,), "numpy.ndarray", buffer.getvalue())
+    with pytest.raises(PolicyError, match=r"trunk.b cannot be read"):
+        guard(trained(arrays=archive))
+
+
 def test_an_array_that_lies_about_its_shape_stays():
     buffer = BytesIO()
     np.save(buffer, np.ones(400, np.float32))

@@ -39,6 +39,7 @@ from common.wire import (
     metrics_of,
     pack_arrays,
     pack_sums,
+    read_array,
     size_bytes,
     unpack_arrays,
     unpack_sums,
@@ -149,8 +150,8 @@ def _require_records(content: RecordDict, wanted: dict[str, type]) -> None:
 def _read_array(name: str, array: Array, like: NDArray[np.float32]) -> NDArray[np.float32]:
     """Read an array that must be like another; what stands behind its numbers is left behind."""
     try:
-        values = array.numpy()
-    except (ValueError, TypeError, OSError, EOFError):
+        values = read_array(array)
+    except ValueError:
         raise PolicyError(f"{name} cannot be read as an array") from None
     if values.shape != like.shape or values.dtype != like.dtype:
         raise PolicyError(
