@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -91,7 +92,17 @@ class Instruction:
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> "Instruction":
-        """Unpack on the client."""
+        """Unpack on the client.
+
+        Raises:
+            KeyError: a value is missing.
+            TypeError: a value is of another type than `to_record` gives it.
+            ValueError: it cannot be read.
+        """
+        for name, kind in _instruction_types().items():
+            if type(record[name]) is not kind:
+                got = type(record[name]).__name__
+                raise TypeError(f"{name} must be {kind.__name__}, got {got}")
         names = cast(list[str], record["weight-tasks"])
         weights = cast(list[float], record["weights"])
         return cls(
@@ -105,6 +116,11 @@ class Instruction:
             clients=cast(int, record["clients"]),
             heads_from=cast(str, record["heads-from"]),
         )
+
+
+@cache
+def _instruction_types() -> dict[str, type]:
+    return {name: type(value) for name, value in Instruction("").to_record().items()}
 
 
 def pack_arrays(arrays: Mapping[str, FloatArray]) -> ArrayRecord:
