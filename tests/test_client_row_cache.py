@@ -11,7 +11,9 @@ from client.place import Place
 from client.session import close_sessions, open_rows, open_session
 from common.agreement import agree
 from common.errors import ConfigError
+from common.experiment import Data
 from common.experiment_file import load_experiment
+from common.sources.registry import source_signature
 
 EXPERIMENT = """
 name = "mine"
@@ -144,3 +146,11 @@ def test_the_nodes_decisions_stand_above_the_experiment(node):
     settled = place.settle(open_rows(text, Place()).experiment)
     assert (settled.training.device, settled.training.threads) == ("cpu", 3)
     assert settled.data.path == "/elsewhere"
+
+
+def test_a_link_to_nothing_among_the_rows_is_no_fault(tmp_path):
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    data = Data(source="folder", path=str(tmp_path))
+    before = source_signature(data)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert source_signature(data) != before
