@@ -42,6 +42,7 @@ from server.roster import Roster
 from server.task_parts import TaskParts
 
 logger = logging.getLogger("fedmtl.server")
+MOST_EXAMPLES = 2**40  # of a client; sums over a million of them still are 64-bit integers
 NO_NUMBER = "NaN or infinity; a smaller training.lr may help"
 
 STRATEGIES = {
@@ -308,9 +309,10 @@ class TrunkStrategy(Strategy):
         if metrics is None:
             raise MalformedReplyError("the reply holds no metrics")
         examples = metrics.get(EXAMPLES)
-        if not isinstance(examples, int) or examples <= 0:
+        if not isinstance(examples, int) or not 0 < examples <= MOST_EXAMPLES:
             raise MalformedReplyError(
-                f"{EXAMPLES} must be a positive whole number, got {examples!r}"
+                f"{EXAMPLES} must be a positive whole number up to {MOST_EXAMPLES}, got "
+                f"{examples!r}"
             )
         sums = unpack_sums(metrics)
         for split, tasks in sums.items():

@@ -101,6 +101,7 @@ MALFORMED = {
     "no examples": ({"metrics": MetricRecord()}, "num-examples must be"),
     "zero examples": ({"examples": 0}, "num-examples must be"),
     "negative examples": ({"examples": -3}, "num-examples must be"),
+    "examples that overflow": ({"examples": 2**63 - 1}, "num-examples must be"),
     "unknown task": ({"sums": {"train": {"x": {"loss": [1.0, 1.0]}}}}, "no such task"),
     "short sums": ({"sums": {"train": {"flag": {"loss": [1.0]}}}}, "1 numbers, expected 2"),
     "nan sums": ({"sums": {"train": {"flag": {"loss": [float("nan"), 1.0]}}}}, "not finite"),
