@@ -12,6 +12,8 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -42,7 +44,7 @@ class RowCache:
 
     def __init__(self, folder: Path, experiment: Experiment, signature: str) -> None:
         settings = experiment.model_dump(mode="json", include=ROW_SETTINGS)
-        self.folder = folder / _hash(FORMAT, settings, signature)
+        self.folder = folder / _hash(FORMAT, _own_version(), settings, signature)
 
     def names(self, make: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
         """Get the names of the clients in the data."""
@@ -123,6 +125,15 @@ def _load(path: Path, name: str) -> ClientData:
         }
     fitted = Fitted.from_json(info["fitted"])
     return ClientData(name, splits, scales, tuple(info["notes"]), fitted)
+
+
+@cache
+def _own_version() -> str:
+    """Another version of this package may encode rows otherwise."""
+    try:
+        return version("fedmtl")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _hash(*parts: object) -> str:

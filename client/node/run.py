@@ -5,8 +5,10 @@ speaks to the server; this one holds the policy, and the right to reply; the wor
 and makes replies, which leave through the guard (`client.node.guard`).
 """
 
+import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -22,7 +24,6 @@ from flwr.common.serde import (
 )
 from flwr.proto.message_pb2 import Context as ProtoContext
 from flwr.proto.message_pb2 import Message as ProtoMessage
-from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
 from client.node.guard import guard_reply
@@ -35,12 +36,15 @@ from client.place import Place
 from client.state import replace_file
 from common.errors import ConfigError, FedMTLError, NodeError, PolicyError
 from common.experiment import Experiment
+from common.journal import describe_error
 from common.wire import Instruction, config_of, refusal, size_bytes
 
 logger = logging.getLogger("fedmtl.node")
 
 BUSY_POLL_S, IDLE_POLL_S, IDLE_AFTER_S = 0.05, 0.5, 60.0
-LEDGER = "ledger.json"
+UNREACHED_S = 60.0  # after which it is told that the SuperNode hands out nothing
+LEDGER, BUNDLES = "ledger.json", "bundles"
+MOST_NAME = 200  # characters of a run's name
 
 
 class Node:
@@ -71,6 +75,8 @@ class Node:
             self.supernode.address, self.supernode.secret, self.supernode.certificates
         )
         self._worker = Worker("", True)
+        self._bundles: dict[str, str] = {}  # hash -> folder
+        self._lost_at: float | None = None  # since when the SuperNode hands out nothing
 
     def policy(self) -> Policy:
         """Read the owner's policy as it stands now."""
@@ -121,9 +127,12 @@ class Node:
         except FedMTLError as error:
             refused = str(error)
             reply = refusal(message, refused)
-        except (WorkerDiedError, DecodeError) as error:
-            refused = str(error)
-            reply = refusal(message, f"the node could not answer: {refused}")
+        except WorkerDiedError as error:
+            refused = f"the node could not answer: {error}"
+            reply = refusal(message, refused)
+        except Exception as error:  # neither a message nor a bundle's reply may end the node
+            refused = f"the node could not answer: {describe_error(error)}"
+            reply = refusal(message, refused)
         if reply.has_error() and not refused:
             refused = reply.error.reason or "no reason given"
         answered = time.monotonic()
@@ -137,9 +146,22 @@ class Node:
 
     def _next_task(self) -> Task | None:
         try:
-            return self.runtime.next_task()
-        except TaskLostError:
-            return None  # the SuperNode is starting, or the run ended this very moment
+            task = self.runtime.next_task()
+        except TaskLostError as error:  # the SuperNode is starting, or the run ended this moment
+            self._note_lost(str(error))
+            return None
+        self._lost_at = None
+        return task
+
+    def _note_lost(self, why: str) -> None:
+        """Tell once in a while that the SuperNode hands out nothing."""
+        now = time.monotonic()
+        self._lost_at = now if self._lost_at is None else self._lost_at
+        if now - self._lost_at > UNREACHED_S:
+            told = f"the SuperNode's API cannot be used ({why})"
+            logger.error("%s; its own messages stand above", told)
+            self.watch.status.set(error=told)
+            self._lost_at = now
 
     def _reply(self, task: Task) -> tuple[Message, Context]:
         """Have a message answered.
@@ -148,19 +170,17 @@ class Node:
             FedMTLError: it is refused.
             WorkerDiedError: the worker died over it, twice.
         """
-        policy, message = self.policy(), task.message
+        policy, message = self._policy_now(), task.message
         instruction, experiment = read_instruction(message)
         kind = message.metadata.message_type
         self.watch.begin(instruction, experiment.federation.rounds)
         policy.check(instruction, experiment, kind)
-        policy.check_bundle(task.fab.hash_str)
+        self._check_data(experiment)
+        digest = hashlib.sha256(task.fab.content).hexdigest()
+        policy.check_bundle(digest)
         rounds = self._rounds() if kind == "train" else 0
         policy.check_ledger(rounds)
-        bundle = (
-            str(install_from_fab(task.fab.content, skip_prompt=True))
-            if (policy.code.run == "bundle")
-            else ""
-        )
+        bundle = self._unpack(digest, task.fab.content) if policy.code.run == "bundle" else ""
         worker = self._use_worker(bundle, policy.code.network)
         reply, context = self._ask(worker, task, policy.code.most_seconds)
         checked = guard_reply(message, reply, policy, experiment)
@@ -168,6 +188,32 @@ class Node:
             content = json.dumps({"rounds": rounds + 1}).encode()
             replace_file(self.state / LEDGER, content, durable=True)
         return checked, context
+
+    def _policy_now(self) -> Policy:
+        """Read the policy for one message; what is wrong with it is the owner's business alone."""
+        try:
+            return self.policy()
+        except ConfigError as error:
+            logger.error("%s", "; ".join(str(error).splitlines()))
+            raise PolicyError(
+                "the policy of the node's owner cannot be read; the node's log says why"
+            ) from None
+
+    def _check_data(self, experiment: Experiment) -> None:
+        """Refuse to read where the server says: that is the node's own decision."""
+        if experiment.data.path and not self.place.data:
+            raise PolicyError(
+                "the experiment names a data.path, and a node reads only what its owner names; "
+                'name the rows in its --node-config: data="FOLDER"'
+            )
+
+    def _unpack(self, digest: str, content: bytes) -> str:
+        """Unpack a bundle, once in this process, where nothing else unpacks any."""
+        if digest not in self._bundles:
+            folder = self.state / BUNDLES / digest
+            shutil.rmtree(folder, ignore_errors=True)  # half of one, or one that has been changed
+            self._bundles[digest] = str(install_from_fab(content, folder, skip_prompt=True))
+        return self._bundles[digest]
 
     def _ask(self, worker: Worker, task: Task, most_s: float) -> tuple[Message, Context]:
         """Ask the worker; where it dies, ask a new one once: what it keeps on disk allows that."""
@@ -222,8 +268,10 @@ def read_instruction(message: Message) -> tuple[Instruction, Experiment]:
     """
     try:
         instruction = Instruction.from_record(config_of(message.content))
+        if min(instruction.round, instruction.clients) < 0 or len(instruction.run) > MOST_NAME:
+            raise ValueError
         return instruction, parse_experiment(instruction.experiment)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         count = f", {error.error_count()} problems" if isinstance(error, ValidationError) else ""
         raise NodeError(
             f"the message is not of a form that this node's version knows ({type(error).__name__}"

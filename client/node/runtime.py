@@ -5,8 +5,10 @@ over its Runtime API. Flower's own client of that API interrupts its whole proce
 over; a process that lives for many tasks needs one that says so.
 """
 
+import logging
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,10 +31,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
-    pull_and_inflate_object_from_tree,
-)
+from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -43,6 +42,8 @@ from flwr.supercore.run import Run
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message
+
+logger = logging.getLogger("fedmtl.node")
 
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 RETRY_S, RETRY_FOR_S = 0.2, 20.0
@@ -93,7 +94,7 @@ class Task:
         try:
             push_message(self.client, reply, context)
             self._finish(SubStatus.COMPLETED, "", context)
-        except UNREACHABLE as error:
+        except Exception as error:  # Flower's own code pushes; the node goes on whatever it raises
             raise TaskLostError(type(error).__name__) from error
         finally:
             self.close()
@@ -160,6 +161,27 @@ def pull(client: RuntimeHttpClient) -> tuple[Message, Context, Run, Fab]:
     return message, context, run, fab_from_proto(answer.fab)
 
 
+def pull_or_drop(client: RuntimeHttpClient) -> tuple[Message, Context, Run, Fab]:
+    """Get what a task is about; one that cannot be read is ended, and the node goes on.
+
+    Raises:
+        TaskLostError: it cannot be had.
+    """
+    try:
+        return pull(client)
+    except UNREACHABLE as error:
+        client.close()
+        raise TaskLostError(type(error).__name__) from error
+    except Exception as error:  # the message may be anything
+        logger.warning("a message cannot be read (%s)", type(error).__name__)
+        with suppress(*UNREACHABLE):
+            client.PushTaskOutput(
+                PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="unreadable")
+            )
+        client.close()
+        raise TaskLostError(type(error).__name__) from error
+
+
 class Runtime:
     """The Runtime API of this node's SuperNode.
 
@@ -193,8 +215,8 @@ class Runtime:
             )
             started = time.monotonic()
             client = self._client(RuntimeTokenHttpInterceptor(answer.token), invoker)
-            message, context, run, fab = pull(client)
-        except (*UNREACHABLE, ObjectPullError, RuntimeError) as error:
+            message, context, run, fab = pull_or_drop(client)
+        except (*UNREACHABLE, RuntimeError) as error:
             raise TaskLostError(type(error).__name__) from error
         return Task(client, message, context, run, fab, time.monotonic() - started)
 

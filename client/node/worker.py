@@ -16,7 +16,7 @@ import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 LENGTH = struct.Struct("!Q")
 CLONE_NEWNET, CLONE_NEWUSER = 0x40000000, 0x10000000  # of Linux's unshare(2)
@@ -24,13 +24,23 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 READY = b"ready"
 
 
-def send_frame(connection: socket.socket, content: bytes) -> None:
+class Line(Protocol):
+    """What frames travel over: a socket, or what waits for one."""
+
+    def sendall(self, content: bytes, /) -> None:
+        """Send it all."""
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        """Receive what there is; 0 where the other side is gone."""
+
+
+def send_frame(connection: Line, content: bytes) -> None:
     """Send one frame: its length, then its bytes."""
     connection.sendall(LENGTH.pack(len(content)))
     connection.sendall(content)
 
 
-def receive_frame(connection: socket.socket, most: int | None = None) -> bytes:
+def receive_frame(connection: Line, most: int | None = None) -> bytes:
     """Receive one frame.
 
     Args:
@@ -47,7 +57,7 @@ def receive_frame(connection: socket.socket, most: int | None = None) -> bytes:
     return _receive(connection, length)
 
 
-def _receive(connection: socket.socket, length: int) -> bytes:
+def _receive(connection: Line, length: int) -> bytes:
     buffer = bytearray(length)
     view, done = memoryview(buffer), 0
     while done < length:
