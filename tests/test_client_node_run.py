@@ -32,7 +32,7 @@ class FakeTask:
         self.message = message
         self.context = Context(1, 1, node_config, RecordDict(), {})
         self.fab = SimpleNamespace(hash_str="ab" * 32, content=b"")
-        self.replies, self.dropped, self.pull_s = [], [], 0.0
+        self.replies, self.left, self.pull_s, self.claim = [], False, 0.0, self
 
     def wanted(self):
         return True
@@ -41,8 +41,8 @@ class FakeTask:
         self.replies.append(reply)
         self.context = context
 
-    def drop(self, details):
-        self.dropped.append(details)
+    def leave(self):
+        self.left = True
 
 
 class HereWorker:
@@ -255,7 +255,7 @@ def test_what_nobody_waits_for_is_dropped_without_a_reply(node, experiment):
     node._worker = HereWorker(lost=True)
     task = serve(node, message(experiment, MessageType.TRAIN))
     assert not task.replies
-    assert task.dropped
+    assert task.left
 
 
 def test_heads_lie_in_the_state_folder_and_flowers_memory_stays_empty(node, experiment):

@@ -122,7 +122,7 @@ class Node:
             reply, context = self._reply(task)
         except NotWantedError:
             logger.info("the message is no longer waited for; its work was ended")
-            task.drop("no longer waited for")
+            task.claim.leave()
             return
         except FedMTLError as error:
             refused = str(error)
@@ -138,7 +138,7 @@ class Node:
         answered = time.monotonic()
         sizes = tuple(size_bytes(m.content) if m.has_content() else 0 for m in (message, reply))
         try:
-            task.reply(reply, context)
+            task.claim.reply(reply, context)
         except TaskLostError:
             refused = "the reply was not taken: the run has ended, or the SuperNode restarted"
         stages = (task.pull_s, answered - started, time.monotonic() - answered)
@@ -220,7 +220,7 @@ class Node:
 
         def wanted() -> bool:
             self.watch.status.beat()
-            return task.wanted()
+            return task.claim.wanted()
 
         context = context_to_proto(task.context).SerializeToString()
         message = message_to_proto(task.message).SerializeToString()
