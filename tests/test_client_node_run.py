@@ -299,6 +299,24 @@ def test_wrong_flags_are_told_in_a_line(flags, told, tmp_path, monkeypatch):
         Node(None, flags)
 
 
+def test_a_bundle_is_unpacked_once_into_a_folder_of_its_own(node, monkeypatch):
+    unpacked = []
+
+    def install(content, folder, skip_prompt):
+        assert not folder.exists()  # what was there may be half of one, or changed
+        folder.mkdir(parents=True)
+        unpacked.append(content)
+        return folder / "theirs"
+
+    monkeypatch.setattr("client.node.run.install_from_fab", install)
+    stale = node.state / "bundles" / "cd" / "changed.py"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("")
+    found = {node._unpack("cd", b"zip") for _ in range(2)}
+    assert found == {str(node.state / "bundles" / "cd" / "theirs")}
+    assert unpacked == [b"zip"]
+
+
 def test_a_state_folder_that_is_none_is_told_in_a_line(tmp_path):
     (tmp_path / "state").write_text("")
     flags = ["--insecure", "--node-config", CONFIG_TEXT.format(tmp_path / "state")]

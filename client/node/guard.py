@@ -146,10 +146,10 @@ def _description_fault(told: Description, experiment: Experiment) -> str | None:
         width = inputs[name].shape[0] if inputs[name].shape else len(told.columns.get(name, ()))
         if len(sums.count) != width:
             return f"has sums of more or fewer columns than inputs.{name}"
-    for name, categories in told.categories.items():
-        if categories.keys() - set(told.columns.get(name, ())):
+    for name, listed_by in told.categories.items():
+        if listed_by.keys() - set(told.columns.get(name, ())):
             return f"has categories of no column of inputs.{name}"
-        if max(map(len, categories.values()), default=0) > MOST_CATEGORIES:
+        if max(map(len, listed_by.values()), default=0) > MOST_CATEGORIES:
             return f"has more than {MOST_CATEGORIES} categories of a column of inputs.{name}"
     return None
 

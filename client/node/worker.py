@@ -68,10 +68,14 @@ def _receive(connection: Line, length: int) -> bytes:
     return bytes(buffer)
 
 
+# Loaded here, because between fork and exec, where another thread may hold a lock, is no place to.
+LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
 def die_with_parent() -> None:
     """Ask the kernel to end this process when the one that started it ends; Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def leave_network() -> None:
@@ -80,11 +84,10 @@ def leave_network() -> None:
     Raises:
         OSError: the system does not allow it.
     """
-    if sys.platform != "linux":
+    if LIBC is None:
         raise OSError("only Linux can take a process off the network")
-    libc = ctypes.CDLL(None, use_errno=True)
     flags = CLONE_NEWNET if os.geteuid() == 0 else CLONE_NEWNET | CLONE_NEWUSER
-    if libc.unshare(flags):
+    if LIBC.unshare(flags):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
