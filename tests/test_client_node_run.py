@@ -9,8 +9,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.kept_model import open_kept
 from client.node.dry_run import _instruction
+from client.node.ledger import FILE as LEDGER
 from client.node.policy import Policy
-from client.node.run import LEDGER, Node
+from client.node.run import Node
 from client.node.worker import answer
 from client.node.worker_link import NotWantedError, WorkerDiedError
 from client.place import Place
@@ -132,7 +133,7 @@ def test_answered_rounds_are_counted_and_the_count_survives(node, experiment):
     for number in (1, 2):
         serve(node, message(experiment, MessageType.TRAIN, number))
     serve(node, message(experiment, MessageType.EVALUATE, 2))
-    assert json.loads((node.state / LEDGER).read_text()) == {"rounds": 2}
+    assert json.loads((node.state / LEDGER).read_text()) == {"rounds": 2, "evaluations": 1}
     node.policy_path.write_text("[experiments]\nmost-rounds-in-all = 2")
     told = refusal_of(serve(node, message(experiment, MessageType.TRAIN, 3)))
     assert "most-rounds-in-all" in told

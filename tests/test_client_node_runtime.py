@@ -26,6 +26,7 @@ class Offers(Runtime):
     """Offers claims one after another."""
 
     def __init__(self, *clients):
+        self.beat = lambda: None
         self.offers = [client and Claim(client) for client in clients]
 
     def _claim(self):

@@ -6,7 +6,6 @@ and makes replies, which leave through the guard (`client.node.guard`).
 """
 
 import hashlib
-import json
 import logging
 import shutil
 import time
@@ -27,13 +26,13 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from pydantic import ValidationError
 
 from client.node.guard import guard_reply
+from client.node.ledger import Ledger
 from client.node.policy import Policy, read_policy
 from client.node.runtime import Runtime, Task, TaskLostError
 from client.node.supernode import SuperNode, read_flags, read_node_config
 from client.node.watch import NodeWatch
 from client.node.worker_link import NotWantedError, Worker, WorkerDiedError
 from client.place import Place
-from client.state import replace_file
 from common.errors import ConfigError, FedMTLError, NodeError, PolicyError
 from common.experiment import Experiment
 from common.journal import describe_error
@@ -43,7 +42,7 @@ logger = logging.getLogger("fedmtl.node")
 
 BUSY_POLL_S, IDLE_POLL_S, IDLE_AFTER_S = 0.05, 0.5, 60.0
 UNREACHED_S = 60.0  # after which it is told that the SuperNode hands out nothing
-LEDGER, BUNDLES = "ledger.json", "bundles"
+BUNDLES = "bundles"
 MOST_NAME = 200  # characters of a run's name
 
 
@@ -69,10 +68,13 @@ class Node:
                 'add state="FOLDER" to it'
             )
         self.state = Path(self.place.state)
-        self.watch = NodeWatch(self.state)
+        self.watch, self.ledger = NodeWatch(self.state), Ledger(self.state)
         self.supernode = SuperNode(flags, self.state)
         self.runtime = Runtime(
-            self.supernode.address, self.supernode.secret, self.supernode.certificates
+            self.supernode.address,
+            self.supernode.secret,
+            self.supernode.certificates,
+            self.watch.status.beat,
         )
         self._worker = Worker("", True)
         self._bundles: dict[str, str] = {}  # hash -> folder
@@ -91,7 +93,9 @@ class Node:
         self.supernode.start()
         code = self.policy().code
         if code.run == "installed":
-            self._use_worker("", code.network).start()  # it imports while the SuperNode connects
+            self._use_worker(
+                "", code.keeps_network
+            ).start()  # it imports while the SuperNode connects
         last = time.monotonic()
         try:
             while True:
@@ -178,15 +182,13 @@ class Node:
         self._check_data(experiment)
         digest = hashlib.sha256(task.fab.content).hexdigest()
         policy.check_bundle(digest)
-        rounds = self._rounds() if kind == "train" else 0
-        policy.check_ledger(rounds)
+        policy.check_ledger(self.ledger.read(), kind)
         bundle = self._unpack(digest, task.fab.content) if policy.code.run == "bundle" else ""
-        worker = self._use_worker(bundle, policy.code.network)
+        worker = self._use_worker(bundle, policy.code.keeps_network)
         reply, context = self._ask(worker, task, policy.code.most_seconds)
         checked = guard_reply(message, reply, policy, experiment)
-        if kind == "train" and checked.has_content():
-            content = json.dumps({"rounds": rounds + 1}).encode()
-            replace_file(self.state / LEDGER, content, durable=True)
+        if checked.has_content():
+            self.ledger.count(kind)
         return checked, context
 
     def _policy_now(self) -> Policy:
@@ -247,17 +249,6 @@ class Node:
             self._worker.close()
             self._worker = Worker(bundle, network)
         return self._worker
-
-    def _rounds(self) -> int:
-        """Count the rounds that were answered so far, over all runs."""
-        path = self.state / LEDGER
-        try:
-            return int(json.loads(path.read_text())["rounds"]) if path.exists() else 0
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PolicyError(
-                f"the node's {LEDGER} cannot be read ({type(error).__name__}); its owner must "
-                "mend or remove it"
-            ) from error
 
 
 def read_instruction(message: Message) -> tuple[Instruction, Experiment]:

@@ -8,6 +8,7 @@ over; a process that lives for many tasks needs one that says so.
 import logging
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,10 +225,17 @@ class Runtime:
         address: "host:port".
         secret: shared with the SuperNode, so that nobody else on the machine can take its tasks.
         certificates: file of the CA that signed the Runtime API's certificate; None for plain HTTP.
+        beat: called while a message is waited for, to show that the node is alive.
     """
 
-    def __init__(self, address: str, secret: bytes, certificates: Path | None = None) -> None:
-        self.address = address
+    def __init__(
+        self,
+        address: str,
+        secret: bytes,
+        certificates: Path | None = None,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.address, self.beat = address, beat
         self._certificates = None if certificates is None else certificates.read_bytes()
         self._acquire = self._client(
             SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE}),
@@ -251,6 +259,7 @@ class Runtime:
             fetch.join(OFFER_S)
             if not fetch.is_alive():
                 return fetch.result()
+            self.beat()
             try:
                 newer = self._claim()
             except TaskLostError:
