@@ -1,5 +1,8 @@
 """A policy says no by its rule, what it allows and what was asked."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from client.node.policy import Policy, read_policy
@@ -111,6 +114,16 @@ def test_a_wrong_file_is_told_in_a_line(tmp_path, text, told):
     path.write_text(text)
     with pytest.raises(ConfigError, match=told):
         read_policy(path)
+
+
+def test_the_policy_of_the_documentation_is_one(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "node.md").read_text()
+    (block,) = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    path = tmp_path / "policy.toml"
+    path.write_text(block)
+    assert read_policy(path).leaves.smallest_group == 5
+    path.write_text(re.sub("^# ", "", block, flags=re.MULTILINE))
+    assert read_policy(path).protections.largest_epsilon == 3.0
 
 
 def test_a_missing_file_is_told_in_a_line(tmp_path):

@@ -93,9 +93,8 @@ class Node:
         self.supernode.start()
         code = self.policy().code
         if code.run == "installed":
-            self._use_worker(
-                "", code.keeps_network
-            ).start()  # it imports while the SuperNode connects
+            # It imports while the SuperNode connects.
+            self._use_worker("", code.keeps_network).start()
         last = time.monotonic()
         try:
             while True:
