@@ -56,6 +56,7 @@ class Trial:
     notes: list[str] = field(default_factory=list)
     run: Process | None = None
     started: float = field(default_factory=time.monotonic)
+    wrong: str = ""  # what the fault itself found wrong
 
     def note(self, what: str) -> None:
         self.notes.append(f"{time.monotonic() - self.started:.1f} s {what}")
@@ -220,17 +221,23 @@ def find_faketime() -> str:
 
 
 def turn_hostile(trial: Trial) -> None:
-    """A node answers garbage, or twice, for the rest of the run."""
+    """A node answers garbage, or twice, from before the run to its end."""
     mode = trial.random.choice(MODES)
     front = write_hostile(trial.victim.host.folder / "hostile")
     path = f"{front}:{trial.victim.host.environment['PYTHONPATH']}"
     trial.victim.stop()
-    trial.victim.start(by="plain", environment={"PYTHONPATH": path, MODE: mode})
+    before = len(trial.victim.said())
+    process = trial.victim.start(by="plain", environment={"PYTHONPATH": path, MODE: mode})
+    process.wait_for("SuperNode ID", after=before)
     trial.note(f"{trial.victim.client} answers with {mode}")
+    trial.submit()
     assert trial.run is not None
     with suppress(subprocess.TimeoutExpired):
         trial.run.wait(HANG_S)
     trial.victim.stop()
+    told = [trial.victim.client in line["clients"]["left-out"] for line in trial.lines()]
+    if told != [mode != "twice"] * ROUNDS:
+        trial.wrong = f"{mode}: left out in rounds {told}"
 
 
 FAULTS: dict[str, Callable[[Trial], None]] = {
@@ -247,6 +254,7 @@ FAULTS: dict[str, Callable[[Trial], None]] = {
     "node-clock-wrong": shift_clock,
     "node-hostile": turn_hostile,
 }
+BEFORE_THE_RUN = ("node-hostile",)  # start the run themselves; the others strike when it is on
 
 
 @dataclass(frozen=True)
@@ -267,12 +275,13 @@ def try_fault(federation: Federation, fault: str, seed: int, expected_s: float) 
     victim = draws.choice(list(federation.nodes.values()))
     trial = Trial(federation, draws, victim, expected_s, len(federation.run_folders()))
     federation.tend()
-    trial.submit()
-    trial.wait_for_the_moment()
+    if fault not in BEFORE_THE_RUN:
+        trial.submit()
+        trial.wait_for_the_moment()
     FAULTS[fault](trial)
     try:
         resumes = finish(trial)
-        wrong = judge(trial) or ("more than one resume" if resumes > 1 else "")
+        wrong = trial.wrong or judge(trial) or ("more than one resume" if resumes > 1 else "")
     except TimeoutError as error:
         resumes, wrong = 0, f"hang: {error}"
     lost = {}

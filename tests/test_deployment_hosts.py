@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.run_folder import RunFolder
-from simulations.client_log import ClientLog
 from simulations.simulate import simulate
 from tests.hosts import Federation, lines_of, rounds_of, trunk_of
+from tests.lossy_loopback import heads_at_home
 from tests.namespaces import why_not
 
 pytestmark = [
@@ -46,14 +45,6 @@ def figures(run: Path) -> list[dict]:
     ]
 
 
-def loopback_heads(run: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Client -> what it keeps at home at the end of a loopback run."""
-    checkpoints = RunFolder(run).checkpoints()
-    manifest = json.loads((checkpoints.folder / "checkpoint.json").read_text())
-    states = ClientLog().restore(checkpoints.folder, manifest["files"])
-    return {client: own.arrays for client, own in states.items()}
-
-
 @pytest.mark.parametrize("source", CASES)
 def test_ten_rounds_on_three_hosts_equal_ten_rounds_in_one_process(tmp_path, source):
     with Federation(tmp_path / "hosts", source, CASES[source]) as federation:
@@ -76,7 +67,7 @@ def test_ten_rounds_on_three_hosts_equal_ten_rounds_in_one_process(tmp_path, sou
         ]
         for key in ("final", "best", "clients", "rounds", "stopped", "warnings"):
             assert_close(results[0][key], results[1][key], key)
-        heads = loopback_heads(tmp_path / "loopback")
+        heads = heads_at_home(tmp_path / "loopback")
         for node in federation.nodes.values():
             kept = node.heads(folder, ROUNDS)
             assert kept.keys() == heads[node.client].keys()
