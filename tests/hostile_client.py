@@ -49,22 +49,27 @@ def _answer_with(spoil: Callable[[Any], None]) -> None:
 
 
 def _push_twice() -> None:
-    """Send every reply again, and again under another id."""
+    """Once a reply is uploaded whole, send it again, and again under another id."""
     from flwr.supernode.fleet_http_client import FleetHttpClient
 
-    honest = FleetHttpClient.PushMessages
+    push, pull, sent = FleetHttpClient.PushMessages, FleetHttpClient.PullMessages, []
 
-    def hostile(client: Any, request: Any) -> Any:
-        response = honest(client, request)
-        other = type(request).FromString(request.SerializeToString())
-        other.messages_list[0].metadata.message_id = "0" * 64
-        other.message_object_trees[0].object_id = "0" * 64
-        for again in (request, other):
-            with suppress(Exception):
-                honest(client, again)
-        return response
+    def remember(client: Any, request: Any) -> Any:
+        sent.append(request)
+        return push(client, request)
 
-    FleetHttpClient.PushMessages = hostile
+    def repeat(client: Any, request: Any) -> Any:
+        for first in sent:
+            other = type(first).FromString(first.SerializeToString())
+            other.messages_list[0].metadata.message_id = "0" * 64
+            other.message_object_trees[0].object_id = "0" * 64
+            for again in (first, other):
+                with suppress(Exception):
+                    push(client, again)
+        sent.clear()
+        return pull(client, request)
+
+    FleetHttpClient.PushMessages, FleetHttpClient.PullMessages = remember, repeat
 
 
 def _change_array(content: Any, change: Callable[[Any], Any]) -> None:
