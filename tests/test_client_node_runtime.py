@@ -18,6 +18,9 @@ class FakeClient:
     def PushTaskOutput(self, request):
         self.finished.append(request.sub_status)
 
+    def SendTaskHeartbeat(self, request):
+        raise RuntimeError("closed")  # ends the thread that beats
+
     def close(self):
         self.closed.set()
 

@@ -43,7 +43,9 @@ class NodeWatch:
         self.journal = Journal(folder / LOG)
         for name in LOGGERS:
             logging.getLogger(name).addHandler(self.journal)
-        logging.getLogger("fedmtl").setLevel(logging.INFO)
+        ours = logging.getLogger("fedmtl")
+        self._level_before = ours.level
+        ours.setLevel(logging.INFO)
         self.status = StatusFile(folder, Status(what="node"))
         self.figures = NodeFigures(folder)
         self.figures.file.serve(logger)
@@ -79,4 +81,5 @@ class NodeWatch:
         self.figures.file.close()
         for name in LOGGERS:
             logging.getLogger(name).removeHandler(self.journal)
+        logging.getLogger("fedmtl").setLevel(self._level_before)
         self.journal.close()
