@@ -12,6 +12,9 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -42,14 +45,13 @@ class RowCache:
 
     def __init__(self, folder: Path, experiment: Experiment, signature: str) -> None:
         settings = experiment.model_dump(mode="json", include=ROW_SETTINGS)
-        self.folder = folder / _hash(FORMAT, settings, signature)
+        self.folder = folder / _hash(FORMAT, _own_version(), settings, signature)
 
     def names(self, make: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
         """Get the names of the clients in the data."""
         path = self.folder / "names.json"
-        text = _read_text(path)
-        if text is not None:
-            return tuple(json.loads(text))
+        with suppress(OSError, ValueError, TypeError):
+            return tuple(json.loads(path.read_text(encoding="utf-8")))
         names = make()
         _put(path, json.dumps(names).encode())
         return names
@@ -57,9 +59,8 @@ class RowCache:
     def description(self, name: str, make: Callable[[], Description]) -> Description:
         """Get a client's description."""
         path = self.folder / f"{folder_name(name)}.description.json"
-        text = _read_text(path)
-        if text is not None:
-            return Description.from_json(text)
+        with suppress(OSError, ValueError):
+            return Description.from_json(path.read_text(encoding="utf-8"))
         description = make()
         _put(path, description.to_json().encode())
         return description
@@ -125,15 +126,17 @@ def _load(path: Path, name: str) -> ClientData:
     return ClientData(name, splits, scales, tuple(info["notes"]), fitted)
 
 
+@cache
+def _own_version() -> str:
+    """Another version of this package may encode rows otherwise."""
+    try:
+        return version("fedmtl")
+    except PackageNotFoundError:
+        return "unknown"
+
+
 def _hash(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _read_text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
 
 
 def _put(path: Path, content: bytes) -> None:

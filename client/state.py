@@ -107,7 +107,14 @@ class FolderState:
         Raises:
             StateError: what was kept cannot be read; going on would silently start anew.
         """
-        kept = [path for number, path in _generations(self.folder) if number < before]
+        there = _generations(self.folder)
+        kept = [path for number, path in there if number < before]
+        if there and not kept and before > 1:
+            logger.warning(
+                "round %d is asked, and %s has heads of later rounds only: starting new ones",
+                before,
+                self.folder,
+            )
         if not kept and self.earlier is not None:
             kept = [path for _, path in _generations(self.earlier)]
             if not kept:
@@ -122,7 +129,10 @@ class FolderState:
         """
         target = self.folder / f"own-{round_number:08d}.safetensors"
         replace_file(target, save(dict(arrays)), durable=True)
-        for _, old in _generations(self.folder)[:-GENERATIONS]:
+        # Those of later rounds are of a run that went back further; they are written over in time,
+        # and must not push out the ones that were just written.
+        done = [path for number, path in _generations(self.folder) if number <= round_number]
+        for old in done[:-GENERATIONS]:
             old.unlink(missing_ok=True)
 
     def save_trunk(self, round_number: int, trunk: Mapping[str, FloatArray]) -> None:
@@ -231,6 +241,8 @@ def replace_file(
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if private:
+            partial.unlink(missing_ok=True)  # another's file or link would keep its own permissions
         with open(partial, "wb", opener=_open_private if private else None) as file:
             file.write(content)
             if durable:
@@ -248,7 +260,7 @@ def replace_file(
 
 
 def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, mode=0o600)
+    return os.open(path, flags | os.O_EXCL, mode=0o600)
 
 
 def _sync_folder(folder: Path) -> None:

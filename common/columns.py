@@ -52,6 +52,14 @@ def _expand(
     return tuple(chosen), tuple(idle)
 
 
+def fits_input(column: str, settings: Input) -> bool:
+    """Tell whether a column can be one of an input's: it is named, or matches a pattern."""
+    named = column in settings.columns
+    return named or any(
+        _is_pattern(entry) and _matches(column, entry) for entry in settings.columns
+    )
+
+
 def _reserved(experiment: Experiment, name: str) -> frozenset[str]:
     """Columns that no pattern of this input may match."""
     reserved = {column for task in experiment.tasks for column in experiment.targets(task)}

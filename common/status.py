@@ -176,10 +176,10 @@ def judge(folder: Path, max_age_s: float | None = None) -> Health:
 
 
 def _is_gone(folder: Path, status: Status) -> bool:
-    """Tell whether a server let go of its run without a word, as when it is killed."""
+    """Tell whether a process let go of its folder without a word, as when it is killed."""
     path = folder / LOCK
     try:
-        return status.what == "server" and path.exists() and not is_held(path)
+        return path.exists() and not is_held(path)
     except OSError:
         return False
 

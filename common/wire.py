@@ -9,7 +9,8 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from functools import cache
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -21,6 +22,7 @@ from common.metrics import Sums
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # keys of a message's records
 EXAMPLES = "num-examples"  # Flower's own key for a client's weight
+MOST_REASON = 1000  # characters of a refusal that are read
 REFUSED = 100  # error code of a reply: the client explains why it cannot serve
 
 FloatArray = NDArray[np.float32]
@@ -90,7 +92,17 @@ class Instruction:
 
     @classmethod
     def from_record(cls, record: ConfigRecord) -> "Instruction":
-        """Unpack on the client."""
+        """Unpack on the client.
+
+        Raises:
+            KeyError: a value is missing.
+            TypeError: a value is of another type than `to_record` gives it.
+            ValueError: it cannot be read.
+        """
+        for name, kind in _instruction_types().items():
+            if type(record[name]) is not kind:
+                got = type(record[name]).__name__
+                raise TypeError(f"{name} must be {kind.__name__}, got {got}")
         names = cast(list[str], record["weight-tasks"])
         weights = cast(list[float], record["weights"])
         return cls(
@@ -104,6 +116,11 @@ class Instruction:
             clients=cast(int, record["clients"]),
             heads_from=cast(str, record["heads-from"]),
         )
+
+
+@cache
+def _instruction_types() -> dict[str, type]:
+    return {name: type(value) for name, value in Instruction("").to_record().items()}
 
 
 def pack_arrays(arrays: Mapping[str, FloatArray]) -> ArrayRecord:
@@ -127,6 +144,21 @@ def overwrite_arrays(record: ArrayRecord, arrays: Mapping[str, FloatArray]) -> b
 def unpack_arrays(record: ArrayRecord) -> dict[str, FloatArray]:
     """Unpack named arrays; they may be read-only."""
     return {name: array.numpy() for name, array in record.items()}
+
+
+def read_array(array: Array) -> NDArray[Any]:
+    """Read an array that another machine or another process made, and that may be anything.
+
+    Raises:
+        ValueError: it is none: cut short, of another format, or larger than any memory.
+    """
+    try:
+        values = array.numpy()
+    except Exception as error:  # whatever a header that is no header makes NumPy do
+        raise ValueError(f"no array ({type(error).__name__})") from None
+    if not isinstance(values, np.ndarray):  # NumPy opens an archive of arrays as well
+        raise ValueError(f"no array ({type(values).__name__})")
+    return values
 
 
 def pack_sums(examples: int, sums: SplitSums) -> MetricRecord:
@@ -157,6 +189,12 @@ def unpack_sums(record: MetricRecord) -> SplitSums:
 def refusal(message: Message, reason: str) -> Message:
     """Answer that this client cannot serve the message, and why; the run goes on without it."""
     return Message(Error(code=REFUSED, reason=reason), reply_to=message)
+
+
+def reason_of(reply: Message) -> str:
+    """Tell why a reply is an error, in one printable line: the words are another machine's."""
+    words = " ".join(str(reply.error.reason or "no reason given").split())
+    return "".join(c if c.isprintable() else "?" for c in words)[:MOST_REASON]
 
 
 def arrays_of(content: RecordDict) -> ArrayRecord | None:
@@ -197,7 +235,12 @@ def size_bytes(content: RecordDict) -> int:
 
 
 def _array_bytes(array: Array) -> int:
-    return np.dtype(array.dtype).itemsize * math.prod(array.shape)
+    """Count what an array says it holds; one that says nonsense counts as the bytes it has."""
+    try:
+        size = np.dtype(array.dtype).itemsize * math.prod(array.shape)
+    except (TypeError, ValueError):
+        return len(array.data)
+    return size if size >= 0 else len(array.data)
 
 
 def _value_bytes(value: object) -> int:

@@ -28,7 +28,7 @@ from common.agreement import (
 )
 from common.errors import ClientsMissingError, ConfigError, DataError
 from common.experiment import Experiment
-from common.wire import CONFIG, Instruction, config_of
+from common.wire import CONFIG, Instruction, config_of, reason_of
 from server.patient_grid import BY_CODE, SLACK_S
 
 logger = logging.getLogger("fedmtl.server")
@@ -225,7 +225,7 @@ class Roster:
         for reply in replies:
             node_id = reply.metadata.src_node_id
             if reply.has_error():
-                self._refuse(f"node {node_id}", reply.error.reason or "no reason given")
+                self._refuse(f"node {node_id}", reason_of(reply))
                 continue
             try:
                 record = config_of(reply.content)

@@ -31,6 +31,8 @@ from common.wire import (
     arrays_of,
     metrics_of,
     pack_arrays,
+    read_array,
+    reason_of,
     unpack_arrays,
     unpack_sums,
 )
@@ -40,6 +42,7 @@ from server.roster import Roster
 from server.task_parts import TaskParts
 
 logger = logging.getLogger("fedmtl.server")
+MOST_EXAMPLES = 2**40  # of a client; sums over a million of them still are 64-bit integers
 NO_NUMBER = "NaN or infinity; a smaller training.lr may help"
 
 STRATEGIES = {
@@ -297,7 +300,7 @@ class TrunkStrategy(Strategy):
             MalformedReplyError: says what is wrong with it.
         """
         if reply.has_error():
-            raise MalformedReplyError(reply.error.reason or "no reason given")
+            raise MalformedReplyError(reason_of(reply))
         if name in self.last.examples:
             raise MalformedReplyError("answered twice; the first answer counts")
         if name not in self.roster.node_ids:
@@ -306,9 +309,10 @@ class TrunkStrategy(Strategy):
         if metrics is None:
             raise MalformedReplyError("the reply holds no metrics")
         examples = metrics.get(EXAMPLES)
-        if not isinstance(examples, int) or examples <= 0:
+        if not isinstance(examples, int) or not 0 < examples <= MOST_EXAMPLES:
             raise MalformedReplyError(
-                f"{EXAMPLES} must be a positive whole number, got {examples!r}"
+                f"{EXAMPLES} must be a positive whole number up to {MOST_EXAMPLES}, got "
+                f"{examples!r}"
             )
         sums = unpack_sums(metrics)
         for split, tasks in sums.items():
@@ -336,8 +340,8 @@ class TrunkStrategy(Strategy):
         start = 0
         for key, shape in self.shapes.items():
             try:
-                values = arrays[key].numpy()
-            except (ValueError, TypeError, OSError, EOFError):
+                values = read_array(arrays[key])
+            except ValueError:
                 raise MalformedReplyError(f"{key} cannot be read as an array") from None
             if values.shape != shape:
                 raise MalformedReplyError(

@@ -1,5 +1,6 @@
 """Small experiments and clients that many tests share."""
 
+import logging
 import os
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before flwr is imported
@@ -48,6 +49,17 @@ def make_client(name: str = "a", rows: int = 10, seed: int = 0) -> ClientData:
     sizes = {"train": rows, "validation": 3, "test": 3}
     splits = {split: make_rows(n, 7 * seed + i) for i, (split, n) in enumerate(sizes.items())}
     return ClientData(name, splits)
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were():
+    """A server or a node that a test starts in this process must not change the next one's logs."""
+    loggers = [logging.getLogger(name) for name in ("fedmtl", "flwr")]
+    before = [(log, log.level, list(log.handlers), log.propagate) for log in loggers]
+    yield
+    for log, level, handlers, propagate in before:
+        log.setLevel(level)
+        log.handlers, log.propagate = handlers, propagate
 
 
 @pytest.fixture

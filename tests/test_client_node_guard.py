@@ -22,7 +22,13 @@ from common.errors import PolicyError
 from common.wire import CONFIG, Instruction, pack_arrays, pack_sums, unpack_arrays, unpack_sums
 from tests.conftest import make_experiment
 
-EXPERIMENT = make_experiment(training={"epochs": 2})
+EXPERIMENT = make_experiment(
+    training={"epochs": 2},
+    inputs={
+        "x": {"kind": "numeric", "columns": ["x*"], "standardise": "federation"},
+        "w": {"kind": "categorical", "columns": ["ward"]},
+    },
+)
 TRUNK = {"trunk.w": np.zeros((2, 3), np.float32), "trunk.b": np.ones(2, np.float32)}
 SUMS = {
     "train": {"kind": {"loss": [3.0, 20.0]}},
@@ -119,6 +125,15 @@ def test_bytes_behind_an_array_stay():
     assert SECRET not in b"".join(array.data for array in out["arrays"].values())
 
 
+def test_an_archive_of_arrays_is_no_array():
+    buffer = BytesIO()
+    np.savez(buffer, rows=np.ones(2, np.float32))
+    archive = ArrayRecord(dict(pack_arrays(TRUNK)))
+    archive["trunk.b"] = Array("float32", (2,), "numpy.ndarray", buffer.getvalue())
+    with pytest.raises(PolicyError, match=r"trunk.b cannot be read"):
+        guard(trained(arrays=archive))
+
+
 def test_an_array_that_lies_about_its_shape_stays():
     buffer = BytesIO()
     np.save(buffer, np.ones(400, np.float32))
@@ -143,9 +158,44 @@ def test_what_is_no_description_stays(content):
         guard(content, MessageType.QUERY)
 
 
+STUFFED = {
+    "a split": '{"client": "a", "examples": {"patient 4711": 1}}',
+    "a task": '{"client": "a", "labelled": {"patient 4711": 1}}',
+    "an input": '{"client": "a", "columns": {"patient 4711": ["x1"]}}',
+    "a column": '{"client": "a", "columns": {"x": ["x1", "patient 4711"]}}',
+    "sums that nobody asks for": '{"client":"a","columns":{"w":["ward"]},'
+    '"sums":{"w":{"count":[30],"total":[4711],"squares":[1]}}}',
+    "more sums than columns": '{"client":"a","columns":{"x":["x1"]},'
+    '"sums":{"x":{"count":[30,30],"total":[1,4711],"squares":[1,1]}}}',
+    "categories of a number": '{"client":"a","columns":{"x":["x1"]},'
+    '"categories":{"x":{"x1":["patient 4711"]}}}',
+    "categories of no column": '{"client":"a","categories":{"w":{"patient 4711":["b"]}}}',
+    "a hundred and one categories": '{"client":"a","columns":{"w":["ward"]},'
+    f'"categories":{{"w":{{"ward":{[str(i) for i in range(101)]}}}}}}}'.replace("'", '"'),
+}
+
+
+@pytest.mark.parametrize("text", STUFFED.values(), ids=STUFFED)
+def test_a_description_tells_only_of_what_the_experiment_asks_for(text):
+    with pytest.raises(PolicyError, match="the description has") as told:
+        guard(described(text), MessageType.QUERY)
+    assert "4711" not in str(told.value)
+
+
+def test_sums_over_nobody_are_sums_over_no_small_group():
+    text = '{"client":"a","columns":{"x":["x1","x2"]},"sums":{"x":{"count":[9.0,0.0],'
+    text += '"total":[1.5,0.0],"squares":[2.5,0.0]}}}'
+    assert guard(described(text), MessageType.QUERY, leaves={"smallest-group": 5})
+
+
 def test_sums_and_categories_leave_only_where_allowed():
-    sums = described('{"client":"a","sums":{"x":{"count":[3],"total":[1.5],"squares":[2.5]}}}')
-    categories = described('{"client":"a","categories":{"w":{"ward":["b"]}}}')
+    sums = described(
+        '{"client":"a","columns":{"x":["x1"]},'
+        '"sums":{"x":{"count":[3],"total":[1.5],"squares":[2.5]}}}'
+    )
+    categories = described(
+        '{"client":"a","columns":{"w":["ward"]},"categories":{"w":{"ward":["b"]}}}'
+    )
     assert guard(sums, MessageType.QUERY, leaves={"allow": ["column-sums"], "smallest-group": 3})
     assert guard(categories, MessageType.QUERY)
     for content, leaves, told in (
@@ -186,6 +236,14 @@ def test_a_bundles_own_words_stay_and_those_of_the_installed_code_leave(caplog):
     bundle = Policy.model_validate({"code": {"run": "bundle", "bundles": ["ab" * 32]}})
     assert SECRET.decode() not in guard_reply(asked, reply, bundle, EXPERIMENT).error.reason
     assert guard_reply(asked, reply, Policy(), EXPERIMENT).error.reason == SECRET.decode()
+    content = described(f'{{"client": "a", "left_out": "{SECRET.decode()}"}}')
+    code = bundle.model_dump()["code"]
+    assert (
+        SECRET.decode() not in guard(content, MessageType.QUERY, code=code)[CONFIG]["description"]
+    )
+    assert SECRET.decode() in guard(content, MessageType.QUERY)[CONFIG]["description"]
+    with pytest.raises(PolicyError, match="400 characters"):
+        guard(described(f'{{"client": "{"x" * 401}"}}'), MessageType.QUERY)
 
 
 def test_a_reply_to_a_message_of_another_kind_stays():

@@ -1,5 +1,8 @@
 """A policy says no by its rule, what it allows and what was asked."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from client.node.policy import Policy, read_policy
@@ -62,9 +65,26 @@ def test_a_changed_setting_is_another_fingerprint():
 
 def test_the_ledger_counts_over_all_runs():
     policy = Policy.model_validate({"experiments": {"most-rounds-in-all": 3}})
-    policy.check_ledger(2)
+    policy.check_ledger({"rounds": 2, "evaluations": 9}, "train")
+    policy.check_ledger({"rounds": 3, "evaluations": 9}, "evaluate")
     with pytest.raises(PolicyError, match="most-rounds-in-all"):
-        policy.check_ledger(3)
+        policy.check_ledger({"rounds": 3, "evaluations": 9}, "train")
+
+
+def test_evaluations_are_limited_on_their_own():
+    policy = Policy.model_validate({"experiments": {"most-evaluations-in-all": 3}})
+    policy.check_ledger({"rounds": 9, "evaluations": 2}, "evaluate")
+    policy.check_ledger({"rounds": 9, "evaluations": 3}, "train")
+    with pytest.raises(PolicyError, match="most-evaluations-in-all"):
+        policy.check_ledger({"rounds": 9, "evaluations": 3}, "evaluate")
+
+
+def test_a_bundle_has_no_network_unless_its_owner_says_so():
+    listed = {"run": "bundle", "bundles": ["cd" * 32]}
+    assert Policy().code.keeps_network
+    assert not Policy.model_validate({"code": listed}).code.keeps_network
+    assert Policy.model_validate({"code": {**listed, "network": True}}).code.keeps_network
+    assert not Policy.model_validate({"code": {"network": False}}).code.keeps_network
 
 
 def test_bundles_are_held_against_the_list_only_where_they_run():
@@ -94,6 +114,16 @@ def test_a_wrong_file_is_told_in_a_line(tmp_path, text, told):
     path.write_text(text)
     with pytest.raises(ConfigError, match=told):
         read_policy(path)
+
+
+def test_the_policy_of_the_documentation_is_one(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "node.md").read_text()
+    (block,) = re.findall(r"^```toml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    path = tmp_path / "policy.toml"
+    path.write_text(block)
+    assert read_policy(path).leaves.smallest_group == 5
+    path.write_text(re.sub("^# ", "", block, flags=re.MULTILINE))
+    assert read_policy(path).protections.largest_epsilon == 3.0
 
 
 def test_a_missing_file_is_told_in_a_line(tmp_path):

@@ -4,20 +4,21 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.kept_model import open_kept
 from client.node.dry_run import _instruction
+from client.node.ledger import FILE as LEDGER
 from client.node.policy import Policy
-from client.node.run import LEDGER, Node
+from client.node.run import Node
 from client.node.worker import answer
 from client.node.worker_link import NotWantedError, WorkerDiedError
 from client.place import Place
 from client.session import close_sessions, open_rows, open_session
 from client.state import FolderState
 from common.agreement import agree
-from common.errors import ConfigError
+from common.errors import ConfigError, NodeError
 from common.experiment_file import load_experiment
 from common.wire import ARRAYS, CONFIG, Instruction, arrays_of, pack_arrays, unpack_arrays
 
@@ -32,7 +33,7 @@ class FakeTask:
         self.message = message
         self.context = Context(1, 1, node_config, RecordDict(), {})
         self.fab = SimpleNamespace(hash_str="ab" * 32, content=b"")
-        self.replies, self.dropped, self.pull_s = [], [], 0.0
+        self.replies, self.left, self.pull_s, self.claim = [], False, 0.0, self
 
     def wanted(self):
         return True
@@ -41,8 +42,8 @@ class FakeTask:
         self.replies.append(reply)
         self.context = context
 
-    def drop(self, details):
-        self.dropped.append(details)
+    def leave(self):
+        self.left = True
 
 
 class HereWorker:
@@ -132,7 +133,7 @@ def test_answered_rounds_are_counted_and_the_count_survives(node, experiment):
     for number in (1, 2):
         serve(node, message(experiment, MessageType.TRAIN, number))
     serve(node, message(experiment, MessageType.EVALUATE, 2))
-    assert json.loads((node.state / LEDGER).read_text()) == {"rounds": 2}
+    assert json.loads((node.state / LEDGER).read_text()) == {"rounds": 2, "evaluations": 1}
     node.policy_path.write_text("[experiments]\nmost-rounds-in-all = 2")
     told = refusal_of(serve(node, message(experiment, MessageType.TRAIN, 3)))
     assert "most-rounds-in-all" in told
@@ -155,9 +156,71 @@ def test_a_changed_policy_holds_from_the_next_message_on(node, experiment):
     assert worker.asked == asked  # nothing was read or trained
 
 
-def test_a_policy_that_cannot_be_read_is_no_permission(node, experiment):
+def test_a_policy_that_cannot_be_read_is_no_permission(node, experiment, caplog):
     node.policy_path.write_text("[experiments")
-    assert "no TOML" in refusal_of(serve(node, message(experiment, MessageType.TRAIN)))
+    told = refusal_of(serve(node, message(experiment, MessageType.TRAIN)))
+    assert told == "the policy of the node's owner cannot be read; the node's log says why"
+    assert "no TOML" in caplog.text
+
+
+def test_a_server_does_not_say_where_a_node_reads(node, experiment):
+    data = {"source": "folder", "path": "/etc"}
+    named = experiment.model_copy(update={"data": experiment.data.model_copy(update=data)})
+    told = refusal_of(serve(node, hostile(named, clients=1)))
+    assert "a node reads only what its owner names" in told
+    assert not node._worker.asked
+
+
+def hostile(experiment, **changes) -> Message:
+    """A message to train whose instruction was changed by hand."""
+    record = Instruction(experiment.model_dump_json(by_alias=True), round=1).to_record()
+    for key, value in changes.items():
+        record[key] = value
+    return Message(RecordDict({ARRAYS: ArrayRecord(), CONFIG: record}), 1, MessageType.TRAIN)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"round": float("nan")},
+        {"round": "1"},
+        {"round": -1},
+        {"clients": [5]},
+        {"run": b"x"},
+        {"run": "x" * 10_000},
+        {"memory": "[" * 100_000},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_an_instruction_of_other_types_is_refused(node, experiment, changes):
+    node.policy_path.write_text("[experiments]\nmost-rounds = 100\nleast-clients = 3")
+    told = refusal_of(serve(node, hostile(experiment, **changes)))
+    assert "same version of fedmtl" in told
+    assert not node._worker.asked
+
+
+def test_arrays_that_are_none_end_in_a_refusal_and_not_the_node(node, experiment):
+    asked = message(experiment, MessageType.TRAIN)
+    for dtype, shape in (("evil", (2,)), ("float32", (-2,))):
+        arrays = {"x": Array(dtype, shape, "numpy.ndarray", b"none")}
+        asked.content[ARRAYS] = ArrayRecord(arrays)
+        assert refusal_of(serve(node, asked))
+
+
+def test_whatever_goes_wrong_over_a_message_the_node_lives_and_tells_no_text(node, experiment):
+    def ask(*_):
+        raise ValueError("patient 4711")
+
+    node._worker.ask = ask
+    told = refusal_of(serve(node, message(experiment, MessageType.TRAIN)))
+    assert told.startswith("the node could not answer: ValueError in ask")
+    assert "4711" not in told
+
+
+def test_a_bundles_hash_is_that_of_its_bytes(node, experiment):
+    node.policy_path.write_text(f"[code]\nrun = 'bundle'\nbundles = ['{'ab' * 32}']")
+    told = refusal_of(serve(node, message(experiment, MessageType.TRAIN)))
+    assert "code.bundles" in told  # although the task says that its hash is the one listed
 
 
 @pytest.mark.parametrize(
@@ -193,7 +256,7 @@ def test_what_nobody_waits_for_is_dropped_without_a_reply(node, experiment):
     node._worker = HereWorker(lost=True)
     task = serve(node, message(experiment, MessageType.TRAIN))
     assert not task.replies
-    assert task.dropped
+    assert task.left
 
 
 def test_heads_lie_in_the_state_folder_and_flowers_memory_stays_empty(node, experiment):
@@ -234,4 +297,29 @@ def test_what_a_node_keeps_is_the_model_that_predicts(node, experiment):
 def test_wrong_flags_are_told_in_a_line(flags, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=told):
+        Node(None, flags)
+
+
+def test_a_bundle_is_unpacked_once_into_a_folder_of_its_own(node, monkeypatch):
+    unpacked = []
+
+    def install(content, folder, skip_prompt):
+        assert not folder.exists()  # what was there may be half of one, or changed
+        folder.mkdir(parents=True)
+        unpacked.append(content)
+        return folder / "theirs"
+
+    monkeypatch.setattr("client.node.run.install_from_fab", install)
+    stale = node.state / "bundles" / "cd" / "changed.py"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("")
+    found = {node._unpack("cd", b"zip") for _ in range(2)}
+    assert found == {str(node.state / "bundles" / "cd" / "theirs")}
+    assert unpacked == [b"zip"]
+
+
+def test_a_state_folder_that_is_none_is_told_in_a_line(tmp_path):
+    (tmp_path / "state").write_text("")
+    flags = ["--insecure", "--node-config", CONFIG_TEXT.format(tmp_path / "state")]
+    with pytest.raises(NodeError, match="cannot be used: File exists"):
         Node(None, flags)

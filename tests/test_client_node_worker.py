@@ -170,6 +170,47 @@ time.sleep(60)
     node.stdout.close()
 
 
+def link(theirs_does) -> tuple[Worker, subprocess.Popen]:
+    """A worker whose process is another, and whose socket somebody else writes to."""
+    worker = Worker("", True)
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen(["sleep", "600"])
+    worker._process, worker._socket, worker._ready = process, ours, True
+    theirs_does(theirs)
+    worker.theirs = theirs
+    return worker, process
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (b"\0\0\0\0\0\0\0\x05123", b"asked"),  # stops in the middle of a frame
+        (b"", b"x" * 10_000_000),  # does not read what it is asked
+    ],
+)
+def test_a_worker_that_stops_half_way_is_ended_in_time(sent, message):
+    worker, process = link(lambda theirs: theirs.sendall(sent))
+    with worker.theirs, pytest.raises(PolicyError, match="most-seconds"):
+        worker.ask(b"context", message, 0.1, lambda: True)
+    assert process.poll() is not None
+
+
+def test_a_worker_that_stops_half_way_is_ended_where_nobody_waits():
+    worker, process = link(lambda theirs: theirs.sendall(b"\0\0"))
+    with worker.theirs, pytest.raises(NotWantedError):
+        worker.ask(b"context", b"message", 0.0, lambda: False)
+    assert process.poll() is not None
+
+
+def test_after_a_frame_that_is_too_long_nothing_is_read_from_that_worker(monkeypatch):
+    monkeypatch.setattr("client.node.worker_link.MOST_BYTES", 4)
+    worker, process = link(lambda theirs: send_frame(theirs, b"12345"))
+    with worker.theirs, pytest.raises(WorkerDiedError, match="5 bytes"):
+        worker.ask(b"context", b"message", 0.0, lambda: True)
+    assert process.poll() is not None
+    assert worker._process is None
+
+
 def test_a_frame_that_is_too_long_is_not_read():
     ours, theirs = socket.socketpair()
     with ours, theirs:

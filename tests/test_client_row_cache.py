@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from client.place import Place
+from client.row_cache import RowCache
 from client.session import close_sessions, open_rows, open_session
 from common.agreement import agree
 from common.errors import ConfigError
+from common.experiment import Data
 from common.experiment_file import load_experiment
+from common.sources.registry import source_signature
 
 EXPERIMENT = """
 name = "mine"
@@ -109,7 +112,7 @@ def test_a_long_lived_process_sees_a_changed_file_at_its_next_message(node, tmp_
 
 def test_a_damaged_entry_is_made_again(node, tmp_path, caplog):
     _, data = read(node)
-    for path in (tmp_path / "state" / "cache").rglob("*.safetensors"):
+    for path in (tmp_path / "state" / "cache").rglob("*.*"):
         path.write_bytes(path.read_bytes()[:50])
     _, again = read(node)
     assert torch.equal(data.train.inputs["x"], again.train.inputs["x"])
@@ -144,3 +147,18 @@ def test_the_nodes_decisions_stand_above_the_experiment(node):
     settled = place.settle(open_rows(text, Place()).experiment)
     assert (settled.training.device, settled.training.threads) == ("cpu", 3)
     assert settled.data.path == "/elsewhere"
+
+
+def test_a_link_to_nothing_among_the_rows_is_no_fault(tmp_path):
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    data = Data(source="folder", path=str(tmp_path))
+    before = source_signature(data)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert source_signature(data) != before
+
+
+def test_rows_that_another_version_encoded_are_not_found(tmp_path, monkeypatch):
+    experiment = load_experiment("digits", [])
+    ours = RowCache(tmp_path, experiment, "x").folder
+    monkeypatch.setattr("client.row_cache._own_version", lambda: "0.0.1")
+    assert RowCache(tmp_path, experiment, "x").folder != ours

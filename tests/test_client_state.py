@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.state import FolderState, MemoryState, open_state
+from client.state import FolderState, MemoryState, open_state, replace_file
 from common.errors import StateError
 from simulations.client_log import read_clients, write_clients
 from simulations.loopback import FIRST_NODE, LoopbackGrid
@@ -58,6 +58,28 @@ def test_a_repeated_round_starts_from_the_heads_before_it(tmp_path):
     assert first(open_state(node(tmp_path), "a", "r").load(4)) == 3
     assert first(open_state(node(tmp_path), "a", "r").load(3)) == 2
     assert open_state(node(tmp_path), "a", "r").load(2) == {}  # two rounds are kept
+
+
+def test_a_run_that_goes_far_back_keeps_what_it_trains_from_there_on(tmp_path, caplog):
+    state = FolderState(tmp_path / "a")
+    for number in (7, 8, 9):
+        state.save(number, heads(number))
+    assert state.load(4) == {}
+    assert "has heads of later rounds only" in caplog.text
+    for number in (4, 5, 6):
+        state.save(number, heads(number + 100))
+        assert first(state.load(number + 1)) == number + 100
+    assert first(state.load(6)) == 105
+
+
+def test_a_private_file_does_not_follow_a_link_that_was_there(tmp_path):
+    other = tmp_path / "other"
+    other.write_text("")
+    (tmp_path / "secret.partial").symlink_to(other)
+    replace_file(tmp_path / "secret", b"4711", private=True)
+    assert other.read_text() == ""
+    assert (tmp_path / "secret").stat().st_mode & 0o077 == 0
+    assert not (tmp_path / "secret").is_symlink()
 
 
 def test_runs_do_not_share_heads_unless_told_to(tmp_path):

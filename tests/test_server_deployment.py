@@ -382,8 +382,14 @@ def test_compose_services_have_health_checks_and_what_they_mount_exists(made):
     for path in sorted(made.glob("compose*.yaml")):
         content = yaml_of(path)[0]
         for service in content["services"].values():
-            assert service["healthcheck"]["test"][0] == "CMD"
-            compile(service["healthcheck"]["test"][-1], "healthcheck", "exec")
+            kind, program, *arguments = service["healthcheck"]["test"]
+            assert kind == "CMD"
+            if program == "python":
+                compile(arguments[-1], "healthcheck", "exec")
+            else:
+                (folder,) = arguments[1:]
+                assert [program, arguments[0]] == ["fedmtl", "health"]
+                assert f'state="{folder}"' in " ".join(service["command"])
             for volume in service["volumes"]:
                 if volume["type"] == "volume":
                     assert volume["source"] in content["volumes"]

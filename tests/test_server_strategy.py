@@ -1,11 +1,13 @@
 """The strategy: a weighted mean of well-formed trunks, whoever answers first; the rest left out."""
 
+from io import BytesIO
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from common.wire import pack_arrays, pack_sums, unpack_arrays
+from common.wire import pack_arrays, pack_sums, size_bytes, unpack_arrays
 from server.roster import Roster
 from server.strategy import make_strategy
 from tests.conftest import make_experiment
@@ -68,6 +70,21 @@ def bad_array(dtype="float32", shape=(2,), data=b"not an array"):
     return ArrayRecord({"trunk.w": Array(dtype, shape, "numpy.ndarray", data)})
 
 
+def npy(shape):
+    """The bytes of an array that claims a shape, and holds one number."""
+    buffer = BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue() + bytes(4)
+
+
+def archive():
+    buffer = BytesIO()
+    np.savez(buffer, x=np.ones(2, np.float32))
+    return buffer.getvalue()
+
+
+NO_HEADER = b"\x93NUMPY\x01\x00\xc8\x00" + b"(" * 200
 HEAD = pack_arrays({**TRUNK, "heads.task-flag.0.weight": np.zeros(3, np.float32)})
 MALFORMED = {
     "extra": ({"arrays": HEAD}, "not the trunk: extra"),
@@ -77,9 +94,14 @@ MALFORMED = {
     "infinite": ({"values": [1, float("inf")]}, "NaN or infinity"),
     "dtype": ({"arrays": pack_arrays({"trunk.w": np.zeros(2)})}, "is float64"),
     "garbage": ({"arrays": bad_array()}, "cannot be read"),
+    "archive": ({"arrays": bad_array(data=archive())}, "cannot be read"),
+    "larger than memory": ({"arrays": bad_array(data=npy((10**15,)))}, "cannot be read"),
+    "larger than numbers": ({"arrays": bad_array(data=npy((10**30,)))}, "cannot be read"),
+    "no header": ({"arrays": bad_array(data=NO_HEADER)}, "cannot be read"),
     "no examples": ({"metrics": MetricRecord()}, "num-examples must be"),
     "zero examples": ({"examples": 0}, "num-examples must be"),
     "negative examples": ({"examples": -3}, "num-examples must be"),
+    "examples that overflow": ({"examples": 2**63 - 1}, "num-examples must be"),
     "unknown task": ({"sums": {"train": {"x": {"loss": [1.0, 1.0]}}}}, "no such task"),
     "short sums": ({"sums": {"train": {"flag": {"loss": [1.0]}}}}, "1 numbers, expected 2"),
     "nan sums": ({"sums": {"train": {"flag": {"loss": [float("nan"), 1.0]}}}}, "not finite"),
@@ -94,6 +116,21 @@ def test_a_malformed_reply_is_left_out_and_named(case, caplog):
     assert aggregate(strategy, [reply("anna", [1, 2]), bad]) == [1.0, 2.0]
     assert reason in strategy.last.left_out["bert"]
     assert "bert" in caplog.text
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [("evil", (2,)), ("float32", (-2,))])
+def test_an_array_that_lies_of_itself_counts_by_its_bytes(dtype, shape):
+    assert size_bytes(RecordDict({"arrays": bad_array(dtype, shape)})) == len(b"not an array")
+
+
+def test_a_refusal_is_told_in_one_printable_line():
+    strategy = strategy_for()
+    asked = Message(RecordDict(), NODES["bert"], "train")
+    words = "full\n2026-01-01 INFO all is well\x1b[2J" + "x" * 5000
+    aggregate(strategy, [Message(Error(code=100, reason=words), reply_to=asked)])
+    told = strategy.last.left_out["bert"]
+    assert told.startswith("full 2026-01-01 INFO all is well?[2Jxx")
+    assert len(told) == 1000
 
 
 def test_a_failing_client_does_not_end_the_round():

@@ -23,7 +23,8 @@ from flwr.app import (
 from numpy.typing import NDArray
 
 from client.node.policy import Leaves, Policy
-from common.agreement import Description
+from common.agreement import MOST_CATEGORIES, Description, collects_categories
+from common.columns import fits_input
 from common.dataset import SPLITS
 from common.errors import PolicyError
 from common.experiment import Experiment
@@ -39,6 +40,7 @@ from common.wire import (
     metrics_of,
     pack_arrays,
     pack_sums,
+    read_array,
     size_bytes,
     unpack_arrays,
     unpack_sums,
@@ -47,6 +49,7 @@ from common.wire import (
 logger = logging.getLogger("fedmtl.node")
 
 MOST_REASON = 400  # characters of a refusal
+OWN_WORDS = "the client refused; the node's log says why"  # instead of a bundle's
 
 
 def guard_reply(
@@ -71,7 +74,7 @@ def guard_reply(
     make = READERS.get(message.metadata.message_type)
     if make is None:
         raise PolicyError(f"a reply to '{message.metadata.message_type}' is none that may leave")
-    content = make(message, reply.content, policy.leaves, experiment)
+    content = make(message, reply.content, policy, experiment)
     most, size = policy.leaves.most_bytes, size_bytes(content)
     if most is not None and size > most:
         raise PolicyError(f"the reply has {size:,} bytes, allowed are {most:,} (leaves.most-bytes)")
@@ -83,11 +86,12 @@ def _error(error: Error, policy: Policy) -> Error:
     if policy.code.run == "installed":
         return Error(code=error.code, reason=(error.reason or "")[:MOST_REASON])
     logger.warning("the bundle's client refused: %s", (error.reason or "")[:MOST_REASON])
-    return Error(code=REFUSED, reason="the client refused; the node's log says why")
+    return Error(code=REFUSED, reason=OWN_WORDS)
 
 
-def _query(_: Message, content: RecordDict, leaves: Leaves, experiment: Experiment) -> RecordDict:
+def _query(_: Message, content: RecordDict, policy: Policy, experiment: Experiment) -> RecordDict:
     """Let a description through."""
+    leaves = policy.leaves
     _require_records(content, {CONFIG: ConfigRecord})
     record = content[CONFIG]
     try:
@@ -96,21 +100,62 @@ def _query(_: Message, content: RecordDict, leaves: Leaves, experiment: Experime
         description = Description.from_json(str(record["description"]))
     except ValueError:
         raise PolicyError("the description is not of the form that may leave") from None
+    if fault := _description_fault(description, experiment):
+        raise PolicyError(f"the description {fault}")
     if description.sums and "column-sums" not in leaves.allow:
         raise PolicyError("sums of columns must not leave this node (leaves.allow)")
     if description.categories and "categories" not in leaves.allow:
         raise PolicyError("categories must not leave this node (leaves.allow)")
-    counts = [count for sums in description.sums.values() for count in sums.count]
+    # A column without a value has a sum over nobody.
+    counts = [count for sums in description.sums.values() for count in sums.count if count]
     if counts and min(counts) < leaves.smallest_group:
         raise PolicyError(
             f"sums of columns are over {min(counts):g} rows, allowed are {leaves.smallest_group} "
             "or more (leaves.smallest-group)"
         )
+    if description.left_out and policy.code.run == "bundle":
+        logger.warning("the bundle's client takes no part: %s", description.left_out[:MOST_REASON])
+        description = description.model_copy(update={"left_out": OWN_WORDS})
     return RecordDict({CONFIG: ConfigRecord({"description": description.to_json()})})
 
 
+def _description_fault(told: Description, experiment: Experiment) -> str | None:
+    """Say what a description holds that no description of this experiment holds, or None.
+
+    Column names and categories are the client's words; they are bounded, and nothing else is text.
+    """
+    inputs = experiment.inputs
+    summed = {name for name, each in inputs.items() if each.standardise == "federation"}
+    listed = {name for name, each in inputs.items() if collects_categories(each)}
+    allowed = (
+        ("examples", told.examples, set(SPLITS)),
+        ("labelled", told.labelled, set(experiment.tasks)),
+        ("columns", told.columns, set(inputs)),
+        ("sums", told.sums, summed),
+        ("categories", told.categories, listed),
+    )
+    if max(len(told.client), len(told.left_out)) > MOST_REASON:
+        return f"has a name or a reason of more than {MOST_REASON} characters"
+    for what, found, names in allowed:
+        if found.keys() - names:
+            return f"has {what} of what the experiment does not ask for"
+    for name, columns in told.columns.items():
+        if not all(fits_input(column, inputs[name]) for column in columns):
+            return f"has columns that inputs.{name}.columns does not name"
+    for name, sums in told.sums.items():
+        width = inputs[name].shape[0] if inputs[name].shape else len(told.columns.get(name, ()))
+        if len(sums.count) != width:
+            return f"has sums of more or fewer columns than inputs.{name}"
+    for name, listed_by in told.categories.items():
+        if listed_by.keys() - set(told.columns.get(name, ())):
+            return f"has categories of no column of inputs.{name}"
+        if max(map(len, listed_by.values()), default=0) > MOST_CATEGORIES:
+            return f"has more than {MOST_CATEGORIES} categories of a column of inputs.{name}"
+    return None
+
+
 def _train(
-    message: Message, content: RecordDict, leaves: Leaves, experiment: Experiment
+    message: Message, content: RecordDict, policy: Policy, experiment: Experiment
 ) -> RecordDict:
     """Let a trunk and its sums through."""
     _require_records(content, {ARRAYS: ArrayRecord, METRICS: MetricRecord})
@@ -119,19 +164,19 @@ def _train(
     if list(sent) != list(received):
         raise PolicyError("the reply's arrays are not those of the trunk it received")
     trunk = {name: _read_array(name, sent[name], like) for name, like in received.items()}
-    metrics = _read_sums(content, leaves, experiment)
+    metrics = _read_sums(content, policy.leaves, experiment)
     return RecordDict({ARRAYS: pack_arrays(trunk), METRICS: metrics})
 
 
 def _evaluate(
-    _: Message, content: RecordDict, leaves: Leaves, experiment: Experiment
+    _: Message, content: RecordDict, policy: Policy, experiment: Experiment
 ) -> RecordDict:
     """Let sums through."""
     _require_records(content, {METRICS: MetricRecord})
-    return RecordDict({METRICS: _read_sums(content, leaves, experiment)})
+    return RecordDict({METRICS: _read_sums(content, policy.leaves, experiment)})
 
 
-READERS: dict[str, Callable[[Message, RecordDict, Leaves, Experiment], RecordDict]] = {
+READERS: dict[str, Callable[[Message, RecordDict, Policy, Experiment], RecordDict]] = {
     MessageType.QUERY: _query,
     MessageType.TRAIN: _train,
     MessageType.EVALUATE: _evaluate,
@@ -149,8 +194,8 @@ def _require_records(content: RecordDict, wanted: dict[str, type]) -> None:
 def _read_array(name: str, array: Array, like: NDArray[np.float32]) -> NDArray[np.float32]:
     """Read an array that must be like another; what stands behind its numbers is left behind."""
     try:
-        values = array.numpy()
-    except (ValueError, TypeError, OSError, EOFError):
+        values = read_array(array)
+    except ValueError:
         raise PolicyError(f"{name} cannot be read as an array") from None
     if values.shape != like.shape or values.dtype != like.dtype:
         raise PolicyError(

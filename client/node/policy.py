@@ -6,6 +6,7 @@ A message is held against it before anything is read or trained, a reply before 
 
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -36,6 +37,12 @@ class Experiments(Settings):
         ge=1,
         description="Rounds that this node answers, over all runs, counted in its state folder; "
         "rounds repeated after a crash count again.",
+    )
+    most_evaluations_in_all: int | None = Field(
+        None,
+        ge=1,
+        description="Messages to evaluate that this node answers, counted likewise: a run has one "
+        "at its end, and one a round under evaluation.by = 'message'.",
     )
     least_clients: int = Field(
         1, ge=1, description="Clients that take part in a round, as the server says."
@@ -83,13 +90,19 @@ class Code(Settings):
     bundles: Annotated[tuple[Hash, ...], Field(strict=False)] = Field(
         (), description="Under run = 'bundle': SHA-256 hashes of the bundles allowed."
     )
-    network: bool = Field(
-        True,
-        description="Whether the process that runs it keeps the network; false needs Linux.",
+    network: bool | None = Field(
+        None,
+        description="Whether the process that runs it keeps the network; false needs Linux. "
+        "Default: installed code keeps it, a bundle's does not.",
     )
     most_seconds: float = Field(
         0.0, ge=0, description="Longest time for one message; 0 for any time."
     )
+
+    @property
+    def keeps_network(self) -> bool:
+        """Whether the worker keeps the network."""
+        return self.run == "installed" if self.network is None else self.network
 
     @model_validator(mode="after")
     def _names_bundles(self) -> Self:
@@ -145,15 +158,24 @@ class Policy(Settings):
         if self.code.run == "bundle" and digest not in self.code.bundles:
             _refuse("code.bundles", f"{len(self.code.bundles)} listed", digest)
 
-    def check_ledger(self, rounds: int) -> None:
-        """Hold the rounds answered so far against the most that are allowed.
+    def check_ledger(self, counts: Mapping[str, int], kind: str) -> None:
+        """Hold what was answered so far against the most that is allowed.
+
+        Args:
+            counts: "rounds" and "evaluations" over all runs.
+            kind: of the message.
 
         Raises:
             PolicyError: there have been as many.
         """
-        most = self.experiments.most_rounds_in_all
-        if most is not None and rounds >= most:
-            _refuse("experiments.most-rounds-in-all", most, f"one more than {rounds}")
+        allowed = self.experiments
+        for counted, name, most in (
+            ("train", "rounds", allowed.most_rounds_in_all),
+            ("evaluate", "evaluations", allowed.most_evaluations_in_all),
+        ):
+            if kind == counted and most is not None and counts[name] >= most:
+                rule = f"experiments.most-{name}-in-all"
+                _refuse(rule, most, f"one more than {counts[name]}")
 
     def _check_protections(self) -> None:
         """Experiments have no `[privacy]` table yet, so none offers any protection."""

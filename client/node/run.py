@@ -5,8 +5,9 @@ speaks to the server; this one holds the policy, and the right to reply; the wor
 and makes replies, which leave through the guard (`client.node.guard`).
 """
 
-import json
+import hashlib
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -22,25 +23,27 @@ from flwr.common.serde import (
 )
 from flwr.proto.message_pb2 import Context as ProtoContext
 from flwr.proto.message_pb2 import Message as ProtoMessage
-from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
 from client.node.guard import guard_reply
+from client.node.ledger import Ledger
 from client.node.policy import Policy, read_policy
 from client.node.runtime import Runtime, Task, TaskLostError
 from client.node.supernode import SuperNode, read_flags, read_node_config
 from client.node.watch import NodeWatch
 from client.node.worker_link import NotWantedError, Worker, WorkerDiedError
 from client.place import Place
-from client.state import replace_file
 from common.errors import ConfigError, FedMTLError, NodeError, PolicyError
 from common.experiment import Experiment
+from common.journal import describe_error
 from common.wire import Instruction, config_of, refusal, size_bytes
 
 logger = logging.getLogger("fedmtl.node")
 
 BUSY_POLL_S, IDLE_POLL_S, IDLE_AFTER_S = 0.05, 0.5, 60.0
-LEDGER = "ledger.json"
+UNREACHED_S = 60.0  # after which it is told that the SuperNode hands out nothing
+BUNDLES = "bundles"
+MOST_NAME = 200  # characters of a run's name
 
 
 class Node:
@@ -65,12 +68,17 @@ class Node:
                 'add state="FOLDER" to it'
             )
         self.state = Path(self.place.state)
-        self.watch = NodeWatch(self.state)
+        self.watch, self.ledger = NodeWatch(self.state), Ledger(self.state)
         self.supernode = SuperNode(flags, self.state)
         self.runtime = Runtime(
-            self.supernode.address, self.supernode.secret, self.supernode.certificates
+            self.supernode.address,
+            self.supernode.secret,
+            self.supernode.certificates,
+            self.watch.status.beat,
         )
         self._worker = Worker("", True)
+        self._bundles: dict[str, str] = {}  # hash -> folder
+        self._lost_at: float | None = None  # since when the SuperNode hands out nothing
 
     def policy(self) -> Policy:
         """Read the owner's policy as it stands now."""
@@ -85,7 +93,8 @@ class Node:
         self.supernode.start()
         code = self.policy().code
         if code.run == "installed":
-            self._use_worker("", code.network).start()  # it imports while the SuperNode connects
+            # It imports while the SuperNode connects.
+            self._use_worker("", code.keeps_network).start()
         last = time.monotonic()
         try:
             while True:
@@ -116,20 +125,23 @@ class Node:
             reply, context = self._reply(task)
         except NotWantedError:
             logger.info("the message is no longer waited for; its work was ended")
-            task.drop("no longer waited for")
+            task.claim.leave()
             return
         except FedMTLError as error:
             refused = str(error)
             reply = refusal(message, refused)
-        except (WorkerDiedError, DecodeError) as error:
-            refused = str(error)
-            reply = refusal(message, f"the node could not answer: {refused}")
+        except WorkerDiedError as error:
+            refused = f"the node could not answer: {error}"
+            reply = refusal(message, refused)
+        except Exception as error:  # neither a message nor a bundle's reply may end the node
+            refused = f"the node could not answer: {describe_error(error)}"
+            reply = refusal(message, refused)
         if reply.has_error() and not refused:
             refused = reply.error.reason or "no reason given"
         answered = time.monotonic()
         sizes = tuple(size_bytes(m.content) if m.has_content() else 0 for m in (message, reply))
         try:
-            task.reply(reply, context)
+            task.claim.reply(reply, context)
         except TaskLostError:
             refused = "the reply was not taken: the run has ended, or the SuperNode restarted"
         stages = (task.pull_s, answered - started, time.monotonic() - answered)
@@ -137,9 +149,22 @@ class Node:
 
     def _next_task(self) -> Task | None:
         try:
-            return self.runtime.next_task()
-        except TaskLostError:
-            return None  # the SuperNode is starting, or the run ended this very moment
+            task = self.runtime.next_task()
+        except TaskLostError as error:  # the SuperNode is starting, or the run ended this moment
+            self._note_lost(str(error))
+            return None
+        self._lost_at = None
+        return task
+
+    def _note_lost(self, why: str) -> None:
+        """Tell once in a while that the SuperNode hands out nothing."""
+        now = time.monotonic()
+        self._lost_at = now if self._lost_at is None else self._lost_at
+        if now - self._lost_at > UNREACHED_S:
+            told = f"the SuperNode's API cannot be used ({why})"
+            logger.error("%s; its own messages stand above", told)
+            self.watch.status.set(error=told)
+            self._lost_at = now
 
     def _reply(self, task: Task) -> tuple[Message, Context]:
         """Have a message answered.
@@ -148,33 +173,55 @@ class Node:
             FedMTLError: it is refused.
             WorkerDiedError: the worker died over it, twice.
         """
-        policy, message = self.policy(), task.message
+        policy, message = self._policy_now(), task.message
         instruction, experiment = read_instruction(message)
         kind = message.metadata.message_type
         self.watch.begin(instruction, experiment.federation.rounds)
         policy.check(instruction, experiment, kind)
-        policy.check_bundle(task.fab.hash_str)
-        rounds = self._rounds() if kind == "train" else 0
-        policy.check_ledger(rounds)
-        bundle = (
-            str(install_from_fab(task.fab.content, skip_prompt=True))
-            if (policy.code.run == "bundle")
-            else ""
-        )
-        worker = self._use_worker(bundle, policy.code.network)
+        self._check_data(experiment)
+        digest = hashlib.sha256(task.fab.content).hexdigest()
+        policy.check_bundle(digest)
+        policy.check_ledger(self.ledger.read(), kind)
+        bundle = self._unpack(digest, task.fab.content) if policy.code.run == "bundle" else ""
+        worker = self._use_worker(bundle, policy.code.keeps_network)
         reply, context = self._ask(worker, task, policy.code.most_seconds)
         checked = guard_reply(message, reply, policy, experiment)
-        if kind == "train" and checked.has_content():
-            content = json.dumps({"rounds": rounds + 1}).encode()
-            replace_file(self.state / LEDGER, content, durable=True)
+        if checked.has_content():
+            self.ledger.count(kind)
         return checked, context
+
+    def _policy_now(self) -> Policy:
+        """Read the policy for one message; what is wrong with it is the owner's business alone."""
+        try:
+            return self.policy()
+        except ConfigError as error:
+            logger.error("%s", "; ".join(str(error).splitlines()))
+            raise PolicyError(
+                "the policy of the node's owner cannot be read; the node's log says why"
+            ) from None
+
+    def _check_data(self, experiment: Experiment) -> None:
+        """Refuse to read where the server says: that is the node's own decision."""
+        if experiment.data.path and not self.place.data:
+            raise PolicyError(
+                "the experiment names a data.path, and a node reads only what its owner names; "
+                'name the rows in its --node-config: data="FOLDER"'
+            )
+
+    def _unpack(self, digest: str, content: bytes) -> str:
+        """Unpack a bundle, once in this process, where nothing else unpacks any."""
+        if digest not in self._bundles:
+            folder = self.state / BUNDLES / digest
+            shutil.rmtree(folder, ignore_errors=True)  # half of one, or one that has been changed
+            self._bundles[digest] = str(install_from_fab(content, folder, skip_prompt=True))
+        return self._bundles[digest]
 
     def _ask(self, worker: Worker, task: Task, most_s: float) -> tuple[Message, Context]:
         """Ask the worker; where it dies, ask a new one once: what it keeps on disk allows that."""
 
         def wanted() -> bool:
             self.watch.status.beat()
-            return task.wanted()
+            return task.claim.wanted()
 
         context = context_to_proto(task.context).SerializeToString()
         message = message_to_proto(task.message).SerializeToString()
@@ -202,17 +249,6 @@ class Node:
             self._worker = Worker(bundle, network)
         return self._worker
 
-    def _rounds(self) -> int:
-        """Count the rounds that were answered so far, over all runs."""
-        path = self.state / LEDGER
-        try:
-            return int(json.loads(path.read_text())["rounds"]) if path.exists() else 0
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PolicyError(
-                f"the node's {LEDGER} cannot be read ({type(error).__name__}); its owner must "
-                "mend or remove it"
-            ) from error
-
 
 def read_instruction(message: Message) -> tuple[Instruction, Experiment]:
     """Read what a message asks for.
@@ -222,8 +258,10 @@ def read_instruction(message: Message) -> tuple[Instruction, Experiment]:
     """
     try:
         instruction = Instruction.from_record(config_of(message.content))
+        if min(instruction.round, instruction.clients) < 0 or len(instruction.run) > MOST_NAME:
+            raise ValueError
         return instruction, parse_experiment(instruction.experiment)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         count = f", {error.error_count()} problems" if isinstance(error, ValidationError) else ""
         raise NodeError(
             f"the message is not of a form that this node's version knows ({type(error).__name__}"

@@ -5,9 +5,12 @@ over its Runtime API. Flower's own client of that API interrupts its whole proce
 over; a process that lives for many tasks needs one that says so.
 """
 
+import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -44,10 +47,13 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message
 
+logger = logging.getLogger("fedmtl.node")
+
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 RETRY_S, RETRY_FOR_S = 0.2, 20.0
 LOOK_AGAIN_S, MOST_LOOK_AGAIN_S = 0.02, 0.5
 BEAT_S = 10.0
+OFFER_S = 0.5  # how often it is looked for a newer task while one waits for its message
 UNREACHABLE = (httpx.TransportError, httpx.HTTPStatusError, FlowerError)
 
 
@@ -55,29 +61,26 @@ class TaskLostError(Exception):
     """The SuperNode does not know the task: the run was stopped, or the SuperNode started anew."""
 
 
-@dataclass
-class Task:
-    """One message to answer.
+class OrphanError(Exception):
+    """A task whose message its SuperNode has given up."""
 
-    Attributes:
+
+class Claim:
+    """The right to answer one message, kept by telling the SuperNode that it is being worked on.
+
+    A SuperNode handles one message at a time: it waits until a reply, any reply, is there, and
+    sends it. One that comes of a message it no longer waits for would be sent in the next one's
+    place, and every later one a message too late. So a claim ends in one of three ways: by a
+    reply; as an orphan, whose message the SuperNode gave up; or left alone, and then the SuperNode
+    makes a reply of its own once it misses the heartbeats.
+
+    Args:
         client: speaks to the Runtime API with the task's token.
-        message: the message.
-        context: Flower's Context of the run on this node.
-        run: the run.
-        fab: its bundle.
-        pull_s: how long it took to get it from the SuperNode.
     """
 
-    client: RuntimeHttpClient
-    message: Message
-    context: Context
-    run: Run
-    fab: Fab
-    pull_s: float = 0.0
-    _over: threading.Event = field(default_factory=threading.Event)
-    _lost: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
+    def __init__(self, client: RuntimeHttpClient) -> None:
+        self.client = client
+        self._over, self._lost = threading.Event(), threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
 
     def wanted(self) -> bool:
@@ -92,37 +95,28 @@ class Task:
         """
         try:
             push_message(self.client, reply, context)
-            self._finish(SubStatus.COMPLETED, "", context)
-        except UNREACHABLE as error:
+            output = PushTaskOutputRequest(
+                context=context_to_proto(context), sub_status=SubStatus.COMPLETED, details=""
+            )
+            self.client.PushTaskOutput(output)
+        except Exception as error:  # Flower's own code pushes; the node goes on whatever it raises
             raise TaskLostError(type(error).__name__) from error
         finally:
-            self.close()
+            self.leave()
 
-    def drop(self, details: str) -> None:
-        """End the task without a reply."""
-        try:
-            self._finish(SubStatus.FAILED, details, None)
-        except UNREACHABLE:
-            pass  # it is over on that side already
-        finally:
-            self.close()
+    def disown(self) -> None:
+        """End the task of a message that the SuperNode gave up, without a reply."""
+        with suppress(*UNREACHABLE):
+            output = PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="given up")
+            self.client.PushTaskOutput(output)
+        self.leave()
 
-    def close(self) -> None:
+    def leave(self) -> None:
         """Stop telling that the task is being worked on."""
         self._over.set()
         self.client.close()
 
-    def _finish(self, sub_status: str, details: str, context: Context | None) -> None:
-        self.client.PushTaskOutput(
-            PushTaskOutputRequest(
-                context=context_to_proto(context) if context else None,
-                sub_status=sub_status,
-                details=details,
-            )
-        )
-
     def _beat(self) -> None:
-        """Tell the SuperNode again and again that the task is being worked on."""
         while not self._over.wait(BEAT_S):
             try:
                 if not self.client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success:
@@ -134,11 +128,35 @@ class Task:
                 return  # closed meanwhile
 
 
+@dataclass(frozen=True)
+class Task:
+    """One message to answer.
+
+    Attributes:
+        claim: the right to answer it.
+        message: the message.
+        context: Flower's Context of the run on this node.
+        run: the run.
+        fab: its bundle.
+        pull_s: how long it took to get it from the SuperNode.
+    """
+
+    claim: Claim
+    message: Message
+    context: Context
+    run: Run
+    fab: Fab
+    pull_s: float = 0.0
+
+
 def pull(client: RuntimeHttpClient) -> tuple[Message, Context, Run, Fab]:
     """Get what a task is about.
 
     A SuperNode offers a task before it has all of its message. Flower's own client then waits a
     second, two, four; nodes that ask a local API can afford to look again at once.
+
+    Raises:
+        OrphanError: the SuperNode has given its message up.
     """
     answer = client.PullTaskInput(PullTaskInputRequest())
     context, run = context_from_proto(answer.context), run_from_proto(answer.run)
@@ -146,18 +164,58 @@ def pull(client: RuntimeHttpClient) -> tuple[Message, Context, Run, Fab]:
     TaskIdentity.node_id = context.node_id
     offered = client.PullMessages(PullAppMessagesRequest())
     if not offered.messages_list:
-        raise RuntimeError("a task without a message")
+        raise OrphanError
     node, tree = Node(node_id=context.node_id), offered.message_object_trees[0]
-    message = pull_and_inflate_object_from_tree(
-        tree,
-        make_pull_object_fn_protobuf(client.PullObject, node, run.run_id),
-        make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run.run_id),
-        return_type=Message,
-        initial_backoff=LOOK_AGAIN_S,
-        backoff_cap=MOST_LOOK_AGAIN_S,
-    )
+    try:
+        message = pull_and_inflate_object_from_tree(
+            tree,
+            make_pull_object_fn_protobuf(client.PullObject, node, run.run_id),
+            make_confirm_message_received_fn_protobuf(
+                client.ConfirmMessageReceived, node, run.run_id
+            ),
+            return_type=Message,
+            initial_backoff=LOOK_AGAIN_S,
+            backoff_cap=MOST_LOOK_AGAIN_S,
+        )
+    except ObjectPullError as error:
+        raise OrphanError from error
     message.metadata.__dict__["_message_id"] = tree.object_id  # as Flower's own client does
     return message, context, run, fab_from_proto(answer.fab)
+
+
+class Fetch(threading.Thread):
+    """Gets what a claimed task is about, while it is watched whether the SuperNode gave it up."""
+
+    def __init__(self, claim: Claim) -> None:
+        super().__init__(daemon=True)
+        self.claim, self._started_at = claim, time.monotonic()
+        self._task: Task | None = None
+        self._error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Pull."""
+        try:
+            content = pull(self.claim.client)
+            self._task = Task(self.claim, *content, time.monotonic() - self._started_at)
+        except Exception as error:  # the message may be anything
+            self._error = error
+
+    def result(self) -> Task:
+        """Get the task.
+
+        Raises:
+            TaskLostError: it cannot be had.
+        """
+        if self._task is not None:
+            return self._task
+        if isinstance(self._error, OrphanError):
+            self.claim.disown()
+        else:
+            if not isinstance(self._error, UNREACHABLE):
+                logger.warning("a message cannot be read (%s)", type(self._error).__name__)
+            self.claim.leave()
+        raise TaskLostError(type(self._error).__name__) from self._error
 
 
 class Runtime:
@@ -167,10 +225,17 @@ class Runtime:
         address: "host:port".
         secret: shared with the SuperNode, so that nobody else on the machine can take its tasks.
         certificates: file of the CA that signed the Runtime API's certificate; None for plain HTTP.
+        beat: called while a message is waited for, to show that the node is alive.
     """
 
-    def __init__(self, address: str, secret: bytes, certificates: Path | None = None) -> None:
-        self.address = address
+    def __init__(
+        self,
+        address: str,
+        secret: bytes,
+        certificates: Path | None = None,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.address, self.beat = address, beat
         self._certificates = None if certificates is None else certificates.read_bytes()
         self._acquire = self._client(
             SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE}),
@@ -180,23 +245,40 @@ class Runtime:
     def next_task(self) -> Task | None:
         """Take the next message; None where there is none.
 
+        A task that is offered while an earlier one waits for its message says that the SuperNode
+        has given the earlier one up, as when its run ended.
+
         Raises:
             TaskLostError: the SuperNode cannot be reached, or the task was over at once.
         """
+        claim = self._claim()
+        if claim is None:
+            return None
+        fetch = Fetch(claim)
+        while True:
+            fetch.join(OFFER_S)
+            if not fetch.is_alive():
+                return fetch.result()
+            self.beat()
+            try:
+                newer = self._claim()
+            except TaskLostError:
+                continue  # the fetch ends on that, too
+            if newer is not None:
+                fetch.claim.disown()
+                fetch = Fetch(newer)
+
+    def _claim(self) -> Claim | None:
+        """Acquire the next task."""
         request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
         try:
             answer = self._acquire.AcquireTask(request)
-            if not (answer.HasField("task") and answer.token):
-                return None
-            invoker = RetryInvoker(
-                lambda: constant(RETRY_S), httpx.TransportError, None, RETRY_FOR_S
-            )
-            started = time.monotonic()
-            client = self._client(RuntimeTokenHttpInterceptor(answer.token), invoker)
-            message, context, run, fab = pull(client)
-        except (*UNREACHABLE, ObjectPullError, RuntimeError) as error:
+        except (*UNREACHABLE, RuntimeError) as error:
             raise TaskLostError(type(error).__name__) from error
-        return Task(client, message, context, run, fab, time.monotonic() - started)
+        if not (answer.HasField("task") and answer.token):
+            return None
+        invoker = RetryInvoker(lambda: constant(RETRY_S), httpx.TransportError, None, RETRY_FOR_S)
+        return Claim(self._client(RuntimeTokenHttpInterceptor(answer.token), invoker))
 
     def close(self) -> None:
         """Close the connection."""

@@ -23,12 +23,18 @@ class NodeWatch:
         folder: the node's state folder.
 
     Raises:
-        NodeError: another node works in this folder.
+        NodeError: another node works in this folder, or it cannot be used.
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = take(folder / LOCK)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = take(folder / LOCK)
+        except OSError as error:
+            raise NodeError(
+                f"state folder {folder} cannot be used: {error.strerror or error}; correct it, or "
+                "name another folder in --node-config"
+            ) from error
         if self._lock is None:
             raise NodeError(
                 f"state folder {folder} belongs to a node that is running; stop it, or name "
@@ -37,7 +43,9 @@ class NodeWatch:
         self.journal = Journal(folder / LOG)
         for name in LOGGERS:
             logging.getLogger(name).addHandler(self.journal)
-        logging.getLogger("fedmtl").setLevel(logging.INFO)
+        ours = logging.getLogger("fedmtl")
+        self._level_before = ours.level
+        ours.setLevel(logging.INFO)
         self.status = StatusFile(folder, Status(what="node"))
         self.figures = NodeFigures(folder)
         self.figures.file.serve(logger)
@@ -73,4 +81,5 @@ class NodeWatch:
         self.figures.file.close()
         for name in LOGGERS:
             logging.getLogger(name).removeHandler(self.journal)
+        logging.getLogger("fedmtl").setLevel(self._level_before)
         self.journal.close()

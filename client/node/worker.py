@@ -16,7 +16,7 @@ import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 LENGTH = struct.Struct("!Q")
 CLONE_NEWNET, CLONE_NEWUSER = 0x40000000, 0x10000000  # of Linux's unshare(2)
@@ -24,13 +24,23 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 READY = b"ready"
 
 
-def send_frame(connection: socket.socket, content: bytes) -> None:
+class Line(Protocol):
+    """What frames travel over: a socket, or what waits for one."""
+
+    def sendall(self, content: bytes, /) -> None:
+        """Send it all."""
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        """Receive what there is; 0 where the other side is gone."""
+
+
+def send_frame(connection: Line, content: bytes) -> None:
     """Send one frame: its length, then its bytes."""
     connection.sendall(LENGTH.pack(len(content)))
     connection.sendall(content)
 
 
-def receive_frame(connection: socket.socket, most: int | None = None) -> bytes:
+def receive_frame(connection: Line, most: int | None = None) -> bytes:
     """Receive one frame.
 
     Args:
@@ -47,7 +57,7 @@ def receive_frame(connection: socket.socket, most: int | None = None) -> bytes:
     return _receive(connection, length)
 
 
-def _receive(connection: socket.socket, length: int) -> bytes:
+def _receive(connection: Line, length: int) -> bytes:
     buffer = bytearray(length)
     view, done = memoryview(buffer), 0
     while done < length:
@@ -58,10 +68,14 @@ def _receive(connection: socket.socket, length: int) -> bytes:
     return bytes(buffer)
 
 
+# Loaded here, because between fork and exec, where another thread may hold a lock, is no place to.
+LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
 def die_with_parent() -> None:
     """Ask the kernel to end this process when the one that started it ends; Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def leave_network() -> None:
@@ -70,11 +84,10 @@ def leave_network() -> None:
     Raises:
         OSError: the system does not allow it.
     """
-    if sys.platform != "linux":
+    if LIBC is None:
         raise OSError("only Linux can take a process off the network")
-    libc = ctypes.CDLL(None, use_errno=True)
     flags = CLONE_NEWNET if os.geteuid() == 0 else CLONE_NEWNET | CLONE_NEWUSER
-    if libc.unshare(flags):
+    if LIBC.unshare(flags):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 

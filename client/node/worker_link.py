@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from client.node import worker as worker_module
@@ -79,17 +80,30 @@ class Worker:
             PolicyError: it took longer than it may; it was ended.
         """
         self.start()
-        connection = self._connection()
         try:
             if not self._ready:
-                self._wait(START_S, wanted, "start")
-                self._ready = receive_frame(connection, len(READY)) == READY
-            send_frame(connection, context)
-            send_frame(connection, message)
-            self._wait(most_s, wanted, "answer")
-            return receive_frame(connection, MOST_BYTES), receive_frame(connection, MOST_BYTES)
+                line = _Line(self._connection(), START_S, wanted)
+                self._ready = receive_frame(line, len(READY)) == READY
+            line = _Line(self._connection(), most_s, wanted)
+            send_frame(line, context)
+            send_frame(line, message)
+            return receive_frame(line, MOST_BYTES), receive_frame(line, MOST_BYTES)
+        except TimeoutError:
+            ready = self._ready
+            self.close()
+            if not ready:
+                raise WorkerDiedError(f"the worker did not start within {START_S:g} s") from None
+            raise PolicyError(
+                f"the client's code took longer than {most_s:g} s and was ended "
+                "(policy: code.most-seconds)"
+            ) from None
+        except NotWantedError:
+            self.close()
+            raise
         except (EOFError, OSError, ValueError) as error:
-            raise WorkerDiedError(self._how_it_ended(error)) from error
+            told = self._how_it_ended(error)
+            self.close()  # what it still sends must not be taken for the next answer
+            raise WorkerDiedError(told) from error
 
     def close(self) -> None:
         """End the process."""
@@ -106,20 +120,6 @@ class Worker:
             raise WorkerDiedError("the worker was not started")
         return self._socket
 
-    def _wait(self, most_s: float, wanted: Callable[[], bool], what: str) -> None:
-        """Wait until something comes."""
-        started = time.monotonic()
-        while not select.select([self._connection()], [], [], TICK_S)[0]:
-            if not wanted():
-                self.close()
-                raise NotWantedError
-            if most_s and time.monotonic() - started > most_s:
-                self.close()
-                raise PolicyError(
-                    f"the client's code took longer than {most_s:g} s to {what} and was ended "
-                    "(policy: code.most-seconds)"
-                )
-
     def _how_it_ended(self, error: Exception) -> str:
         if isinstance(error, ValueError):
             return str(error)
@@ -128,10 +128,56 @@ class Worker:
             try:
                 code = self._process.wait(timeout=5)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                return "the worker closed its socket"
         if code is not None and code < 0:
             return f"the worker was ended by signal {-code}"
         return f"the worker ended with exit status {code}; its own message stands above"
+
+
+class _Line:
+    """The socket to a worker, on which no call waits longer than the answer may take.
+
+    A worker may stop in the middle of a frame, or stop reading: every byte is waited for in ticks.
+
+    Args:
+        connection: the socket.
+        most_s: seconds until `TimeoutError`; 0 for any time.
+        wanted: says whether the answer is still waited for; else `NotWantedError`.
+    """
+
+    def __init__(self, connection: socket.socket, most_s: float, wanted: Callable[[], bool]):
+        self.connection, self.most_s, self.wanted = connection, most_s, wanted
+        self.started = self.looked = time.monotonic()
+        connection.setblocking(False)
+
+    def sendall(self, content: bytes) -> None:
+        """Send it all."""
+        left = memoryview(content)
+        while left:
+            self._wait(select.POLLOUT)
+            with suppress(BlockingIOError):
+                left = left[self.connection.send(left) :]
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """Receive what there is; 0 where the other side is gone."""
+        while True:
+            self._wait(select.POLLIN)
+            with suppress(BlockingIOError):
+                return self.connection.recv_into(buffer)
+
+    def _wait(self, what: int) -> None:
+        poll = select.poll()
+        poll.register(self.connection, what)
+        while True:
+            now = time.monotonic()
+            if self.most_s and now - self.started > self.most_s:
+                raise TimeoutError
+            if now - self.looked >= TICK_S:
+                self.looked = now
+                if not self.wanted():
+                    raise NotWantedError
+            if poll.poll(TICK_S * 1000):
+                return
 
 
 def _environment() -> dict[str, str]:

@@ -146,13 +146,25 @@ def source_signature(data: "Data") -> str:
 
     Raises:
         ConfigError: the source does not exist, or its folder is not given or does not exist.
+        DataError: the folder cannot be listed.
     """
     root = _resolve_path(data)
     if not root:
         return ""
     found = []
-    for path in sorted(Path(root).rglob("*")) if Path(root).is_dir() else [Path(root)]:
-        facts = path.stat()
+    try:
+        paths = sorted(Path(root).rglob("*")) if Path(root).is_dir() else [Path(root)]
+    except OSError as error:
+        raise DataError(
+            f"data.path: '{root}' cannot be listed ({error.strerror or error}); correct its "
+            "permissions, or name another"
+        ) from error
+    for path in paths:
+        try:
+            facts = path.stat()
+        except OSError as error:  # gone meanwhile, or a link to nothing
+            found.append(f"{path.relative_to(root)} {error.strerror}")
+            continue
         if not S_ISDIR(facts.st_mode):
             parts = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
             found.append(f"{path.relative_to(root)} {parts}")
