@@ -8,14 +8,16 @@ kebab-case in TOML (``clients-per-round``) and in snake_case in Python (``client
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.idle_settings import idle_settings
-from common.methods import method_problems, one_of
+from common.methods import Method, method_problems, one_of
+from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -354,12 +356,23 @@ class Federation(Settings):
         "all", description="How many are drawn each round, by the seed."
     )
     min_clients: int = Field(1, ge=1, description="Wait until so many clients are connected.")
-    algorithm: Literal["joint", "whole-model"] = Field(
+    algorithm: Annotated[str, one_of(ALGORITHMS)[0]] = Field(
         "joint",
-        description="joint: trunk shared, heads stay home, both trained together (FedPer); "
-        "whole-model: heads are averaged too (FedAvg).",
+        description="What a client does with trunk and heads; `fedmtl list algorithms` explains "
+        "each.",
+        json_schema_extra=one_of(ALGORITHMS)[1],
     )
-    strategy: Literal["fedavg"] = Field("fedavg", description="How trunks become the next trunk.")
+    algorithm_options: dict[str, Any] = Field(
+        default_factory=dict, description="What the algorithm can be told; see below."
+    )
+    strategy: Annotated[str, one_of(STRATEGIES)[0]] = Field(
+        "fedavg",
+        description="How trunks become the next trunk; `fedmtl list strategies` explains each.",
+        json_schema_extra=one_of(STRATEGIES)[1],
+    )
+    strategy_options: dict[str, Any] = Field(
+        default_factory=dict, description="What the strategy can be told; see below."
+    )
     weight_by: Literal["examples", "uniform"] = Field(
         "examples", description="A client's weight in the mean: its training rows, or 1."
     )
@@ -418,6 +431,15 @@ class Partition(Settings):
         return self
 
 
+# Settings that name a method -> its table, and the key beside it that holds the method's options.
+METHODS: dict[str, tuple[Mapping[str, Method], str]] = {
+    "trunk.sharing": (SHARINGS, "options"),
+    "loss.weighting": (WEIGHTINGS, "options"),
+    "federation.algorithm": (ALGORITHMS, "algorithm-options"),
+    "federation.strategy": (STRATEGIES, "strategy-options"),
+}
+
+
 class Experiment(Settings):
     """One experiment; see the module's docstring."""
 
@@ -447,13 +469,12 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _means_what_it_says(self) -> Self:
-        trunk, loss = self.trunk, self.loss
-        problems = [
-            *self._leaks(),
-            *idle_settings(self),
-            *method_problems(SHARINGS, "trunk.sharing", trunk.sharing, trunk.options, self),
-            *method_problems(WEIGHTINGS, "loss.weighting", loss.weighting, loss.options, self),
-        ]
+        problems = [*self._leaks(), *idle_settings(self)]
+        for setting, (table, key) in METHODS.items():
+            place, name = setting.split(".")
+            settings = getattr(self, place)
+            options = getattr(settings, key.replace("-", "_"))
+            problems += method_problems(table, setting, getattr(settings, name), options, self, key)
         if problems:
             raise ValueError(".\n".join(problems))
         return self

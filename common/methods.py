@@ -2,7 +2,8 @@
 
 A table is plain text, so that reading an experiment imports no PyTorch; the class behind an entry
 is imported when an experiment names it. A new method is a class in a file of its own and a line in
-its table (`common.weighting.table`, `common.architectures.table`).
+its table: `common.weighting.table`, `common.architectures.table`, `common.algorithms` (classes of
+the client's side), `common.strategies` (of the server's; a client looks at their options only).
 """
 
 import importlib
@@ -72,7 +73,12 @@ def one_of(table: Mapping[str, Method]) -> tuple[AfterValidator, dict[str, Any]]
 
 
 def method_problems(
-    table: Mapping[str, Method], setting: str, name: str, options: Mapping[str, Any], whole: Any
+    table: Mapping[str, Method],
+    setting: str,
+    name: str,
+    options: Mapping[str, Any],
+    whole: Any,
+    key: str = "options",
 ) -> Iterator[str]:
     """Say what is wrong with a method's options, or with the method in this experiment.
 
@@ -80,8 +86,9 @@ def method_problems(
         table: the methods.
         setting: where it is chosen, such as "loss.weighting".
         name: the method.
-        options: what the table ``options`` beside the setting holds.
+        options: what the table of options beside the setting holds.
         whole: the experiment.
+        key: name of that table.
     """
     method = table[name]
     if len(whole.tasks) < method.fewest_tasks:
@@ -96,7 +103,7 @@ def method_problems(
     except ConfigError as error:
         yield f"{setting} '{name}' {error}"
         return
-    where = (*setting.split(".")[:-1], "options")
+    where = (*setting.split(".")[:-1], key)
     try:
         read = found.Options.model_validate(dict(options))
     except ValidationError as error:

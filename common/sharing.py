@@ -10,15 +10,15 @@ arrays.
 import re
 from collections.abc import Callable, Iterable
 
+from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.experiment import Experiment
 
-# Algorithm -> whether a parameter travels, by its name and whether the trunk's task parts do.
+# What an algorithm shares -> whether a parameter travels, by its name and whether the trunk's task
+# parts do.
 SHARED: dict[str, Callable[[str, bool], bool]] = {
-    # Arivazhagan et al., "Federated learning with personalization layers", 2019 (FedPer).
-    "joint": lambda name, parts: name.startswith("trunk.") and (parts or task_of(name) is None),
-    # McMahan et al., "Communication-efficient learning of deep networks ...", 2017 (FedAvg).
-    "whole-model": lambda name, parts: True,
+    "trunk": lambda name, parts: name.startswith("trunk.") and (parts or task_of(name) is None),
+    "all": lambda name, parts: True,
 }
 
 _NORM = re.compile(r"\.norm_[a-z]+$")
@@ -46,7 +46,7 @@ def shared_names(names: Iterable[str], experiment: Experiment) -> list[str]:
     >>> shared_names(names, fed_bn)
     ['trunk.w']
     """
-    travels = SHARED[experiment.federation.algorithm]
+    travels = SHARED[ALGORITHMS[experiment.federation.algorithm].shares]
     stays = STAYS[experiment.trunk.norm_parameters]
     places = SHARINGS[experiment.trunk.sharing].task_parts
     parts = (experiment.trunk.task_parts or "".join(places[:1])) == "shared"

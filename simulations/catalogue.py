@@ -9,12 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from common.algorithms import ALGORITHMS, MCMAHAN
 from common.architectures.table import SHARINGS
 from common.errors import ConfigError
 from common.experiment_file import known_experiments
 from common.experiment_problems import suggest
 from common.methods import Method
 from common.sources.registry import SOURCES
+from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
 
 
@@ -44,8 +46,6 @@ class Heading:
     setting: str
     choices: Mapping[str, Choice]
 
-
-MCMAHAN = "McMahan et al., Communication-efficient learning of deep networks, AISTATS 2017"
 
 TASK_KINDS = {
     "multiclass": Choice("one of several classes per row; cross-entropy"),
@@ -132,14 +132,6 @@ OPTIMISERS = {
         "Loshchilov & Hutter, Decoupled weight decay regularization, ICLR 2019",
     ),
 }
-ALGORITHMS = {
-    "joint": Choice(
-        "the trunk is shared, heads stay home, both are trained together (FedPer)",
-        "Arivazhagan et al., Federated learning with personalization layers, 2019",
-    ),
-    "whole-model": Choice("heads are averaged too (FedAvg)", MCMAHAN),
-}
-STRATEGIES = {"fedavg": Choice("the mean of the clients' trunks, weighted by examples", MCMAHAN)}
 
 
 def catalogue() -> dict[str, Heading]:
@@ -165,8 +157,12 @@ def catalogue() -> dict[str, Heading]:
         "norms": Heading("trunk.norm", NORMS),
         "norm-parameters": Heading("trunk.norm-parameters", NORM_PARAMETERS),
         "optimisers": Heading("training.optimiser", OPTIMISERS),
-        "algorithms": Heading("federation.algorithm", ALGORITHMS),
-        "strategies": Heading("federation.strategy", STRATEGIES),
+        "algorithms": Heading(
+            "federation.algorithm", {name: Choice.of(method) for name, method in ALGORITHMS.items()}
+        ),
+        "strategies": Heading(
+            "federation.strategy", {name: Choice.of(method) for name, method in STRATEGIES.items()}
+        ),
     }
 
 

@@ -11,15 +11,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from common.architectures.table import SHARINGS
-from common.experiment import Experiment
+from common.experiment import METHODS, Experiment
 from common.methods import Method
-from common.weighting.table import WEIGHTINGS
 
-METHODS: dict[str, Mapping[str, Method]] = {  # setting -> the table of its methods
-    "trunk.sharing": SHARINGS,
-    "loss.weighting": WEIGHTINGS,
-}
 PREFACE = """# The experiment file
 
 One TOML file describes one experiment completely. `fedmtl check FILE` reports every problem of a
@@ -99,13 +93,14 @@ def rows_of(model: type[BaseModel]) -> Iterator[str]:
         yield f"`{field.alias or name}` | {kind} | {default} | {meaning}"
 
 
-def options_of(setting: str, table: Mapping[str, Method]) -> list[str]:
+def options_of(setting: str, table: Mapping[str, Method], options: str) -> list[str]:
     """Write the options of all methods of a table as one section."""
     home, _, key = setting.rpartition(".")
+    kept = f"{home}.{options}"
     rows = {name: list(rows_of(method.load().Options)) for name, method in table.items()}
     none = ", ".join(f"`{name}`" for name, own in rows.items() if not own)
     lines = [
-        f"## [{home}.options]",
+        f"## [{kept}]",
         "",
         f"By `{setting}`; {none} {'take' if ',' in none else 'takes'} none.",
         "",
@@ -131,9 +126,9 @@ def write_reference() -> str:
         if model is not None:
             many = get_origin(field.annotation) is dict
             lines += table_of(model, f"[{name}.NAME]" if many else f"[{name}]")
-        for setting, table in METHODS.items():
+        for setting, (table, key) in METHODS.items():
             if setting.startswith(f"{name}."):
-                lines += options_of(setting, table)
+                lines += options_of(setting, table, key)
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from common.experiment import Experiment
-from simulations.reference import METHODS, nested_model, write_reference
+from common.experiment import METHODS, Experiment
+from simulations.reference import nested_model, write_reference
 
 PAGE = Path(__file__).parent.parent / "docs" / "experiments.md"
 
@@ -28,13 +28,13 @@ def test_every_key_is_described():
         return missing
 
     assert undescribed(Experiment) == []
-    methods = (method for table in METHODS.values() for method in table.values())
+    methods = (method for table, _ in METHODS.values() for method in table.values())
     assert [missing for m in methods for missing in undescribed(m.load().Options)] == []
 
 
 def test_every_method_that_takes_options_is_on_the_page():
     page = PAGE.read_text()
-    for table in METHODS.values():
+    for table, _ in METHODS.values():
         for name, method in table.items():
             for field in method.load().Options.model_fields.values():
                 assert f"| `{name}` | `{field.alias}` |" in page

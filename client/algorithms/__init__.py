@@ -1,0 +1,1 @@
+"""What a client does with trunk and heads: one algorithm a file."""

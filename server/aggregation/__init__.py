@@ -1,0 +1,1 @@
+"""How the trunks of a round become the next trunk: one rule a file, pure NumPy and PyTorch."""
