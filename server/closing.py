@@ -81,7 +81,7 @@ class Tally:
     def loss(self) -> str:
         """Why the round is lost; empty where it is not."""
         usable, needed = len(self.usable), self.closing.needed
-        return f"{usable} usable replies, {needed} are needed" if usable < needed else ""
+        return f"usable replies: {usable}, needed: {needed}" if usable < needed else ""
 
     def left_out(self, asked: Iterable[str]) -> dict[str, str]:
         """Say of everybody asked whose reply does not count why, by name."""

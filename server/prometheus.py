@@ -81,8 +81,9 @@ class ServerFigures:
         """Count a round, from its line of metrics.jsonl."""
         self.rounds.inc()
         self.replies.inc(line["clients"]["answered"])
-        for reason in line["clients"]["left-out"].values():
-            self.failures.labels(reason_class(reason)).inc()
+        for attempt in (*line["lost-attempts"], line["clients"]):
+            for reason in attempt["left-out"].values():
+                self.failures.labels(reason_class(reason)).inc()
         self.sent.inc(line["traffic"]["sent-bytes"])
         self.received.inc(line["traffic"]["received-bytes"])
         self.seconds.observe(line["time_s"])

@@ -24,6 +24,7 @@ from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
     from common.experiment import Experiment
+    from simulations.hostile import Hostile
 
 app = typer.Typer(
     help="Federated multi-task learning: a shared trunk, task heads that stay with the clients.",
@@ -89,6 +90,14 @@ def simulate(
             "For one process: no --workers, no --engine flower.",
         ),
     ] = False,
+    hostile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ATTACK=SHARE",
+            help="Let a share of the clients send wrong trunks, as in sign-flip=0.2: sign-flip, "
+            "scaled, nan or replayed. See docs/participation.md.",
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress, warnings only.")
@@ -101,10 +110,10 @@ def simulate(
     with told_in_lines():
         overrides = overrides or []
         if resume is not None:
-            if experiment or seed is not None or out is not None or engine:
+            if experiment or seed is not None or out is not None or engine or hostile:
                 raise ConfigError(
-                    "--resume goes on with the run's own experiment, seed, engine and folder; "
-                    "give only --data or --set with it."
+                    "--resume goes on with the run's own experiment, seed, engine, folder and "
+                    "hostile clients; give only --data or --set with it."
                 )
             settings, engine = read_interrupted(resume, overrides, data)
             out = resume
@@ -122,6 +131,7 @@ def simulate(
             resume=resume is not None,
             workers=workers,
             profile=profile,
+            hostile=hostile,
             as_json=as_json,
             quiet=quiet,
         )
@@ -270,6 +280,7 @@ def run(
     resume: bool,
     workers: int,
     profile: bool,
+    hostile: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -288,6 +299,7 @@ def run(
         with show_progress(experiment, Console(stderr=True), quiet=quiet) as listener:
             from simulations.simulate import simulate as simulate_rounds
 
+            attackers = draw_hostile(experiment, hostile) if hostile is not None else None
             results = simulate_rounds(
                 experiment,
                 engine=engine,
@@ -296,6 +308,7 @@ def run(
                 workers=workers,
                 profile=profile,
                 listener=listener.on_round,
+                hostile=attackers,
             )
         tell_results(experiment, results, out, profile=profile, as_json=as_json)
     except KeyboardInterrupt:
@@ -335,6 +348,17 @@ def tell_results(
         raise failure
     if not as_json:
         typer.echo(f"report: {page}")
+
+
+def draw_hostile(experiment: "Experiment", text: str) -> "Hostile":
+    """Draw the hostile clients that ``--hostile`` asks for, and name them on stderr."""
+    from common.clients import open_clients
+    from simulations.hostile import Hostile, parse_hostile
+
+    attack, share = parse_hostile(text)
+    hostile = Hostile.draw(attack, share, open_clients(experiment).names, experiment.seed)
+    typer.echo(f"hostile ({attack}): {', '.join(sorted(hostile.clients))}", err=True)
+    return hostile
 
 
 def load(

@@ -98,7 +98,7 @@ class LoopbackGrid(Grid):
         Clients past the timeout are not asked, unless delays are simulated.
         """
         asked = list(messages)
-        end = None if timeout is None or self._simulates_time(asked) else time.monotonic() + timeout
+        end = self._end(timeout)
         replies = []
         for message in asked:
             if end is not None and time.monotonic() > end:
@@ -106,9 +106,12 @@ class LoopbackGrid(Grid):
             replies.append(self.deliver(message))
         return self._arrive(asked, replies)
 
-    def _simulates_time(self, messages: Sequence[Message]) -> bool:
+    def _end(self, timeout: float | None) -> float | None:
+        """Say when no more clients are asked; None where real time does not count."""
         arrivals = self.circumstances.arrivals
-        return arrivals is not None and arrivals.simulates_time and _is_training(messages)
+        if timeout is None or (arrivals is not None and arrivals.simulates_time):
+            return None
+        return time.monotonic() + timeout
 
     def _arrive(self, asked: Sequence[Message], replies: list[Message]) -> list[Message]:
         """Put a round's replies into the order of their arrival; late ones are lost."""

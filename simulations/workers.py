@@ -143,7 +143,7 @@ class WorkerGrid(LoopbackGrid):
         The replies' arrays stand in shared memory: they are good until the next call.
         """
         asked = list(messages)
-        end = None if timeout is None or self._simulates_time(asked) else time.monotonic() + timeout
+        end = self._end(timeout)
         replies: dict[int, Message] = {}
         for content, alike in _by_content(asked):
             replies |= self._exchange(content, alike, end)
