@@ -106,6 +106,17 @@ def trace_of(lines: Sequence[str]) -> Trace:
     return _read(tuple(lines))[0]
 
 
+def require_known(lines: Sequence[str], clients: Sequence[str]) -> None:
+    """Check that a trace names none but these clients.
+
+    Raises:
+        ConfigError: it does; a line for each.
+    """
+    strangers = trace_of(lines).strangers(clients)
+    if strangers:
+        raise ConfigError("\n".join(strangers))
+
+
 def trace_problems(lines: Sequence[str]) -> list[str]:
     """Say what is wrong with a trace's lines, a line each."""
     problems = _read(tuple(lines))[1]

@@ -51,19 +51,19 @@ class Tally:
 
     Attributes:
         closing: the rule.
-        usable: clients whose replies count, in the order of their arrival.
+        usable: clients whose replies count, in the order of their arrival; the values say nothing.
         faults: clients whose replies came before the round had closed and cannot be used -> why.
     """
 
     closing: Closing
-    usable: list[str] = field(default_factory=list)
+    usable: dict[str, None] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
 
     def take(self, client: str, fault: str | None) -> bool:
         """Take in one reply; returns whether the round is closed now."""
         if not self.is_closed and not self.has(client):
             if fault is None:
-                self.usable.append(client)
+                self.usable[client] = None
             else:
                 self.faults[client] = fault
         return self.is_closed

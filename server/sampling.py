@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from common.availability import is_sealed, trace_of
+from common.availability import is_sealed, require_known, trace_of
 from common.errors import ConfigError
 from common.experiment import Experiment, Federation
 from common.seeding import numpy_generator, sample_names
@@ -103,11 +103,10 @@ def require_trace(experiment: Experiment, roster: Roster, *, strict: bool) -> li
             "federation.availability must be the trace itself on the server, got its digest "
             f"'{lines[0]}'; name the file"
         )
-    known = {*roster.node_ids, *roster.left_out, *roster.refused}
-    strangers = trace_of(lines).strangers(sorted(known))
-    if strangers and strict:
-        raise ConfigError("\n".join(strangers))
-    return strangers
+    known = sorted({*roster.node_ids, *roster.left_out, *roster.refused})
+    if strict:
+        require_known(lines, known)
+    return trace_of(lines).strangers(known)
 
 
 def refuse_delays(experiment: Experiment, where: str) -> None:

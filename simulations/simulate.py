@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.agreement import require_clients
+from common.availability import require_known
 from common.clients import open_clients
 from common.errors import ConfigError
 from common.experiment import Experiment
@@ -88,8 +89,10 @@ def simulate(
         folder.reopen(experiment)
         hostile = Hostile.load(out)
     else:
-        # Bad data paths, and too few clients to wait for, are told before a folder is made.
-        require_clients(len(open_clients(experiment).names), experiment)
+        # Bad data paths, too few clients and a trace of others are told before a folder is made.
+        names = open_clients(experiment).names
+        require_clients(len(names), experiment)
+        require_known(experiment.federation.availability, names)
         folder.create(experiment, engine)
         if hostile is not None:
             hostile.save(out)

@@ -112,7 +112,7 @@ def test_the_first_usable_replies_count_and_the_rest_came_too_late():
         True,
     ]
     tally.take("cleo", None)
-    assert tally.usable == ["dora", "anna"]
+    assert list(tally.usable) == ["dora", "anna"]
     assert tally.left_out(NAMES) == {"bert": "bad", "cleo": CLOSED, "emil": CLOSED}
     assert not tally.loss
 

@@ -12,6 +12,7 @@ import pytest
 from client.session import close_sessions
 from common.errors import ConfigError, NothingLearnedError
 from common.experiment_file import load_experiment
+from simulations.check import check_clients
 from simulations.simulate import simulate
 from tests.lossy_loopback import heads_at_home
 from tests.test_simulations_resume import figures, kept
@@ -157,6 +158,9 @@ def test_delays_are_refused_where_real_time_counts(tmp_path):
 def test_a_trace_of_strangers_is_refused_before_the_first_round(tmp_path):
     with pytest.raises(ConfigError, match=r"line 2: client must be one of the 6 clients.*'zoe'"):
         simulate(experiment(tmp_path, ["zoe,1,2,"]), engine="loopback", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="line 2: client must be one of the 6 clients"):
+        check_clients(experiment(tmp_path, ["zoe,1,2,"]))
 
 
 KILLED = """
