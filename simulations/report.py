@@ -79,6 +79,9 @@ def make_header(record: RunRecord) -> str:
         **{key.removesuffix("-bytes"): format_bytes(traffic[key]) for key in keys},
         "fingerprint": experiment.fingerprint(),
     }
+    if record.hostile:
+        count = format_count(len(record.hostile["clients"]), "client")
+        facts["hostile"] = f"{count}, {record.hostile['attack']}"
     return header(experiment.name, experiment.description, facts, state, is_warning=not is_whole)
 
 

@@ -132,3 +132,4 @@ def test_the_command_names_who_is_hostile(tmp_path):
     told = json.loads((tmp_path / "run" / "hostile.json").read_text())
     assert len(told["clients"]) == 1
     assert f"hostile (nan): {told['clients'][0]}" in done.stderr
+    assert "1 client, nan" in (tmp_path / "run" / "report.html").read_text()

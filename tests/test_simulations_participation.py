@@ -13,6 +13,7 @@ from client.session import close_sessions
 from common.errors import ConfigError, NothingLearnedError
 from common.experiment_file import load_experiment
 from simulations.check import check_clients
+from simulations.report import write_report
 from simulations.simulate import simulate
 from tests.lossy_loopback import heads_at_home
 from tests.test_simulations_resume import figures, kept
@@ -101,6 +102,9 @@ def test_a_client_that_is_asked_again_starts_from_the_heads_before_the_round(tmp
         assert results["skipped-rounds"] == 1
     assert results["repeats"] == 2
     assert len(who(tmp_path / "repeat")[1]["lost-attempts"]) == 2
+    page = write_report(tmp_path / "repeat").read_text()
+    assert "2 attempts with too few replies, after which the round was asked again." in page
+    assert "1 round skipped, in which the trunk stayed as it was: usable replies: 5" in page
     assert kept(tmp_path / "repeat") == kept(tmp_path / "skip")
 
 
