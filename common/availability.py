@@ -11,7 +11,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from common.errors import ConfigError
@@ -19,7 +19,7 @@ from common.errors import ConfigError
 SETTING = "federation.availability"
 COLUMNS, DELAY = ("client", "from-round", "to-round"), "delay-s"
 SEAL = "sha256:"  # begins the only line of a trace that is held elsewhere
-MOST_PROBLEMS = 20  # told of one trace; the rest is counted
+MOST_PROBLEMS = 50  # told of one trace; the rest is counted
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Trace:
         for stay in sorted(stays, key=lambda stay: stay.first):
             self.stays.setdefault(stay.client, []).append(stay)
 
-    @property
+    @cached_property
     def has_delays(self) -> bool:
         """Whether any reply takes time."""
         return any(stay.delay_s for stays in self.stays.values() for stay in stays)
@@ -65,7 +65,8 @@ class Trace:
 
     def strangers(self, clients: Sequence[str]) -> list[str]:
         """Say which lines name a client that is none of these, a line each."""
-        unknown = [stays[0] for name, stays in self.stays.items() if name not in set(clients)]
+        known = {*clients}
+        unknown = [stays[0] for name, stays in self.stays.items() if name not in known]
         return [
             f"{SETTING}, line {stay.line}: client must be one of the {len(clients)} clients, got "
             f"'{stay.client}'"
@@ -143,36 +144,36 @@ def is_sealed(lines: Sequence[str]) -> bool:
 
 @lru_cache(maxsize=8)
 def _read(lines: tuple[str, ...]) -> tuple[Trace, tuple[str, ...]]:
+    """Read a trace as far as it can be read; also returns what is wrong with it."""
     if not lines or is_sealed(lines):
         return Trace(), ()
     reader = csv.reader(lines)
-    columns = [cell.strip() for cell in next(reader, [])]
-    wanted = {*COLUMNS, *({DELAY} & {*columns})}
-    if {*columns} != wanted or len(columns) != len(wanted):
-        got = ",".join(columns)
-        return Trace(), (f"{SETTING}, line 1: the columns must be {_header()}, got '{got}'",)
-    stays, problems = [], []
-    for cells in reader:
-        if not cells:
-            continue
-        if len(cells) != len(columns):
-            problems.append(
-                f"{SETTING}, line {reader.line_num}: must have {len(columns)} cells, got "
-                f"{len(cells)}"
-            )
-            continue
-        row = dict(zip(columns, (cell.strip() for cell in cells), strict=True))
-        found = list(_row_problems(row))
-        problems += [f"{SETTING}, line {reader.line_num}: {problem}" for problem in found]
-        if not found:
-            stays.append(_stay_of(row, reader.line_num))
+    problems: list[str] = []
+    stays: list[Stay] = []
+    try:
+        columns = [cell.strip() for cell in next(reader, [])]
+        wanted = {*COLUMNS, *({DELAY} & {*columns})}
+        if {*columns} != wanted or len(columns) != len(wanted):
+            got = ",".join(columns)
+            return Trace(), (f"{SETTING}, line 1: the columns must be {_header()}, got '{got}'",)
+        for cells in reader:
+            found = list(_row_problems(columns, cells)) if cells else []
+            problems += [f"{SETTING}, line {reader.line_num}: {problem}" for problem in found]
+            if cells and not found:
+                stays.append(_stay_of(columns, cells, reader.line_num))
+    except csv.Error as error:
+        problems.append(f"{SETTING}, line {reader.line_num}: cannot be read as CSV ({error})")
     if not stays and not problems:
         problems.append(f"{SETTING}: no client has a line; add one, or remove the setting")
     trace = Trace(stays)
     return trace, (*problems, *_overlaps(trace))
 
 
-def _row_problems(row: dict[str, str]) -> Iterator[str]:
+def _row_problems(columns: Sequence[str], cells: Sequence[str]) -> Iterator[str]:
+    if len(cells) != len(columns):
+        yield f"must have {len(columns)} cells, got {len(cells)}"
+        return
+    row = _row_of(columns, cells)
     if not row["client"]:
         yield "client must be a name, got ''"
     rounds = [column for column in COLUMNS[1:] if not _is_round(row[column])]
@@ -195,7 +196,12 @@ def _is_delay(text: str) -> bool:
         return False
 
 
-def _stay_of(row: dict[str, str], line: int) -> Stay:
+def _row_of(columns: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+    return {column: cell.strip() for column, cell in zip(columns, cells, strict=True)}
+
+
+def _stay_of(columns: Sequence[str], cells: Sequence[str], line: int) -> Stay:
+    row = _row_of(columns, cells)
     delay_s = float(row.get(DELAY) or 0)
     return Stay(row["client"], int(row["from-round"]), int(row["to-round"]), delay_s, line)
 

@@ -56,6 +56,7 @@ def test_all_problems_of_a_trace_are_told_at_once_with_their_lines(tmp_path):
         (["client,from-round", "anna,1"], "line 1: the columns must be client,from-round,to-round"),
         (["client,from-round,to-round,delay", "a,1,2,3"], "got 'client,from-round,to-round,delay'"),
         ([HEADER], "no client has a line"),
+        ([HEADER, "a" * 200_000 + ",1,2,"], "line 2: cannot be read as CSV"),
     ],
 )
 def test_a_file_that_is_no_trace_is_refused(tmp_path, lines, words):
