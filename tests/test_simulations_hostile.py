@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from client.session import close_sessions
 from common.errors import CheckpointError, ConfigError
 from common.experiment_file import load_experiment
+from simulations.benchmarks.hostile_clients import main
 from simulations.cli import app
 from simulations.hostile import ATTACKS, Hostile, parse_hostile
 from simulations.simulate import simulate
@@ -133,3 +135,18 @@ def test_the_command_names_who_is_hostile(tmp_path):
     assert len(told["clients"]) == 1
     assert f"hostile (nan): {told['clients'][0]}" in done.stderr
     assert "1 client, nan" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_benchmark_shows_what_the_mean_loses(tmp_path):
+    command = ["--strategies", "fedavg", "--seeds", "2", "--set", "federation.rounds=20"]
+    bench = typer.Typer()
+    bench.command()(main)
+    done = CliRunner().invoke(bench, [*command, "--out", str(tmp_path / "t.md")])
+    assert done.exit_code == 0
+    table = (tmp_path / "t.md").read_text()
+    assert table in done.stdout
+    cells = [cell.strip() for cell in table.splitlines()[-1].split("|")[2:-1]]
+    by_attack = dict(zip(("none", "sign-flip", "scaled", "nan", "replayed"), cells, strict=True))
+    assert by_attack["scaled"].startswith("**")
+    assert not by_attack["nan"].startswith("**")  # left out by the checks, whatever the strategy
