@@ -1,4 +1,4 @@
-"""The `fedmtl` command: simulate, compare, check, report, list, health.
+"""The `fedmtl` command: simulate, compare, personalize, check, report, list, health.
 
 What a command needs is imported inside it, so that `fedmtl --help` answers without PyTorch.
 """
@@ -19,6 +19,7 @@ from common.resuming import check_changes
 from simulations.cli_deploy import deploy_app
 from simulations.cli_health import health
 from simulations.cli_node import app as node_app
+from simulations.cli_personalize import personalize
 from simulations.cli_predict import export, predict
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
@@ -260,6 +261,7 @@ def list_choices(
 
 app.command()(predict)
 app.command()(export)
+app.command()(personalize)
 
 
 def run(
