@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,10 +81,8 @@ def _took_part(folder: Path, experiment: Experiment, progress: Progress) -> froz
     """Name the clients of a run: by what it kept of them, by its figures, or by its data."""
     names = set(ClientLog().restore(folder / "checkpoint", progress.files))
     names |= set(experiment.data.clients)
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):  # the run did not end
         names |= set(json.loads((folder / "results.json").read_text(encoding="utf-8"))["clients"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # the run did not end
     if names:
         return frozenset(names)
     if experiment.partition is not None:  # a simulation, of all clients that were dealt rows

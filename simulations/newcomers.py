@@ -1,4 +1,4 @@
-"""Clients that took no part in a federation: fitted on its trunk, and each alone, row count by count.
+"""Clients that took no part in a federation: fitted on its trunk, and alone, by number of rows.
 
 All contenders get the same training rows, batches, settings and limits, and each is read after its
 epoch of lowest validation loss.
@@ -28,13 +28,13 @@ class Outcome:
     """What came of one contender on so many rows.
 
     Attributes:
-        rows: number of training rows.
+        label: number of training rows as it was asked for, or "all".
         contender: a key of `client.personalise.CONTENDERS`.
         fit: epochs, and sums over test rows.
         data: the client's rows as they were encoded.
     """
 
-    rows: int
+    label: str
     contender: str
     fit: Fit
     data: ClientData
@@ -115,6 +115,7 @@ def fit_newcomer(
     for count in counts:
         kept = keep_rows(prepared, count, experiment.seed)
         data = encode_prepared(kept, experiment, agreement)
+        label = ALL if count is None else str(count)
         for name in CONTENDERS:
             fit = fit_contender(trainer, data, trunk, name, limits)
-            yield Outcome(len(data.train), name, fit, data)
+            yield Outcome(label, name, fit, data)

@@ -123,7 +123,7 @@ def personalise(
         lines.append(describe_outcome(outcome, experiment))
         notes += [note for note in outcome.data.notes if note not in notes]
         if outcome.contender == HEADS:
-            models[outcome.rows] = take_model(kept, outcome, trainer)
+            models[len(outcome.data.train)] = take_model(kept, outcome, trainer)
     figures = {
         **describe_run(kept, prepared, experiment, limits),
         "notes": [*notes, *describe_loss(experiment)],
@@ -180,7 +180,7 @@ def describe_outcome(outcome: Outcome, experiment: Experiment) -> dict[str, Any]
         figures.pop("spread", None)  # over one client
     labelled = outcome.data.train.labelled
     return {
-        "rows": outcome.rows,
+        "rows": len(outcome.data.train),
         "contender": outcome.contender,
         "epochs": outcome.fit.epochs,
         "epochs-done": outcome.fit.done,

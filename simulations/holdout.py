@@ -1,0 +1,288 @@
+"""Clients that a comparison keeps out of every federation, to be its newcomers."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from client.personalise import ALONE, CONTENDERS, SHARED
+from common.agreement import Agreement, require_clients
+from common.cells import list_names
+from common.clients import open_clients
+from common.errors import CheckpointError, ConfigError, DataError
+from common.experiment import Experiment
+from common.preparation import PreparedClient, prepare
+from common.seeding import sample_names
+from server.figures import split_figures
+from server.run_folder import RunFolder
+from server.sums import SumTable
+from simulations.gains import TaskFigures, summarise, task_metrics
+from simulations.newcomers import (
+    ALL,
+    Outcome,
+    default_limits,
+    fit_newcomer,
+    make_newcomer_trainer,
+    parse_counts,
+)
+
+OPTION, ROWS_OPTION = "--holdout-clients", "--holdout-rows"
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """Which clients take no part, and on how many rows they are personalised.
+
+    Attributes:
+        share: of all clients, drawn by each seed; None where another says.
+        count: how many, drawn by each seed; None where another says.
+        names: those clients.
+        rows: numbers of training rows, rising; None, the last, is all.
+    """
+
+    share: float | None = None
+    count: int | None = None
+    names: tuple[str, ...] = ()
+    rows: tuple[int | None, ...] = (None,)
+
+    @property
+    def labels(self) -> list[str]:
+        """The numbers of rows as they are written."""
+        return [ALL if count is None else str(count) for count in self.rows]
+
+    def draw(self, names: Sequence[str], seed: int) -> tuple[str, ...]:
+        """Choose from the clients that there are, at least one, in their order.
+
+        Raises:
+            ConfigError: nobody would be left, or a name is none of theirs.
+        """
+        if unknown := [name for name in self.names if name not in names]:
+            raise ConfigError(
+                f"{OPTION} must name clients of the data, got {list_names(unknown)}; there are "
+                f"{len(names)}: {list_names(names)}"
+            )
+        count = len(self.names) or self.count or max(round((self.share or 0) * len(names)), 1)
+        if count >= len(names):
+            raise ConfigError(
+                f"{OPTION} must leave clients to train with: at most {len(names) - 1} of "
+                f"{len(names)} can be held out, got {count}; hold out fewer"
+            )
+        drawn = self.names or sample_names(list(names), count, seed, "holdout")
+        return tuple(name for name in names if name in drawn)
+
+
+@dataclass(frozen=True)
+class Newcomers:
+    """What came of one trunk's newcomers under one seed.
+
+    Attributes:
+        clients: those held out.
+        left_out: those of them that could not be fitted -> why.
+        figures: number of rows, or "all" -> contender -> task -> metric, over the test rows of all
+            newcomers that have so many training rows.
+        counts: number of rows, or "all" -> how many newcomers that are.
+        at_limit: fits that were best in the last epoch allowed.
+        fits: all fits.
+    """
+
+    clients: tuple[str, ...]
+    left_out: Mapping[str, str]
+    figures: Mapping[str, Mapping[str, TaskFigures]]
+    counts: Mapping[str, int]
+    at_limit: int
+    fits: int
+
+
+def parse_holdout(clients: str, rows: str = "") -> Holdout:
+    """Read the options: a share, a number or names of clients; numbers of rows.
+
+    Raises:
+        ConfigError: they say none.
+
+    >>> parse_holdout("0.2").share, parse_holdout("3", "20,5").rows, parse_holdout("a,b").names
+    (0.2, (5, 20, None), ('a', 'b'))
+    """
+    numbers = parse_counts(ROWS_OPTION, rows) if rows else []
+    counts = (*sorted(n for n in numbers if n is not None), None)
+    text = clients.strip()
+    try:
+        number = float(text)
+    except ValueError:
+        names = tuple(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
+        if not names:
+            raise ConfigError(f"{OPTION} must {_FORMS}, got '{clients}'") from None
+        return Holdout(names=names, rows=counts)
+    if 0 < number < 1:
+        return Holdout(share=number, rows=counts)
+    if number >= 1 and text.isdecimal():
+        return Holdout(count=int(text), rows=counts)
+    raise ConfigError(f"{OPTION} must {_FORMS}, got '{clients}'")
+
+
+_FORMS = (
+    "be a share of the clients below 1, as in 0.2, a whole number of them, as in 3, or their names "
+    "with commas, as in a,b (one whose name is a number: 7,)"
+)
+
+
+def divide(experiment: Experiment, holdout: Holdout | None) -> tuple[Experiment, tuple[str, ...]]:
+    """Leave the held-out clients out of an experiment; splits and partition stay as they are.
+
+    Returns:
+        The experiment of those that take part, and the names of the others.
+
+    Raises:
+        ConfigError: nobody would be left, or a name is none of the clients'.
+    """
+    if holdout is None:
+        return experiment, ()
+    names = open_clients(experiment).names
+    held_out = holdout.draw(names, experiment.seed)
+    rest = tuple(name for name in names if name not in held_out)
+    return with_clients(experiment, rest), held_out
+
+
+def with_clients(experiment: Experiment, names: tuple[str, ...]) -> Experiment:
+    """Let only these clients take part."""
+    data = experiment.data.model_copy(update={"clients": names})
+    return experiment.model_copy(update={"data": data})
+
+
+def fit_newcomers(
+    experiment: Experiment, folder: Path, names: Sequence[str], holdout: Holdout
+) -> Newcomers:
+    """Personalise the held-out clients on the trunk of a run that ended.
+
+    Args:
+        experiment: that of the run.
+        folder: its run folder.
+        names: the held-out clients.
+        holdout: on how many rows.
+
+    Raises:
+        CheckpointError: the run has no trunk to personalise on.
+    """
+    progress, arrays = RunFolder(folder).checkpoints().load(experiment.fingerprint())
+    agreement = Agreement.from_json(progress.agreement)
+    trainer = make_newcomer_trainer(experiment, agreement, arrays)
+    trunk = {name: a for name, a in arrays.items() if name in trainer.flat.layout.slices}
+    if not any(name.startswith(SHARED) for name in trunk):
+        raise CheckpointError(
+            f"{OPTION} needs a trunk that clients share, got none from federation.algorithm "
+            f"'{experiment.federation.algorithm}'; remove the option, or choose another algorithm"
+        )
+    limits = default_limits(experiment)
+    left_out: dict[str, str] = {}
+    outcomes: list[Outcome] = []
+    for prepared in _prepare(experiment, names, left_out):
+        rows = len(prepared.splits["train"])
+        counts = [count for count in holdout.rows if count is None or count <= rows]
+        try:
+            outcomes += fit_newcomer(trainer, agreement, trunk, prepared, counts, limits)
+        except DataError as error:  # its rows do not fit the agreement
+            left_out[prepared.name] = str(error)
+    fits = [outcome.fit for outcome in outcomes]
+    return Newcomers(
+        clients=tuple(names),
+        left_out=left_out,
+        figures={label: _figures(experiment, outcomes, label) for label in holdout.labels},
+        counts={label: _count(outcomes, label) for label in holdout.labels},
+        at_limit=sum(fit.epochs == limits.epochs for fit in fits),
+        fits=len(fits),
+    )
+
+
+def _prepare(
+    experiment: Experiment, names: Sequence[str], left_out: dict[str, str]
+) -> Iterator[PreparedClient]:
+    """Read the held-out clients' rows; notes why one cannot be used."""
+    source = open_clients(with_clients(experiment, ()))
+    for name in names:
+        try:
+            yield prepare(source.read(name), experiment)
+        except DataError as error:
+            left_out[name] = str(error)
+
+
+def _figures(
+    experiment: Experiment, outcomes: Sequence[Outcome], label: str
+) -> dict[str, TaskFigures]:
+    """Compute each contender's figures over the test rows of all newcomers."""
+    figures = {}
+    for name in CONTENDERS:
+        reports = {
+            o.data.name: {"test": o.fit.test}
+            for o in outcomes
+            if (o.label, o.contender) == (label, name)
+        }
+        whole = split_figures(experiment, SumTable.of(reports), "test", experiment.task_weights())
+        figures[name] = task_metrics(experiment, whole)
+    return figures
+
+
+def _count(outcomes: Sequence[Outcome], label: str) -> int:
+    return len({outcome.data.name for outcome in outcomes if outcome.label == label})
+
+
+def summarise_newcomers(experiment: Experiment, seeds: Mapping[int, Newcomers]) -> dict[str, Any]:
+    """Summarise one trunk's newcomers over seeds.
+
+    Returns:
+        ``{"clients": {seed: names}, "left-out": {seed: {client: why}}, "at-limit": fits that were
+        best in the last epoch allowed, "fits": all, "rows": {label: {"clients": one number a seed,
+        "contenders": {name: {"tasks": {task: spread}, "delta-m": spread}}}}}``; Delta-m is the gain
+        over training from scratch.
+    """
+    first = next(iter(seeds.values()))
+    rows = {}
+    for label in first.figures:
+        scratch = [own.figures[label][ALONE] for own in seeds.values()]
+        rows[label] = {
+            "clients": [own.counts[label] for own in seeds.values()],
+            "contenders": {
+                name: summarise(
+                    experiment, [own.figures[label][name] for own in seeds.values()], scratch
+                )
+                for name in CONTENDERS
+            },
+        }
+    return {
+        "clients": {str(seed): list(own.clients) for seed, own in seeds.items()},
+        "left-out": {str(seed): dict(own.left_out) for seed, own in seeds.items()},
+        "at-limit": sum(own.at_limit for own in seeds.values()),
+        "fits": sum(own.fits for own in seeds.values()),
+        "rows": rows,
+    }
+
+
+def describe_newcomers(
+    trunks: Mapping[str, Mapping[int, Newcomers]], experiment: Experiment
+) -> dict[str, Any]:
+    """Say what comparison.json says of newcomers; nothing where no client was held out.
+
+    Args:
+        trunks: contender or variant -> seed -> its newcomers.
+        experiment: names tasks and metrics.
+    """
+    found = {name: summarise_newcomers(experiment, own) for name, own in trunks.items() if own}
+    if not found:
+        return {}
+    lines = {name: contender.line for name, contender in CONTENDERS.items()}
+    return {"newcomers": {"contenders": lines, "trunks": found}}
+
+
+def describe_seed(newcomers: Newcomers | None) -> dict[str, Any]:
+    """Say what the figures of one seed say of newcomers."""
+    return {} if newcomers is None else {"newcomers": asdict(newcomers)}
+
+
+def check_holdout(experiment: Experiment, holdout: Holdout | None, seeds: Iterable[int]) -> None:
+    """Draw for every seed, before anything trains.
+
+    Raises:
+        ConfigError: too few clients would be left, or a name is none of theirs.
+    """
+    if holdout is not None:
+        for seed in seeds:
+            rest, _ = divide(experiment.model_copy(update={"seed": seed}), holdout)
+            require_clients(len(rest.data.clients), rest)
