@@ -43,9 +43,9 @@ class Contender:
 
 HEADS, FINE_TUNED, ALONE = "heads", "fine-tuned", "alone"
 CONTENDERS = {
-    HEADS: Contender("heads fitted on the frozen trunk", True, True),
-    FINE_TUNED: Contender("trunk and heads trained on from it", True, False),
-    ALONE: Contender("trunk and heads from scratch", False, False),
+    HEADS: Contender("heads, trunk frozen", True, True),
+    FINE_TUNED: Contender("heads and trunk from it", True, False),
+    ALONE: Contender("all from scratch", False, False),
 }
 
 
