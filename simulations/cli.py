@@ -191,9 +191,7 @@ def compare(
         if no_yardstick and not vary:
             raise ConfigError("--no-yardstick is for --vary; remove it, or vary a setting.")
         if holdout_rows and not holdout_clients:
-            raise ConfigError(
-                "--holdout-rows needs --holdout-clients; add it, or remove the rows."
-            )
+            raise ConfigError("--holdout-rows needs --holdout-clients; add it, or remove the rows.")
         logging.getLogger("flwr").setLevel(logging.WARNING)
         holdout = None
         if holdout_clients:

@@ -1,15 +1,17 @@
 """Clients that a comparison keeps out of every federation, to be its newcomers."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from client.personalise import ALONE, CONTENDERS, SHARED
+from client.personalise import ALONE, CONTENDERS
 from common.agreement import Agreement, require_clients
+from common.algorithms import ALGORITHMS
 from common.cells import list_names
 from common.clients import open_clients
-from common.errors import CheckpointError, ConfigError, DataError
+from common.errors import ConfigError, DataError
 from common.experiment import Experiment
 from common.preparation import PreparedClient, prepare
 from common.seeding import sample_names
@@ -81,15 +83,15 @@ class Newcomers:
         figures: number of rows, or "all" -> contender -> task -> metric, over the test rows of all
             newcomers that have so many training rows.
         counts: number of rows, or "all" -> how many newcomers that are.
-        at_limit: fits that were best in the last epoch allowed.
-        fits: all fits.
+        at_limit: contender -> how many of its fits were best in the last epoch allowed.
+        fits: how many fits each contender had.
     """
 
     clients: tuple[str, ...]
     left_out: Mapping[str, str]
     figures: Mapping[str, Mapping[str, TaskFigures]]
     counts: Mapping[str, int]
-    at_limit: int
+    at_limit: Mapping[str, int]
     fits: int
 
 
@@ -160,17 +162,12 @@ def fit_newcomers(
         holdout: on how many rows.
 
     Raises:
-        CheckpointError: the run has no trunk to personalise on.
+        CheckpointError: the run's checkpoint cannot be read.
     """
     progress, arrays = RunFolder(folder).checkpoints().load(experiment.fingerprint())
     agreement = Agreement.from_json(progress.agreement)
     trainer = make_newcomer_trainer(experiment, agreement, arrays)
     trunk = {name: a for name, a in arrays.items() if name in trainer.flat.layout.slices}
-    if not any(name.startswith(SHARED) for name in trunk):
-        raise CheckpointError(
-            f"{OPTION} needs a trunk that clients share, got none from federation.algorithm "
-            f"'{experiment.federation.algorithm}'; remove the option, or choose another algorithm"
-        )
     limits = default_limits(experiment)
     left_out: dict[str, str] = {}
     outcomes: list[Outcome] = []
@@ -181,14 +178,14 @@ def fit_newcomers(
             outcomes += fit_newcomer(trainer, agreement, trunk, prepared, counts, limits)
         except DataError as error:  # its rows do not fit the agreement
             left_out[prepared.name] = str(error)
-    fits = [outcome.fit for outcome in outcomes]
+    late = Counter(o.contender for o in outcomes if o.fit.epochs == o.limit)
     return Newcomers(
         clients=tuple(names),
         left_out=left_out,
         figures={label: _figures(experiment, outcomes, label) for label in holdout.labels},
         counts={label: _count(outcomes, label) for label in holdout.labels},
-        at_limit=sum(fit.epochs == limits.epochs for fit in fits),
-        fits=len(fits),
+        at_limit={name: late[name] for name in CONTENDERS},
+        fits=len(outcomes) // len(CONTENDERS),
     )
 
 
@@ -228,10 +225,10 @@ def summarise_newcomers(experiment: Experiment, seeds: Mapping[int, Newcomers]) 
     """Summarise one trunk's newcomers over seeds.
 
     Returns:
-        ``{"clients": {seed: names}, "left-out": {seed: {client: why}}, "at-limit": fits that were
-        best in the last epoch allowed, "fits": all, "rows": {label: {"clients": one number a seed,
-        "contenders": {name: {"tasks": {task: spread}, "delta-m": spread}}}}}``; Delta-m is the gain
-        over training from scratch.
+        ``{"clients": {seed: names}, "left-out": {seed: {client: why}}, "fits": each contender's,
+        "at-limit": {contender: those best in the last epoch allowed}, "rows": {label: {"clients":
+        one number a seed, "contenders": {name: {"tasks": {task: spread}, "delta-m": spread}}}}}``;
+        Delta-m is the gain over training from scratch.
     """
     first = next(iter(seeds.values()))
     rows = {}
@@ -249,7 +246,9 @@ def summarise_newcomers(experiment: Experiment, seeds: Mapping[int, Newcomers]) 
     return {
         "clients": {str(seed): list(own.clients) for seed, own in seeds.items()},
         "left-out": {str(seed): dict(own.left_out) for seed, own in seeds.items()},
-        "at-limit": sum(own.at_limit for own in seeds.values()),
+        "at-limit": {
+            name: sum(own.at_limit[name] for own in seeds.values()) for name in CONTENDERS
+        },
         "fits": sum(own.fits for own in seeds.values()),
         "rows": rows,
     }
@@ -280,9 +279,17 @@ def check_holdout(experiment: Experiment, holdout: Holdout | None, seeds: Iterab
     """Draw for every seed, before anything trains.
 
     Raises:
-        ConfigError: too few clients would be left, or a name is none of theirs.
+        ConfigError: too few clients would be left, a name is none of theirs, or the clients share
+            no trunk to personalise on.
     """
     if holdout is not None:
+        shares = ALGORITHMS[experiment.federation.algorithm].shares
+        if not experiment.trunk.has_layers or shares == "nothing":
+            raise ConfigError(
+                f"{OPTION} needs a trunk that clients share, got federation.algorithm "
+                f"'{experiment.federation.algorithm}' with trunk.widths "
+                f"{list(experiment.trunk.widths)}; remove the option, or change one of them"
+            )
         for seed in seeds:
             rest, _ = divide(experiment.model_copy(update={"seed": seed}), holdout)
             require_clients(len(rest.data.clients), rest)

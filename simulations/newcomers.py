@@ -4,6 +4,7 @@ All contenders get the same training rows, batches, settings and limits, and eac
 epoch of lowest validation loss.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,12 +32,14 @@ class Outcome:
         label: number of training rows as it was asked for, or "all".
         contender: a key of `client.personalise.CONTENDERS`.
         fit: epochs, and sums over test rows.
+        limit: the most epochs that were allowed.
         data: the client's rows as they were encoded.
     """
 
     label: str
     contender: str
     fit: Fit
+    limit: int
     data: ClientData
 
 
@@ -68,6 +71,17 @@ def default_limits(experiment: Experiment, epochs: int | None = None) -> Limits:
         epochs or experiment.federation.rounds * local,
         None if patience is None else patience * evaluation.every * local,
     )
+
+
+def stretch(limits: Limits, all_rows: int, rows: int, batch: int) -> Limits:
+    """Allow fewer rows as many steps as all rows have: more epochs, and patience in proportion.
+
+    >>> stretch(Limits(10, 3), all_rows=130, rows=20, batch=32)
+    Limits(epochs=50, patience=15)
+    """
+    times = math.ceil(math.ceil(all_rows / batch) / math.ceil(rows / batch))
+    patience = None if limits.patience is None else limits.patience * times
+    return Limits(limits.epochs * times, patience)
 
 
 def make_newcomer_trainer(
@@ -105,17 +119,19 @@ def fit_newcomer(
         trunk: what it shares.
         prepared: the newcomer's rows, split as those of any client of the federation.
         counts: numbers of training rows.
-        limits: for every contender alike.
+        limits: for every contender alike, over all training rows; over fewer, where an epoch has
+            fewer steps, as many more epochs, so that nobody runs out of steps.
 
     Raises:
         ConfigError: there are fewer rows.
         DataError: the rows do not fit the agreement.
     """
-    experiment = trainer.experiment
+    experiment, batch = trainer.experiment, trainer.experiment.training.batch_size
     for count in counts:
         kept = keep_rows(prepared, count, experiment.seed)
         data = encode_prepared(kept, experiment, agreement)
         label = ALL if count is None else str(count)
+        own = stretch(limits, len(prepared.splits["train"]), len(data.train), batch)
         for name in CONTENDERS:
-            fit = fit_contender(trainer, data, trunk, name, limits)
-            yield Outcome(label, name, fit, data)
+            fit = fit_contender(trainer, data, trunk, name, own)
+            yield Outcome(label, name, fit, own.epochs, data)

@@ -101,13 +101,18 @@ def newcomer_notes(comparison: Comparison) -> Iterator[str]:
     )
     what = " Shown are heads on each variant's frozen trunk." if "vary" in comparison else ""
     yield (
-        "All contenders alike: the same rows, batches, settings and epochs, read after the epoch "
+        "All contenders alike: the same rows, batches, settings and steps, read after the epoch "
         "of lowest loss on the client's validation rows; the trunk is that of the last round."
         f"{what} Delta-m is the gain over trunk and heads from scratch on the same rows."
     )
-    late, fits = (sum(summary[key] for summary in summaries) for key in ("at-limit", "fits"))
-    if late:
-        yield f"{late} of {format_count(fits, 'fit')} were best in the last epoch allowed."
+    fits = sum(summary["fits"] for summary in summaries)
+    late = {
+        line: sum(summary["at-limit"][name] for summary in summaries)
+        for name, line in comparison["newcomers"]["contenders"].items()
+    }
+    if any(late.values()):
+        counts = ", ".join(f"{count} ({line})" for line, count in late.items())
+        yield f"Of {fits} fits each, best in the last epoch allowed: {counts}."
     left_out = {c for s in summaries for own in s["left-out"].values() for c in own}
     if left_out:
         yield (

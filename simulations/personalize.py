@@ -184,6 +184,7 @@ def describe_outcome(outcome: Outcome, experiment: Experiment) -> dict[str, Any]
         "contender": outcome.contender,
         "epochs": outcome.fit.epochs,
         "epochs-done": outcome.fit.done,
+        "epochs-limit": outcome.limit,
         "labelled": {task: int(mask.sum()) for task, mask in labelled.items()},
         "tasks": tasks,
     }
@@ -249,14 +250,15 @@ def notes_of(figures: Mapping[str, Any]) -> list[str]:
     )
     notes = [
         f"All contenders alike: the same rows, batches and settings, at most "
-        f"{format_count(figures['epochs'], 'epoch')}{early}; {chosen}.",
+        f"{format_count(figures['epochs'], 'epoch')}{early} (over fewer rows, as many more as make "
+        f"as many steps); {chosen}.",
         f"The trunk is that of run {figures['run']} after round {figures['round']}.",
     ]
-    late = [x for x in figures["results"] if x["epochs"] == figures["epochs"]]
+    late = [x for x in figures["results"] if x["epochs"] == x["epochs-limit"]]
     if judges and late:
         notes.append(
-            f"{len(late)} of {len(figures['results'])} were best in the last epoch: more --epochs "
-            "may change them."
+            f"{len(late)} of {len(figures['results'])} were best in the last epoch allowed: more "
+            "--epochs may change them."
         )
     return [*notes, *(f"{note[:1].upper()}{note[1:]}." for note in figures["notes"])]
 
