@@ -126,7 +126,7 @@ def personalise(
             models[len(outcome.data.train)] = take_model(kept, outcome, trainer)
     figures = {
         **describe_run(kept, prepared, experiment, limits),
-        "notes": [*notes, *describe_loss(experiment)],
+        "notes": [*notes, *describe_gaps(kept, experiment)],
         "results": lines,
     }
     return Personalised(figures, models[max(models)])
@@ -190,8 +190,10 @@ def describe_outcome(outcome: Outcome, experiment: Experiment) -> dict[str, Any]
     }
 
 
-def describe_loss(experiment: Experiment) -> Iterator[str]:
-    """Say in a line where the loss is not the federation's."""
+def describe_gaps(kept: KeptTrunk, experiment: Experiment) -> Iterator[str]:
+    """Say in a line each what is not known, and where the loss is not the federation's."""
+    if kept.clients is None:
+        yield "the run folder does not tell who took part; whoever did is no newcomer"
     loss = experiment.loss
     if loss.weighting not in ("equal", "manual") or loss.scaling != "none":
         yield (

@@ -186,6 +186,28 @@ def test_a_participant_is_refused_unless_asked_for(fedmtl, run):
     done(fedmtl("personalize", run, "--client", "a", "--epochs", 1, "--allow-participant"))
 
 
+def as_a_server_leaves_it(run, copy):
+    """A copy of a run folder without what only a simulation keeps of its clients."""
+    shutil.copytree(run, copy)
+    manifest = copy / "checkpoint/checkpoint.json"
+    progress = json.loads(manifest.read_text())
+    progress["files"] = {"trunk": progress["files"]["trunk"]}
+    manifest.write_text(json.dumps(progress))
+    for path in (copy / "checkpoint").glob("clients-*"):
+        path.unlink()
+    return copy
+
+
+def test_a_deployed_run_tells_who_took_part_once_it_has_ended(fedmtl, run, tmp_path):
+    copy = as_a_server_leaves_it(run, tmp_path / "copy")
+    arguments = ("personalize", copy, "--epochs", 1, "--client")
+    assert "got 'a', which took part" in error_of(fedmtl(*arguments, "a"))
+    done(fedmtl(*arguments, "c"))
+    (copy / "results.json").unlink()
+    words = " ".join(done(fedmtl(*arguments, "a")).stdout.split())
+    assert "The run folder does not tell who took part" in words
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -251,6 +273,14 @@ def test_a_task_that_the_newcomer_lacks_is_left_out(fedmtl, run, tmp_path):
     )
     assert set(TASKS) - set(figures["metrics"]) == {"kind", "place"}
     assert open_kept(tmp_path / "mine").tasks == tuple(figures["metrics"])
+
+
+def test_a_weighting_that_learns_is_said_to_be_the_federations(fedmtl, tmp_path):
+    loss = {"weighting": "uncertainty"}
+    simulate(write_federation(tmp_path, loss=loss), engine="loopback", out=tmp_path / "run")
+    write_newcomers(tmp_path / "data")
+    told = done(fedmtl("personalize", tmp_path / "run", "--client", "c", "--epochs", 1)).stdout
+    assert "Every task has weight 1 here" in " ".join(told.split())
 
 
 def test_a_run_whose_clients_share_no_trunk_is_refused(fedmtl, tmp_path):
