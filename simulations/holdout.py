@@ -175,7 +175,7 @@ def fit_newcomers(
         rows = len(prepared.splits["train"])
         counts = [count for count in holdout.rows if count is None or count <= rows]
         try:
-            outcomes += fit_newcomer(trainer, agreement, trunk, prepared, counts, limits)
+            outcomes += list(fit_newcomer(trainer, agreement, trunk, prepared, counts, limits))
         except DataError as error:  # its rows do not fit the agreement
             left_out[prepared.name] = str(error)
     late = Counter(o.contender for o in outcomes if o.fit.epochs == o.limit)
@@ -196,9 +196,14 @@ def _prepare(
     source = open_clients(with_clients(experiment, ()))
     for name in names:
         try:
-            yield prepare(source.read(name), experiment)
+            prepared = prepare(source.read(name), experiment)
         except DataError as error:
             left_out[name] = str(error)
+            continue
+        if len(prepared.splits["test"]):
+            yield prepared
+        else:
+            left_out[name] = f"client '{name}' has no test rows"
 
 
 def _figures(
