@@ -3,20 +3,24 @@
 import json
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from common.clients import open_clients
 from common.errors import ConfigError
+from common.experiment import Experiment
 from common.experiment_file import load_experiment
 from simulations.baselines import read_clients
 from simulations.cli import app
 from simulations.compare import FEDERATED, compare
 from simulations.compare_variants import compare_variants
 from simulations.comparison_page import make_page, read_records
-from simulations.holdout import Holdout, divide, parse_holdout
+from simulations.holdout import Holdout, divide, fit_newcomers, parse_holdout
 from simulations.newcomers import ALL
 from simulations.newcomers_table import newcomer_cells, newcomer_headings
+from simulations.simulate import simulate
 from simulations.variants import plan_variants
 from tests.kept_models import make_frame, write_federation
 
@@ -275,3 +279,40 @@ def test_rows_without_clients_are_refused(tmp_path, monkeypatch):
     result = CliRunner().invoke(app, ["compare", "digits", "--holdout-rows", "5"])
     assert result.exit_code == 2
     assert "--holdout-rows needs --holdout-clients" in result.stderr
+
+
+def write_subspace(folder, clients=14, rows=120, wide=20, narrow=2):
+    """Write clients whose targets follow from the same two directions, each in its own way."""
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(wide, narrow))
+    for number in range(clients):
+        x = rng.normal(size=(rows, wide))
+        y = x @ directions @ rng.normal(size=narrow) + 0.1 * rng.normal(size=rows)
+        columns = {f"x{i}": x[:, i] for i in range(wide)}
+        pd.DataFrame({**columns, "y": y}).to_csv(folder / f"c{number}.csv", index=False)
+
+
+@pytest.mark.slow
+def test_few_rows_are_enough_on_a_trunk_that_found_what_clients_share(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    write_subspace(data)
+    experiment = Experiment.model_validate(
+        {
+            "name": "subspace",
+            "data": {"source": "folder", "path": str(data)},
+            "inputs": {"x": {"columns": ["x*"]}},
+            "tasks": {"y": {"kind": "regression", "metric": "r2"}},
+            "trunk": {"widths": [2], "activation": "none"},
+            "training": {"optimiser": "adam", "lr": 0.01, "epochs": 2, "device": "cpu"},
+            "federation": {"rounds": 150},
+        }
+    )
+    rest, held_out = divide(experiment, Holdout(count=2))
+    simulate(rest, engine="batched", out=tmp_path / "run")
+    found = fit_newcomers(rest, tmp_path / "run", held_out, Holdout(rows=(6, None)))
+    few, whole = found.figures["6"], found.figures[ALL]
+    # Six rows cannot tell twenty weights; they can tell two.
+    assert few["heads"]["y"] > 0.99 > 0.5 > few["alone"]["y"]
+    assert few["heads"]["y"] > few["fine-tuned"]["y"] > few["alone"]["y"]
+    assert min(whole["alone"]["y"], whole["heads"]["y"]) > 0.99
