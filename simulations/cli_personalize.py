@@ -32,7 +32,11 @@ def personalize(
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of [training]."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a setting of training, such as training.lr=0.01.",
+        ),
     ] = None,
     allow_participant: Annotated[
         bool, typer.Option("--allow-participant", help="Take a client that took part in the run.")
@@ -46,6 +50,8 @@ def personalize(
     ] = None,
 ) -> None:
     """Fit heads for a newcomer on a run's trunk, and compare with training alone.
+
+    RUN is a run folder, of a simulation or of a deployment's server.
 
     The trunk stays as it is. Beside it stand trunk and heads trained on from
     it, and trunk and heads from scratch, on the same rows by the same rules.
@@ -62,10 +68,10 @@ def personalize(
         from simulations.newcomers import default_limits, parse_counts
         from simulations.personalize import (
             personalise,
-            print_personalised,
             read_newcomer,
             write_personalised,
         )
+        from simulations.personalized_table import print_personalised
 
         counts = parse_counts("--rows", rows)
         check_training_only(overrides or [])

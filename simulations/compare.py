@@ -14,15 +14,8 @@ from server.run_folder import command_line
 from simulations.baselines import BASELINES, make_trainer, read_clients
 from simulations.contenders import train_baseline, train_federation
 from simulations.gains import YARDSTICK, TaskFigures, summarise
-from simulations.holdout import (
-    Holdout,
-    Newcomers,
-    check_holdout,
-    describe_newcomers,
-    describe_seed,
-    divide,
-    fit_newcomers,
-)
+from simulations.holdout import Holdout, check_holdout, divide
+from simulations.holdout_figures import Newcomers, describe_newcomers, describe_seed, fit_newcomers
 from simulations.jobs import run_jobs
 
 FIGURES = "comparison.json"
@@ -71,7 +64,7 @@ def compare(
         deviation (0 for one seed) and each seed's value; Delta-m is in percent. One that has run
         folders names them: ``out/seed-N/<folder>``. With `holdout` there is ``newcomers``:
         ``{"contenders": {name: what it is}, "trunks": {contender: summary}}``; see
-        `simulations.holdout.summarise_newcomers`.
+        `simulations.holdout_figures.summarise_newcomers`.
 
     Raises:
         FedMTLError: the settings or the data cannot be used, or `out` exists.

@@ -20,14 +20,8 @@ from simulations.compare import (
 )
 from simulations.contenders import train_baseline, train_federation
 from simulations.gains import YARDSTICK, TaskFigures, spread, summarise
-from simulations.holdout import (
-    Holdout,
-    Newcomers,
-    check_holdout,
-    describe_newcomers,
-    divide,
-    fit_newcomers,
-)
+from simulations.holdout import Holdout, check_holdout, divide
+from simulations.holdout_figures import Newcomers, describe_newcomers, fit_newcomers
 from simulations.jobs import run_jobs
 from simulations.run_record import read_run
 from simulations.step_time import ms_per_step

@@ -1,18 +1,14 @@
-"""`fedmtl personalize`: a newcomer's heads on a run's trunk, against training alone; what to print.
+"""`fedmtl personalize`: a newcomer's heads on a run's trunk, against training alone.
 
 The rows are split by the seed of the run, so that another seed draws other rows and other new
 parameters, and is tested on the same rows.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from client.kept_model import KeptModel
 from client.personalise import CONTENDERS, HEADS, SHARED, Limits
@@ -29,9 +25,7 @@ from server.figures import split_figures
 from server.run_folder import command_line
 from server.sums import SumTable
 from simulations.compare import write_figures
-from simulations.comparison_table import Column, describe_seeds
-from simulations.formats import LOWER_IS_BETTER, direction, format_count
-from simulations.gains import spread
+from simulations.formats import format_count
 from simulations.kept_trunk import KeptTrunk
 from simulations.newcomers import Counts, Outcome, fit_newcomer, make_newcomer_trainer
 
@@ -200,69 +194,6 @@ def describe_gaps(kept: KeptTrunk, experiment: Experiment) -> Iterator[str]:
             f"every task has weight 1 here: what loss.weighting '{loss.weighting}' and "
             f"loss.scaling '{loss.scaling}' learned of the losses is the federation's own"
         )
-
-
-def print_personalised(figures: Mapping[str, Any], console: Console) -> None:
-    """Print a row per contender and number of rows; the best of each number is bold."""
-    rows = figures["rows"]
-    tested = format_count(rows["test"], "test row")
-    table = Table(title=f"{figures['experiment']}: newcomer '{figures['client']}', {tested}")
-    table.add_column("rows", justify="right")
-    table.add_column("fitted")
-    for task, metric in figures["metrics"].items():
-        table.add_column(f"{task}\n{metric} {direction(metric)}", justify="right")
-    table.add_column("epochs", justify="right")
-    for count in dict.fromkeys(line["rows"] for line in figures["results"]):
-        own = {x["contender"]: x for x in figures["results"] if x["rows"] == count}
-        columns = [make_column(task, metric, own) for task, metric in figures["metrics"].items()]
-        best = [column.best(list(own)) for column in columns]
-        for name, line in own.items():
-            cells = [
-                Text(column.cell(name, 1), style="bold" if name in names else "")
-                for column, names in zip(columns, best, strict=True)
-            ]
-            contender = Text(figures["contenders"][name])
-            table.add_row(f"{count:,}", contender, *cells, str(line["epochs"]))
-        table.add_section()
-    console.print(table)
-    for note in notes_of(figures):
-        console.print(Text(note))
-
-
-def make_column(task: str, metric: str, lines: Mapping[str, Mapping[str, Any]]) -> Column:
-    """Make a task's column from the contenders' lines for one number of rows."""
-    spreads = {
-        name: spread([line["tasks"][task][metric]])
-        for name, line in lines.items()
-        if task in line["tasks"]
-    }
-    unit = f"{metric} {direction(metric)}"
-    return Column(task, unit, spreads, describe_seeds, metric in LOWER_IS_BETTER)
-
-
-def notes_of(figures: Mapping[str, Any]) -> list[str]:
-    """Say how the contenders were made comparable, a sentence each."""
-    judges, patience = figures["rows"]["validation"], figures["patience"]
-    early = "" if patience is None else f", stopped after {patience} without a better one"
-    chosen = (
-        f"each is read after its epoch of lowest loss on the client's "
-        f"{format_count(judges, 'validation row')}"
-        if judges
-        else "each is read after its last epoch, for the client has no validation rows"
-    )
-    notes = [
-        f"All contenders alike: the same rows, batches and settings, at most "
-        f"{format_count(figures['epochs'], 'epoch')}{early} (over fewer rows, as many more as make "
-        f"as many steps); {chosen}.",
-        f"The trunk is that of run {figures['run']} after round {figures['round']}.",
-    ]
-    late = [x for x in figures["results"] if x["epochs"] == x["epochs-limit"]]
-    if judges and late:
-        notes.append(
-            f"{len(late)} of {len(figures['results'])} were best in the last epoch allowed: more "
-            "--epochs may change them."
-        )
-    return [*notes, *(f"{note[:1].upper()}{note[1:]}." for note in figures["notes"])]
 
 
 def write_personalised(made: Personalised, out: Path) -> None:

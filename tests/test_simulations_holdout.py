@@ -17,7 +17,8 @@ from simulations.cli import app
 from simulations.compare import FEDERATED, compare
 from simulations.compare_variants import compare_variants
 from simulations.comparison_page import make_page, read_records
-from simulations.holdout import Holdout, divide, fit_newcomers, parse_holdout
+from simulations.holdout import Holdout, divide, parse_holdout
+from simulations.holdout_figures import fit_newcomers
 from simulations.newcomers import ALL
 from simulations.newcomers_table import newcomer_cells, newcomer_headings
 from simulations.simulate import simulate
