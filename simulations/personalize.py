@@ -17,14 +17,15 @@ from client.training import Trainer
 from common.cells import list_names
 from common.clients import open_clients
 from common.dataset import SPLITS
-from common.errors import ConfigError, DataError
+from common.errors import CheckpointError, ConfigError, DataError
 from common.experiment import Experiment
+from common.json_gaps import without_gaps
 from common.preparation import PreparedClient, prepare
 from common.sharing import task_of
+from server.checkpoint import replace_text
 from server.figures import split_figures
 from server.run_folder import command_line
 from server.sums import SumTable
-from simulations.compare import write_figures
 from simulations.formats import format_count
 from simulations.kept_trunk import KeptTrunk
 from simulations.newcomers import Counts, Outcome, fit_newcomer, make_newcomer_trainer
@@ -202,7 +203,14 @@ def write_personalised(made: Personalised, out: Path) -> None:
     Raises:
         CheckpointError, StateError: it cannot be written.
     """
-    write_figures(out / FIGURES, made.figures)
+    text = json.dumps(without_gaps(made.figures), indent=1, allow_nan=False)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_text(out / FIGURES, text)
+    except OSError as error:
+        raise CheckpointError(
+            f"--out {out} cannot be written: {error.strerror or error}; choose another folder"
+        ) from error
     model = made.model
     place = out / "runs" / folder_name(model.run) / folder_name(model.client)
     trunk = {n: a for n, a in model.arrays.items() if n.startswith(SHARED)}

@@ -232,6 +232,9 @@ def test_bad_folders_get_one_line(fedmtl, run, tmp_path):
     assert "no checkpoint" in error_of(fedmtl("personalize", copy, "--client", "c"))
     line = error_of(fedmtl("personalize", run, "--client", "c", "--out", copy))
     assert "exists and is not empty" in line
+    (tmp_path / "file").touch()
+    arguments = ("personalize", run, "--client", "c", "--epochs", 1, "--out", "file/mine")
+    assert "--out file/mine cannot be written" in error_of(fedmtl(*arguments))
 
 
 def other_data(tmp_path, frame):
