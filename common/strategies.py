@@ -26,4 +26,11 @@ STRATEGIES: dict[str, Method] = {
         "products of all pairs of updates each round",
         fewest_tasks=2,
     ),
+    "clustered": Method(
+        "server.aggregation.clustered:Clustered",
+        "a trunk per group of clients or tasks; groups split and merge as their updates say",
+        "Sattler et al., Clustered federated learning, IEEE TNNLS 2021, Algorithm 2; Briggs et "
+        "al., Federated learning with hierarchical clustering of local updates, IJCNN 2020",
+        "a trunk per group and a sketch of 4 kB per client on the server",
+    ),
 }

@@ -1,0 +1,237 @@
+"""One trunk per group of clients, or per group of tasks; groups split and merge as updates say."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from common.experiment import Experiment, Settings
+from common.wire import FloatArray
+from server.aggregation.linkage import Facts, Floats, separation, split_in_two
+from server.aggregation.rule import Rule, Updates
+from server.aggregation.sketch import Sketcher, common_columns, directions
+
+logger = logging.getLogger("fedmtl.server")
+KEPT = 0.9  # of what is remembered of a client's direction, when it takes part again
+
+
+class Clustered(Rule):
+    """A mean per group: ``w_g <- w_g + sum_k p_k u_k / sum_k p_k`` over the group's clients.
+
+    All clients begin in one group. Every few rounds a group is split in two where its clients'
+    directions fall into two halves (recursive bipartition by cosines: Sattler et al., "Clustered
+    federated learning", IEEE TNNLS 2021, Algorithm 2; average linkage of update directions: Briggs
+    et al., "Federated learning with hierarchical clustering of local updates to improve training on
+    non-IID data", IJCNN 2020). Sattler et al. wait until the group's mean update is short while
+    some client's is long, which needs two thresholds in the model's own units and a converged
+    model. Here a client's direction is summed over rounds, the group's mean is taken out of it, and
+    a split needs cosines within the halves that exceed those between them by `split`. Groups whose
+    trunks move alike again, with a cosine of `merge`, are merged.
+
+    A client that was never seen is sent the mean of the groups' trunks, weighted by members; its
+    first update decides its group.
+    """
+
+    class Options(Settings):
+        """Options of clustering."""
+
+        by: Literal["clients", "tasks"] = Field(
+            "clients",
+            description="What is grouped; under tasks, a client goes with most of its labels.",
+        )
+        every: int = Field(5, ge=1, description="Split and merge in every n-th round.")
+        split: float = Field(
+            0.5, gt=0, le=2, description="Cosine within halves minus cosine between, to split."
+        )
+        merge: float = Field(
+            0.9, gt=0, le=1, description="Cosine of two groups' movements, to merge; 1 never does."
+        )
+        min_clients: int = Field(3, ge=1, description="A group has so many clients or more.")
+
+    def __init__(self, options: Any, experiment: Experiment) -> None:
+        super().__init__(options, experiment)
+        tasks = len(experiment.tasks)
+        self.names: list[str] = []  # clients seen, in the order of their first round
+        self.group = np.zeros(0, np.int64)  # [N] of each client
+        self.memory = np.zeros((0, 0), np.float32)  # [N, R] sketches of their directions, summed
+        self.labelled = np.zeros((0, tasks), np.int64)  # [N, T]
+        self.task_group = np.zeros(tasks, np.int64)  # [T], used by tasks
+        self.trunks = np.zeros((0, 0), np.float32)  # [G, Q]
+        self.anchors = np.zeros((0, 0), np.float32)  # [G, Q] trunks when groups were last judged
+        self._sketcher: Sketcher | None = None
+
+    def trunk_of(self, client: str) -> FloatArray | None:
+        """Give the trunk of a client's group, [Q]; None for a client never seen."""
+        if client not in self.names:
+            return None
+        trunk: FloatArray = self.trunks[self.group[self.names.index(client)]]
+        return trunk
+
+    def combine(self, updates: Updates) -> FloatArray:
+        """Let every group's trunk follow its clients; returns the mean of the groups, [Q]."""
+        steps = updates.steps
+        if not len(self.trunks):
+            first = updates.before if updates.before.ndim == 1 else updates.before[0]
+            self.trunks, self.anchors = first[None].copy(), first[None].copy()
+        common = common_columns(updates.columns)
+        places = self._remember(updates, directions(steps[:, common]))
+        for number in range(len(self.trunks)):
+            ours = self.group[places] == number
+            if ours.any():
+                shares = (updates.weights[ours] / updates.weights[ours].sum()).astype(np.float32)
+                self.trunks[number] = self.trunks[number] + shares @ steps[ours]
+        if updates.round % self.options.every == 0:
+            self._merge(common, updates.round)
+            self._split(updates.round)
+            self.anchors = self.trunks.copy()
+        return self._mean()
+
+    def _mean(self) -> FloatArray:
+        """Average the trunks by their groups' members, [Q]."""
+        members = np.bincount(self.group, minlength=len(self.trunks)).astype(np.float64)
+        mean: FloatArray = (members / members.sum()).astype(np.float32) @ self.trunks
+        return mean
+
+    def _remember(self, updates: Updates, units: FloatArray) -> NDArray[np.int64]:
+        """Take in a round's directions and labels; returns the clients' places."""
+        if self._sketcher is None:
+            self._sketcher = Sketcher(units.shape[1], self.experiment.seed)
+        sketches = self._sketcher.shorten(units)
+        fresh = [place for place, name in enumerate(updates.clients) if name not in self.names]
+        if fresh:
+            self._admit([updates.clients[place] for place in fresh], sketches[fresh])
+        where = {name: place for place, name in enumerate(self.names)}
+        places = np.array([where[name] for name in updates.clients], np.int64)
+        self.memory[places] = KEPT * self.memory[places] + sketches
+        self.labelled[places] = updates.labelled
+        if self.options.by == "tasks":
+            self._follow_tasks()
+        return places
+
+    def _admit(self, names: list[str], sketches: FloatArray) -> None:
+        """Give new clients to the groups that their first updates are most like."""
+        if len(self.trunks) > 1:
+            centres = np.stack(
+                [self.memory[self.group == g].sum(axis=0) for g in range(len(self.trunks))]
+            )
+            group = (directions(sketches) @ directions(centres).T).argmax(axis=1)
+        else:
+            group = np.zeros(len(names), np.int64)
+        self.names += names
+        self.group = np.concatenate([self.group, group])
+        memory = self.memory.reshape(-1, sketches.shape[1])
+        self.memory = np.concatenate([memory, np.zeros_like(sketches)])
+        labelled = np.zeros((len(names), self.labelled.shape[1]), np.int64)
+        self.labelled = np.concatenate([self.labelled, labelled])
+
+    def _follow_tasks(self) -> None:
+        """Give every client to the group in which it has most labels."""
+        belongs = self.task_group[:, None] == np.arange(len(self.trunks))
+        self.group = (self.labelled @ belongs).argmax(axis=1)
+
+    def _split(self, number: int) -> None:
+        """Split every group that falls into two halves."""
+        for old in range(len(self.trunks)):
+            members = np.flatnonzero((self.group == old) & self.memory.any(axis=1))
+            found = self._halves(old, members) if len(members) else None
+            if found is None:
+                continue
+            half, tasks = found
+            new = len(self.trunks)
+            for name in ("trunks", "anchors"):
+                rows = getattr(self, name)
+                setattr(self, name, np.concatenate([rows, rows[old : old + 1]]))
+            self.group[members[half]] = new
+            self.task_group[tasks] = new
+            if self.options.by == "tasks":
+                self._follow_tasks()
+            sizes = len(half) - half.sum(), half.sum()
+            logger.info("round %d: group %d split into %d and %d clients", number, old, *sizes)
+
+    def _halves(self, old: int, members: NDArray[np.int64]) -> tuple[Facts, Any] | None:
+        """Find a group's halves: which members, and which tasks, leave; None where it is one."""
+        options, units = self.options, directions(self.memory[members])
+        likeness = _centred_cosines(units)
+        tasks = np.empty(0, np.int64)
+        if options.by == "clients":
+            half = split_in_two(likeness, options.min_clients)
+        else:
+            half, tasks = self._task_halves(old, members, units)
+        if half is None or min(half.sum(), (~half).sum()) < options.min_clients:
+            return None
+        one, two = directions(np.stack([units[~half].mean(axis=0), units[half].mean(axis=0)]))
+        if separation(likeness, half) < options.split or one @ two >= options.merge:
+            return None
+        return half, tasks
+
+    def _task_halves(
+        self, old: int, members: NDArray[np.int64], units: FloatArray
+    ) -> tuple[Facts | None, NDArray[np.int64]]:
+        """Halve a group's tasks by the mean directions of those who hold them."""
+        labelled = self.labelled[members].astype(np.float64)
+        tasks = np.flatnonzero((self.task_group == old) & labelled.any(axis=0))
+        if len(tasks) < 2:
+            return None, tasks
+        means = (labelled[:, tasks] / labelled[:, tasks].sum(axis=0)).T @ units
+        leaves = split_in_two(_centred_cosines(means), 1)
+        if leaves is None:
+            return None, tasks
+        half = labelled[:, tasks[leaves]].sum(axis=1) > labelled[:, tasks[~leaves]].sum(axis=1)
+        return half, tasks[leaves]
+
+    def _merge(self, common: NDArray[np.int64], number: int) -> None:
+        """Merge groups, the most alike first, whose trunks moved alike since they were judged."""
+        while self.options.merge < 1 and len(self.trunks) > 1:
+            moves = directions((self.trunks - self.anchors)[:, common])
+            likeness = np.triu(moves @ moves.T, 1)
+            one, two = divmod(int(likeness.argmax()), len(likeness))
+            if likeness[one, two] < self.options.merge:
+                return
+            logger.info("round %d: groups %d and %d merged", number, one, two)
+            self._join(one, two)
+
+    def _join(self, one: int, two: int) -> None:
+        sizes = [int((self.group == number).sum()) for number in (one, two)]
+        shares = np.array(sizes if sum(sizes) else [1, 1], np.float64)
+        part = (shares / shares.sum()).astype(np.float32)
+        for name in ("trunks", "anchors"):
+            rows = getattr(self, name)
+            rows[one] = part @ rows[[one, two]]
+            setattr(self, name, np.delete(rows, two, axis=0))
+        for group in (self.group, self.task_group):
+            group[group == two] = one
+            group[group > two] -= 1
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Get groups, trunks, and what is remembered of every client."""
+        if not self.names:
+            return {}
+        names = np.array([name.encode() for name in self.names])
+        return {
+            "names": names.view(np.uint8).reshape(len(names), -1),
+            "group": self.group,
+            "memory": self.memory,
+            "labelled": self.labelled,
+            "task_group": self.task_group,
+            "trunks": self.trunks,
+            "anchors": self.anchors,
+        }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on with the groups of an earlier sitting."""
+        if not state:
+            return
+        names = np.ascontiguousarray(state["names"])
+        self.names = [bytes(row).rstrip(b"\0").decode() for row in names]
+        for name in ("group", "memory", "labelled", "task_group", "trunks", "anchors"):
+            setattr(self, name, np.array(state[name]))
+
+
+def _centred_cosines(units: NDArray[Any]) -> Floats:
+    """Take cosines after the mean of all rows was taken out, [n, n]."""
+    apart = directions((units - units.mean(axis=0)).astype(np.float32)).astype(np.float64)
+    cosines: Floats = apart @ apart.T
+    return cosines
