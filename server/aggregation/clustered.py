@@ -11,8 +11,8 @@ from pydantic import Field
 from common.experiment import Experiment, Settings
 from common.wire import FloatArray
 from server.aggregation.linkage import Facts, Floats, separation, split_in_two
-from server.aggregation.rule import Rule, Updates
-from server.aggregation.sketch import Sketcher, common_columns, directions
+from server.aggregation.rule import Columns, Rule, Updates
+from server.aggregation.sketch import Sketcher, common_part, directions
 
 logger = logging.getLogger("fedmtl.server")
 KEPT = 0.9  # of what is remembered of a client's direction, when it takes part again
@@ -76,15 +76,14 @@ class Clustered(Rule):
         if not len(self.trunks):
             first = updates.before if updates.before.ndim == 1 else updates.before[0]
             self.trunks, self.anchors = first[None].copy(), first[None].copy()
-        common = common_columns(updates.columns)
-        places = self._remember(updates, directions(steps[:, common]))
+        places = self._remember(updates, directions(common_part(steps, updates.columns)))
         for number in range(len(self.trunks)):
             ours = self.group[places] == number
             if ours.any():
                 shares = (updates.weights[ours] / updates.weights[ours].sum()).astype(np.float32)
                 self.trunks[number] = self.trunks[number] + shares @ steps[ours]
         if updates.round % self.options.every == 0:
-            self._merge(common, updates.round)
+            self._merge(updates.columns, updates.round)
             self._split(updates.round)
             self.anchors = self.trunks.copy()
         return self._mean()
@@ -182,10 +181,10 @@ class Clustered(Rule):
         half = labelled[:, tasks[leaves]].sum(axis=1) > labelled[:, tasks[~leaves]].sum(axis=1)
         return half, tasks[leaves]
 
-    def _merge(self, common: NDArray[np.int64], number: int) -> None:
+    def _merge(self, columns: Columns, number: int) -> None:
         """Merge groups, the most alike first, whose trunks moved alike since they were judged."""
         while self.options.merge < 1 and len(self.trunks) > 1:
-            moves = directions((self.trunks - self.anchors)[:, common])
+            moves = directions(common_part(self.trunks - self.anchors, columns))
             likeness = np.triu(moves @ moves.T, 1)
             one, two = divmod(int(likeness.argmax()), len(likeness))
             if likeness[one, two] < self.options.merge:
@@ -204,6 +203,7 @@ class Clustered(Rule):
         for group in (self.group, self.task_group):
             group[group == two] = one
             group[group > two] -= 1
+        self.memory[self.group == one] = 0.0  # or what once set them apart would split them again
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Get groups, trunks, and what is remembered of every client."""

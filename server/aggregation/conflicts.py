@@ -42,7 +42,10 @@ class AverseOptions(Settings):
         0.4, gt=0, lt=1, description="cagrad: how far the step may be from the mean, in its length."
     )
     server_lr: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="Length of the server's step; 1 goes all the way."
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Length of the server's step; 1 goes all the way.",
     )
 
 
@@ -86,8 +89,8 @@ AGGREGATORS: Mapping[str, Aggregator] = {
     "fedmgda+": Aggregator(
         lambda shares, options: None, minds_shares=True, needs=(), options=("epsilon",)
     ),
-    # Sener & Koltun, NeurIPS 2018, eq. 3, Algorithm 2.
-    "mgda": Aggregator(lambda shares, options: _torchjd("MGDA", epsilon=1e-6, max_iters=1000)),
+    # Sener & Koltun, NeurIPS 2018, eq. 3; solved exactly, not by Frank & Wolfe's steps.
+    "mgda": Aggregator(lambda shares, options: None, needs=()),
     # Quinton & Rey 2024: each update projected onto the dual cone of all, then the mean.
     "upgrad": Aggregator(
         lambda shares, options: _torchjd("UPGrad", pref_vector=shares),
@@ -216,6 +219,8 @@ def _solve(name: str, gram: Floats, shares: Floats, options: AverseOptions, key:
         return shares
     if name == "fedmgda+":
         return shortest_near(gram, shares, options.epsilon)
+    if name == "mgda":
+        return shortest_near(gram, np.full(len(gram), 1 / len(gram)), 1.0)
     values, vectors = np.linalg.eigh(gram)
     root = torch.from_numpy(vectors * np.sqrt(np.maximum(values, 0.0)))  # root @ root.T is the gram
     aggregator = AGGREGATORS[name]

@@ -77,7 +77,8 @@ class TaskAware(Rule):
         if self.experiment.federation.weight_by == "uniform":
             counts = np.sign(counts)
         totals = counts.sum(axis=1, keepdims=True)
-        return np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+        shares: Floats = counts / np.maximum(totals, 1.0)
+        return shares
 
     def _task_weights(
         self, steps: FloatArray, shares: Floats, tasks: NDArray[np.int64], number: int
