@@ -130,7 +130,7 @@ def test_names_of_clients_survive_the_checkpoint():
     again = rule_for("clustered")
     again.restore(rule.state())
     np.testing.assert_array_equal(again.trunk_of("Köln"), rule.trunk_of("Köln"))
-    assert again.names == ["Köln", "a much longer name"]
+    assert list(again.groups) == ["Köln", "a much longer name"]
 
 
 def test_running_statistics_say_nothing_of_direction():
@@ -139,6 +139,11 @@ def test_running_statistics_say_nothing_of_direction():
     steps = [[1.0, 0.1, 50.0], [1.0, 0.2, 50.0], [1.0, 0.1, -50.0], [1.0, 0.2, -50.0]]
     run(rule, [1], steps, columns=columns)
     assert len(rule.trunks) == 1
+
+
+def test_groups_of_tasks_need_tasks():
+    with pytest.raises(ConfigError, match=r"by 'tasks' needs at least 2 tasks, got 1"):
+        experiment_for("clustered", "landmine", {"by": "tasks"})
 
 
 @pytest.mark.parametrize("option", ["every", "split", "merge", "min_clients"])

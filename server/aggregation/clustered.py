@@ -1,7 +1,7 @@
 """One trunk per group of clients, or per group of tasks; groups split and merge as updates say."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -54,7 +54,7 @@ class Clustered(Rule):
     def __init__(self, options: Any, experiment: Experiment) -> None:
         super().__init__(options, experiment)
         tasks = len(experiment.tasks)
-        self.names: list[str] = []  # clients seen, in the order of their first round
+        self.places: dict[str, int] = {}  # clients seen -> their places, by their first round
         self.group = np.zeros(0, np.int64)  # [N] of each client
         self.memory = np.zeros((0, 0), np.float32)  # [N, R] sketches of their directions, summed
         self.labelled = np.zeros((0, tasks), np.int64)  # [N, T]
@@ -63,12 +63,24 @@ class Clustered(Rule):
         self.anchors = np.zeros((0, 0), np.float32)  # [G, Q] trunks when groups were last judged
         self._sketcher: Sketcher | None = None
 
+    @classmethod
+    def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
+        """Groups of tasks need tasks."""
+        if options.by == "tasks" and len(experiment.tasks) < 2:
+            yield (
+                "federation.strategy-options.by 'tasks' needs at least 2 tasks, got "
+                f"{len(experiment.tasks)}; set it to 'clients'"
+            )
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """Every client seen -> the number of its group."""
+        return {name: int(self.group[place]) for name, place in self.places.items()}
+
     def trunk_of(self, client: str) -> FloatArray | None:
         """Give the trunk of a client's group, [Q]; None for a client never seen."""
-        if client not in self.names:
-            return None
-        trunk: FloatArray = self.trunks[self.group[self.names.index(client)]]
-        return trunk
+        place = self.places.get(client)
+        return None if place is None else self.trunks[self.group[place]]
 
     def combine(self, updates: Updates) -> FloatArray:
         """Let every group's trunk follow its clients; returns the mean of the groups, [Q]."""
@@ -99,11 +111,10 @@ class Clustered(Rule):
         if self._sketcher is None:
             self._sketcher = Sketcher(units.shape[1], self.experiment.seed)
         sketches = self._sketcher.shorten(units)
-        fresh = [place for place, name in enumerate(updates.clients) if name not in self.names]
+        fresh = [row for row, name in enumerate(updates.clients) if name not in self.places]
         if fresh:
-            self._admit([updates.clients[place] for place in fresh], sketches[fresh])
-        where = {name: place for place, name in enumerate(self.names)}
-        places = np.array([where[name] for name in updates.clients], np.int64)
+            self._admit([updates.clients[row] for row in fresh], sketches[fresh])
+        places = np.array([self.places[name] for name in updates.clients], np.int64)
         self.memory[places] = KEPT * self.memory[places] + sketches
         self.labelled[places] = updates.labelled
         if self.options.by == "tasks":
@@ -119,7 +130,7 @@ class Clustered(Rule):
             group = (directions(sketches) @ directions(centres).T).argmax(axis=1)
         else:
             group = np.zeros(len(names), np.int64)
-        self.names += names
+        self.places |= {name: len(self.places) + n for n, name in enumerate(names)}
         self.group = np.concatenate([self.group, group])
         memory = self.memory.reshape(-1, sketches.shape[1])
         self.memory = np.concatenate([memory, np.zeros_like(sketches)])
@@ -207,9 +218,9 @@ class Clustered(Rule):
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Get groups, trunks, and what is remembered of every client."""
-        if not self.names:
+        if not self.places:
             return {}
-        names = np.array([name.encode() for name in self.names])
+        names = np.array([name.encode() for name in self.places])
         return {
             "names": names.view(np.uint8).reshape(len(names), -1),
             "group": self.group,
@@ -225,7 +236,7 @@ class Clustered(Rule):
         if not state:
             return
         names = np.ascontiguousarray(state["names"])
-        self.names = [bytes(row).rstrip(b"\0").decode() for row in names]
+        self.places = {bytes(row).rstrip(b"\0").decode(): n for n, row in enumerate(names)}
         for name in ("group", "memory", "labelled", "task_group", "trunks", "anchors"):
             setattr(self, name, np.array(state[name]))
 

@@ -18,6 +18,7 @@ from server.aggregation.conflicts import (
     products,
 )
 from server.aggregation.rule import Rule, Updates
+from server.aggregation.sketch import common_part, plain_parts
 
 
 class ConflictAverse(Rule):
@@ -53,14 +54,15 @@ class ConflictAverse(Rule):
     def combine(self, updates: Updates) -> FloatArray:
         """Step along the weighted sum of the updates, [Q]."""
         steps, options = updates.steps, self.options
-        key = derive_key(self.experiment.seed, "conflict-averse", updates.round)
         weights = averse_weights(
             options.aggregator,
-            products(steps),
+            products(common_part(steps, updates.columns)),
             updates.weights,
             options,
-            key,
+            derive_key(self.experiment.seed, "conflict-averse", updates.round),
             normalise=options.normalise,
         )
         step: FloatArray = (options.server_lr * weights).astype(np.float32) @ steps
+        for place in plain_parts(updates.columns):
+            step[place] = updates.weights.astype(np.float32) @ steps[:, place]
         return updates.before + step

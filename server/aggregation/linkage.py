@@ -59,8 +59,8 @@ def separation(likeness: Floats, half: Facts) -> float:
 def order_alike(likeness: Floats) -> list[int]:
     """Order things so that those alike are neighbours: the leaves of the tree, turned to fit.
 
-    >>> order_alike(np.array([[1, 0, .9], [0, 1, 0], [.9, 0, 1]]))
-    [1, 0, 2]
+    >>> order_alike(np.array([[1, 0, .9], [0, 1, .1], [.9, .1, 1]]))
+    [1, 2, 0]
     """
     if len(likeness) < 3:
         return list(range(len(likeness)))

@@ -11,7 +11,12 @@ WIDTH = 1024  # of a sketch; products of unit vectors are off by about 1 / sqrt(
 
 
 def common_part(rows: FloatArray, columns: Columns) -> FloatArray:
-    """Cut rows to the columns that all tasks train: no single task's parts, no statistics."""
+    """Cut rows to the columns that all tasks train: no single task's parts, no statistics.
+
+    Args:
+        rows: [n, Q].
+        columns: parameter name -> its columns.
+    """
     parts = [
         place
         for name, place in columns.items()
@@ -20,6 +25,19 @@ def common_part(rows: FloatArray, columns: Columns) -> FloatArray:
     if sum(place.stop - place.start for place in parts) == rows.shape[1]:
         return rows
     return np.concatenate([rows[:, :0], *(rows[:, place] for place in parts)], axis=1)
+
+
+def plain_parts(columns: Columns) -> list[slice]:
+    """List the columns that no loss pulls on and that are to be averaged whatever the rule.
+
+    These are running statistics, of which another combination could give a negative variance, and
+    SCAFFOLD's control variates.
+    """
+    return [
+        place
+        for name, place in columns.items()
+        if is_statistic(name) or name.startswith("control.")
+    ]
 
 
 def directions(steps: FloatArray) -> FloatArray:

@@ -20,6 +20,7 @@ from server.aggregation.conflicts import (
     products,
 )
 from server.aggregation.rule import Rule, Updates
+from server.aggregation.sketch import common_part, plain_parts
 
 
 class TaskAware(Rule):
@@ -61,15 +62,17 @@ class TaskAware(Rule):
         tasks = np.flatnonzero(shares.any(axis=1))
         if not len(tasks):  # nobody has a label: no step
             return updates.before.copy()
-        weights = (self._task_weights(steps, shares[tasks], tasks, updates.round)) @ shares[tasks]
-        combined: FloatArray = updates.before + rate * (weights.astype(np.float32) @ steps)
-        for name, columns in updates.columns.items():
+        gram = products(common_part(steps, updates.columns))
+        weights = self._task_weights(gram, shares[tasks], tasks, updates.round) @ shares[tasks]
+        step: FloatArray = rate * (weights.astype(np.float32) @ steps)
+        for name, place in updates.columns.items():
             task = task_of(name)
-            place = updates.tasks.index(task) if task in updates.tasks else -1
-            if place in tasks:
-                own = shares[place].astype(np.float32) @ steps[:, columns]
-                combined[columns] = updates.before[columns] + rate * own
-        return combined
+            row = updates.tasks.index(task) if task in updates.tasks else -1
+            if row in tasks:
+                step[place] = rate * (shares[row].astype(np.float32) @ steps[:, place])
+        for place in plain_parts(updates.columns):
+            step[place] = updates.weights.astype(np.float32) @ steps[:, place]
+        return updates.before + step
 
     def _client_shares(self, updates: Updates) -> Floats:
         """Give every client's share of every task, [T, K]; rows sum to 1, or 0 without a label."""
@@ -81,13 +84,13 @@ class TaskAware(Rule):
         return shares
 
     def _task_weights(
-        self, steps: FloatArray, shares: Floats, tasks: NDArray[np.int64], number: int
+        self, gram: Floats, shares: Floats, tasks: NDArray[np.int64], number: int
     ) -> Floats:
         """Weigh the tasks at these places, [n], by their weights in the loss or an aggregator."""
         given = np.array(list(self.experiment.task_weights().values()))[tasks]
         parts = given / given.sum() if given.any() else np.full(len(given), 1 / len(given))
         options, key = self.options, derive_key(self.experiment.seed, "task-aware", number)
-        gram = shares @ products(steps) @ shares.T
+        between = shares @ gram @ shares.T
         return averse_weights(
-            options.across, gram, parts, options, key, normalise=options.normalise
+            options.across, between, parts, options, key, normalise=options.normalise
         )
