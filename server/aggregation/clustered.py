@@ -44,7 +44,7 @@ class Clustered(Rule):
         )
         every: int = Field(5, ge=1, description="Split and merge in every n-th round.")
         split: float = Field(
-            0.5, gt=0, le=2, description="Cosine within halves minus cosine between, to split."
+            0.6, gt=0, le=2, description="Cosine within halves minus cosine between, to split."
         )
         merge: float = Field(
             0.9, gt=0, le=1, description="Cosine of two groups' movements, to merge; 1 never does."
