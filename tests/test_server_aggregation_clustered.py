@@ -141,6 +141,12 @@ def test_running_statistics_say_nothing_of_direction():
     assert len(rule.trunks) == 1
 
 
+@pytest.mark.parametrize("strategy", ["clustered", "conflict-averse"])
+def test_updates_that_have_nothing_in_common_are_refused(strategy):
+    with pytest.raises(ConfigError, match=r"trunk\.sharing 'soft' has no such part"):
+        experiment_for(strategy, "digits", {}, "trunk.sharing=soft")
+
+
 def test_groups_of_tasks_need_tasks():
     with pytest.raises(ConfigError, match=r"by 'tasks' needs at least 2 tasks, got 1"):
         experiment_for("clustered", "landmine", {"by": "tasks"})

@@ -18,7 +18,7 @@ def shortest_near(gram: Floats, shares: Floats, epsilon: float) -> Floats:
     Args:
         gram: [n, n], products of the vectors.
         shares: [n], >= 0, summing to 1; where it starts.
-        epsilon: 0 gives the shares back; 1 leaves only the simplex.
+        epsilon: near 0 it gives the shares back; 1 asks for a mean and nothing else.
 
     Returns:
         [n], the weights.
@@ -34,15 +34,12 @@ def shortest_near(gram: Floats, shares: Floats, epsilon: float) -> Floats:
         up = int(np.where(weights < high, slope, np.inf).argmin())
         down = int(np.where(weights > low, slope, -np.inf).argmax())
         gap = slope[down] - slope[up]
-        if not np.isfinite(gap) or gap <= enough:
+        if not enough < gap < np.inf:
             break
         bend = gram[up, up] + gram[down, down] - 2 * gram[up, down]
         room = min(high[up] - weights[up], weights[down] - low[down])
         step = min(room, gap / bend) if bend > 0 else room
-        # At a bound exactly, or rounding would leave a sliver of room to go on with for ever.
-        is_last = step == room
-        weights[up] = high[up] if is_last and room == high[up] - weights[up] else weights[up] + step
-        weights[down] = 1.0 - (weights.sum() - weights[down])
-        weights[down] = max(weights[down], low[down])
+        weights[up] = min(weights[up] + step, high[up])
+        weights[down] = max(weights[down] - step, low[down])
         slope = slope + step * (gram[:, up] - gram[:, down])
     return weights

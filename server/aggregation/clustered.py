@@ -12,7 +12,7 @@ from common.experiment import Experiment, Settings
 from common.wire import FloatArray
 from server.aggregation.linkage import Facts, Floats, separation, split_in_two
 from server.aggregation.rule import Columns, Rule, Updates
-from server.aggregation.sketch import Sketcher, common_part, directions
+from server.aggregation.sketch import Sketcher, common_part, common_problems, directions
 
 logger = logging.getLogger("fedmtl.server")
 KEPT = 0.9  # of what is remembered of a client's direction, when it takes part again
@@ -65,7 +65,8 @@ class Clustered(Rule):
 
     @classmethod
     def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
-        """Groups of tasks need tasks."""
+        """There must be something to compare, and groups of tasks need tasks."""
+        yield from common_problems(experiment, "clustered")
         if options.by == "tasks" and len(experiment.tasks) < 2:
             yield (
                 "federation.strategy-options.by 'tasks' needs at least 2 tasks, got "

@@ -18,7 +18,7 @@ from server.aggregation.conflicts import (
     products,
 )
 from server.aggregation.rule import Rule, Updates
-from server.aggregation.sketch import common_part, plain_parts
+from server.aggregation.sketch import common_part, common_problems, plain_parts
 
 
 class ConflictAverse(Rule):
@@ -41,6 +41,7 @@ class ConflictAverse(Rule):
     @classmethod
     def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
         """The aggregator's libraries must be there, and its options its own."""
+        yield from common_problems(experiment, "conflict-averse")
         name = options.aggregator
         yield from averse_problems(name, options, where="aggregator")
         by = experiment.federation.weight_by

@@ -1,7 +1,11 @@
 """What of an update is compared between clients, and a short sketch of it that is kept."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
+from common.architectures.table import SHARINGS
+from common.experiment import Experiment
 from common.seeding import numpy_generator
 from common.sharing import is_statistic, task_of
 from common.wire import FloatArray
@@ -25,6 +29,16 @@ def common_part(rows: FloatArray, columns: Columns) -> FloatArray:
     if sum(place.stop - place.start for place in parts) == rows.shape[1]:
         return rows
     return np.concatenate([rows[:, :0], *(rows[:, place] for place in parts)], axis=1)
+
+
+def common_problems(experiment: Experiment, strategy: str) -> Iterator[str]:
+    """Refuse a trunk that has no columns to compare clients by."""
+    sharing = experiment.trunk.sharing
+    if not SHARINGS[sharing].has_common_parts:
+        yield (
+            f"federation.strategy '{strategy}' compares updates of what all tasks share, and "
+            f"trunk.sharing '{sharing}' has no such part; choose another of the two"
+        )
 
 
 def plain_parts(columns: Columns) -> list[slice]:
