@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common.errors import ConfigError
-from server.aggregation.linkage import order_alike, separation, split_in_two
+from server.aggregation.linkage import order_alike, partitions, separation
 from server.aggregation.sketch import WIDTH, Sketcher, directions
 from tests.updates import experiment_for, rule_for, updates_of
 
@@ -52,6 +52,13 @@ def test_a_stranger_does_not_hide_two_groups():
     run(rule, [1], [EAST, EAST, WEST, WEST, [0.0, 0.3, 9.0]])
     assert len(rule.trunks) == 2
     assert rule.group[0] == rule.group[1] != rule.group[2] == rule.group[3]
+
+
+def test_four_groups_part_at_once():
+    rule = rule_for("clustered", every=1)
+    steps = np.repeat(np.eye(4), 3, axis=0) + 0.3
+    run(rule, [1], steps[[0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]].tolist())
+    assert rule.group.tolist() == [0, 1, 2, 3] * 3
 
 
 def test_noise_alone_splits_nothing():
@@ -173,16 +180,15 @@ def test_short_rows_are_kept_whole():
     np.testing.assert_array_equal(Sketcher(3, seed=0).shorten(rows), rows)
 
 
-def test_too_few_things_have_no_halves():
-    assert split_in_two(np.eye(1), 1) is None
-    assert split_in_two(np.eye(3), 2) is None
+def test_too_few_things_have_no_parts():
+    assert list(partitions(np.eye(1), 1)) == []
+    assert list(partitions(np.eye(3), 2)) == []
 
 
 def test_separation_is_that_of_means():
     likeness = np.array([[1, 0.8, 0.1], [0.8, 1, 0.3], [0.1, 0.3, 1]])
-    half = np.array([False, False, True])
-    assert separation(likeness, half) == pytest.approx(0.6)  # 0.8 - (0.1 + 0.3) / 2
-    assert separation(likeness, np.zeros(3, dtype=bool)) == 0
+    assert separation(likeness, np.array([0, 0, 1])) == pytest.approx(0.6)  # 0.8 - (0.1 + 0.3) / 2
+    assert separation(likeness, np.zeros(3, np.int64)) == 0
 
 
 def test_order_puts_the_like_together():

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from common.experiment import Experiment, Settings
 from common.wire import FloatArray
-from server.aggregation.linkage import Facts, Floats, separation, split_in_two
+from server.aggregation.linkage import Floats, Labels, partitions, separation
 from server.aggregation.rule import Columns, Rule, Updates
 from server.aggregation.sketch import Sketcher, common_part, common_problems, directions
 
@@ -21,15 +21,16 @@ KEPT = 0.9  # of what is remembered of a client's direction, when it takes part 
 class Clustered(Rule):
     """A mean per group: ``w_g <- w_g + sum_k p_k u_k / sum_k p_k`` over the group's clients.
 
-    All clients begin in one group. Every few rounds a group is split in two where its clients'
-    directions fall into two halves (recursive bipartition by cosines: Sattler et al., "Clustered
-    federated learning", IEEE TNNLS 2021, Algorithm 2; average linkage of update directions: Briggs
-    et al., "Federated learning with hierarchical clustering of local updates to improve training on
-    non-IID data", IJCNN 2020). Sattler et al. wait until the group's mean update is short while
-    some client's is long, which needs two thresholds in the model's own units and a converged
+    All clients begin in one group. Every few rounds a group is split where its clients' directions
+    fall into parts (by average linkage of update directions: Briggs et al., "Federated learning
+    with hierarchical clustering of local updates to improve training on non-IID data", IJCNN 2020;
+    again and again, by cosines: Sattler et al., "Clustered federated learning", IEEE TNNLS 2021,
+    Algorithm 2, which parts in two). Sattler et al. wait until the group's mean update is short
+    while some client's is long, which needs two thresholds in the model's own units and a converged
     model. Here a client's direction is summed over rounds, the group's mean is taken out of it, and
-    a split needs cosines within the halves that exceed those between them by `split`. Groups whose
-    trunks move alike again, with a cosine of `merge`, are merged.
+    a split needs cosines within the parts that exceed those between them by `split`, under the cut
+    of the tree where they do so most. Groups whose trunks move alike again, with a cosine of
+    `merge`, are merged.
 
     A client that was never seen is sent the mean of the groups' trunks, weighted by members; its
     first update decides its group.
@@ -44,7 +45,7 @@ class Clustered(Rule):
         )
         every: int = Field(5, ge=1, description="Split and merge in every n-th round.")
         split: float = Field(
-            0.6, gt=0, le=2, description="Cosine within halves minus cosine between, to split."
+            0.75, gt=0, le=2, description="Cosine within parts minus cosine between them, to split."
         )
         merge: float = Field(
             0.9, gt=0, le=1, description="Cosine of two groups' movements, to merge; 1 never does."
@@ -144,54 +145,73 @@ class Clustered(Rule):
         self.group = (self.labelled @ belongs).argmax(axis=1)
 
     def _split(self, number: int) -> None:
-        """Split every group that falls into two halves."""
+        """Split every group that falls apart."""
         for old in range(len(self.trunks)):
             members = np.flatnonzero((self.group == old) & self.memory.any(axis=1))
-            found = self._halves(old, members) if len(members) else None
+            tasks = np.flatnonzero((self.task_group == old) & self.labelled[members].any(axis=0))
+            found = self._parts(members, tasks)
             if found is None:
                 continue
-            half, tasks = found
-            new = len(self.trunks)
+            parts, task_parts = found
+            count, new = parts.max(), len(self.trunks)
             for name in ("trunks", "anchors"):
                 rows = getattr(self, name)
-                setattr(self, name, np.concatenate([rows, rows[old : old + 1]]))
-            self.group[members[half]] = new
-            self.task_group[tasks] = new
+                setattr(self, name, np.concatenate([rows, np.repeat(rows[[old]], count, axis=0)]))
+            numbers = np.array([old, *range(new, new + count)])
+            self.group[members] = numbers[parts]
             if self.options.by == "tasks":
+                self.task_group[tasks] = numbers[task_parts]
                 self._follow_tasks()
-            sizes = len(half) - half.sum(), half.sum()
-            logger.info("round %d: group %d split into %d and %d clients", number, old, *sizes)
+            sizes = ", ".join(map(str, np.bincount(parts)))
+            logger.info("round %d: group %d splits into %s clients", number, old, sizes)
 
-    def _halves(self, old: int, members: NDArray[np.int64]) -> tuple[Facts, Any] | None:
-        """Find a group's halves: which members, and which tasks, leave; None where it is one."""
-        options, units = self.options, directions(self.memory[members])
+    def _parts(self, members: Labels, tasks: Labels) -> tuple[Labels, Labels] | None:
+        """Find the parts of a group that are most apart; None where it is one.
+
+        Args:
+            members: places of its clients, n of them.
+            tasks: places of its tasks.
+
+        Returns:
+            [n], the part of each client; and the part of each task, where tasks are grouped.
+        """
+        units, options = directions(self.memory[members]), self.options
+        if len(members) < 2 * options.min_clients:
+            return None
         likeness = _centred_cosines(units)
-        tasks = np.empty(0, np.int64)
-        if options.by == "clients":
-            half = split_in_two(likeness, options.min_clients)
-        else:
-            half, tasks = self._task_halves(old, members, units)
-        if half is None or min(half.sum(), (~half).sum()) < options.min_clients:
+        found = max(
+            (
+                (separation(likeness, parts), -parts.max(), n, parts, task_parts)
+                for n, (parts, task_parts) in enumerate(self._ways(members, tasks, units, likeness))
+                if np.bincount(parts).min() >= options.min_clients
+            ),
+            default=None,
+        )
+        if found is None or found[0] < options.split:
             return None
-        one, two = directions(np.stack([units[~half].mean(axis=0), units[half].mean(axis=0)]))
-        if separation(likeness, half) < options.split or one @ two >= options.merge:
+        _, _, _, parts, task_parts = found
+        means = directions(np.stack([units[parts == p].mean(axis=0) for p in np.unique(parts)]))
+        if np.triu(means @ means.T, 1).max() >= options.merge:
             return None
-        return half, tasks
+        return parts, task_parts
 
-    def _task_halves(
-        self, old: int, members: NDArray[np.int64], units: FloatArray
-    ) -> tuple[Facts | None, NDArray[np.int64]]:
-        """Halve a group's tasks by the mean directions of those who hold them."""
-        labelled = self.labelled[members].astype(np.float64)
-        tasks = np.flatnonzero((self.task_group == old) & labelled.any(axis=0))
+    def _ways(
+        self, members: Labels, tasks: Labels, units: FloatArray, likeness: Floats
+    ) -> Iterator[tuple[Labels, Labels]]:
+        """List ways to part a group: its clients, or its tasks and with them its clients."""
+        if self.options.by == "clients":
+            for parts in partitions(likeness, self.options.min_clients):
+                yield parts, np.empty(0, np.int64)
+            return
         if len(tasks) < 2:
-            return None, tasks
-        means = (labelled[:, tasks] / labelled[:, tasks].sum(axis=0)).T @ units
-        leaves = split_in_two(_centred_cosines(means), 1)
-        if leaves is None:
-            return None, tasks
-        half = labelled[:, tasks[leaves]].sum(axis=1) > labelled[:, tasks[~leaves]].sum(axis=1)
-        return half, tasks[leaves]
+            return
+        labelled = self.labelled[members][:, tasks].astype(np.float64)
+        means = (labelled / labelled.sum(axis=0)).T @ units
+        for task_parts in partitions(_centred_cosines(means), 1):
+            holds = labelled @ (task_parts[:, None] == np.arange(task_parts.max() + 1))
+            parts = holds.argmax(axis=1)
+            if len(np.unique(parts)) == task_parts.max() + 1:
+                yield parts, task_parts
 
     def _merge(self, columns: Columns, number: int) -> None:
         """Merge groups, the most alike first, whose trunks moved alike since they were judged."""

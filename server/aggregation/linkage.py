@@ -1,56 +1,64 @@
-"""Agglomerative clustering with average linkage: what is alike in two halves, or in an order."""
+"""Agglomerative clustering with average linkage: ways to part things, or to put them in order."""
+
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-Facts = NDArray[np.bool_]
+Labels = NDArray[np.int64]
+MOST_PARTS = 12
 
 
-def split_in_two(likeness: Floats, smallest: int) -> Facts | None:
-    """Find the topmost fork of the tree of average linkage whose two branches are large enough.
+def partitions(likeness: Floats, smallest: int) -> Iterator[Labels]:
+    """Cut the tree of average linkage into two branches, three, and so on.
 
-    What the fork does not hold, single strangers for the most part, goes to the branch that it is
-    more like on average.
+    Branches that are too small, single strangers for the most part, join the branch that they are
+    most like on average. A cut that leaves fewer than two branches is passed over.
 
     Args:
         likeness: [n, n], symmetric, at most 1, such as cosines.
         smallest: leaves that a branch must have.
 
-    Returns:
-        [n], which of the two, False for the first; None where no fork is large enough.
+    Yields:
+        [n], the number of each thing's part; that of the first is 0.
 
     >>> likeness = np.array([[1, .9, 0, 0], [.9, 1, 0, 0], [0, 0, 1, .8], [0, 0, .8, 1]])
-    >>> split_in_two(likeness, 2)
-    array([False, False,  True,  True])
+    >>> list(partitions(likeness, 2))
+    [array([0, 0, 1, 1])]
     """
-    branches: list[list[int]] = [[n] for n in range(len(likeness))]
-    fork: tuple[list[int], list[int]] | None = None
-    for one, two in _tree(likeness)[:, :2].astype(int).tolist():
-        left, right = branches[one], branches[two]
-        if min(len(left), len(right)) >= smallest:
-            fork = (left, right)
-        branches.append(left + right)
-    if fork is None:
-        return None
-    left, right = fork
-    half: Facts = likeness[:, right].mean(axis=1) > likeness[:, left].mean(axis=1)
-    half[left], half[right] = False, True
-    return ~half if half[0] else half
+    if len(likeness) < 2:
+        return
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    tree, seen = linkage(_distances(likeness), "average"), set()
+    for count in range(2, min(len(likeness), MOST_PARTS) + 1):
+        cut = fcluster(tree, count, "maxclust")
+        branches = [np.flatnonzero(cut == number) for number in np.unique(cut)]
+        large = [branch for branch in branches if len(branch) >= smallest]
+        if len(large) < 2:
+            continue
+        labels = np.stack([likeness[:, b].mean(axis=1) for b in large]).argmax(axis=0)
+        for number, branch in enumerate(large):
+            labels[branch] = number
+        labels = _from_zero(labels)
+        if labels.tobytes() not in seen:
+            seen.add(labels.tobytes())
+            yield labels
 
 
-def separation(likeness: Floats, half: Facts) -> float:
-    """Say how much more alike the members of one half are than those of different halves.
+def separation(likeness: Floats, labels: Labels) -> float:
+    """Say how much more alike things of one part are than things of different parts.
 
     Args:
         likeness: [n, n].
-        half: [n], which of the two.
+        labels: [n], the part of each.
 
     Returns:
-        The mean over pairs within a half minus that over pairs between; 0 where one is missing.
+        The mean over pairs within a part minus that over pairs between; 0 where one is missing.
     """
-    same = half[:, None] == half
-    within = same & ~np.eye(len(half), dtype=bool)
+    same = labels[:, None] == labels
+    within = same & ~np.eye(len(labels), dtype=bool)
     if not within.any() or same.all():
         return 0.0
     return float(likeness[within].mean() - likeness[~same].mean())
@@ -64,22 +72,21 @@ def order_alike(likeness: Floats) -> list[int]:
     """
     if len(likeness) < 3:
         return list(range(len(likeness)))
-    from scipy.cluster.hierarchy import leaves_list, optimal_leaf_ordering
+    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 
-    ordered = optimal_leaf_ordering(_tree(likeness), _distances(likeness))
+    distances = _distances(likeness)
+    ordered = optimal_leaf_ordering(linkage(distances, "average"), distances)
     order: list[int] = leaves_list(ordered).tolist()
     return order
-
-
-def _tree(likeness: Floats) -> Floats:
-    """Grow the tree, [n - 1, 4] as SciPy describes it; no rows for one leaf."""
-    if len(likeness) < 2:
-        return np.zeros((0, 4))
-    from scipy.cluster.hierarchy import linkage
-
-    return np.asarray(linkage(_distances(likeness), "average"), np.float64)
 
 
 def _distances(likeness: Floats) -> Floats:
     upper = np.triu_indices(len(likeness), 1)
     return np.maximum(0.0, 1.0 - likeness[upper])
+
+
+def _from_zero(labels: Labels) -> Labels:
+    """Number parts by their first member."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    rank: Labels = np.argsort(np.argsort(first))
+    return rank[inverse]
