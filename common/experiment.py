@@ -406,6 +406,12 @@ class Federation(Settings):
     weight_by: Literal["examples", "uniform"] = Field(
         "examples", description="A client's weight in the mean: its training rows, or 1."
     )
+    affinity_every: int = Field(
+        10,
+        ge=0,
+        description="How alike clients' and tasks' updates are is measured in round 1 and every "
+        "n-th, for results.json and the report; 0 never does.",
+    )
     round_timeout_s: Finite = Field(
         3600.0,
         gt=0,
@@ -585,7 +591,8 @@ class Experiment(Settings):
         """
         content = self.model_dump(mode="json")
         del content["description"], content["data"]["path"], content["federation"]["rounds"]
-        del content["training"]["device"], content["federation"]["checkpoint_interval_s"]
+        del content["training"]["device"], content["federation"]["affinity_every"]
+        del content["federation"]["checkpoint_interval_s"]
         content["federation"]["availability"] = seal(self.federation.availability)
         if not self.federation.availability:  # its delays would make the deadline part of a result
             del content["federation"]["round_timeout_s"]

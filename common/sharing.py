@@ -58,6 +58,15 @@ def task_parts_travel(experiment: Experiment) -> bool:
     return bool(shared_names(["trunk.task-any.weight"], experiment))
 
 
+def is_statistic(name: str) -> bool:
+    """Whether a parameter is a running statistic, which no gradient moves.
+
+    >>> is_statistic("trunk.1.norm_mean"), is_statistic("trunk.1.norm_weight")
+    (True, False)
+    """
+    return bool(_STATISTIC.search(name))
+
+
 def task_of(name: str) -> str | None:
     """Name the task that a parameter belongs to; None where it belongs to all.
 

@@ -1,4 +1,4 @@
-"""The `fedmtl` command: simulate, compare, check, report, list, health.
+"""The `fedmtl` command: simulate, compare, personalize, check, report, list, health.
 
 What a command needs is imported inside it, so that `fedmtl --help` answers without PyTorch.
 """
@@ -19,6 +19,7 @@ from common.resuming import check_changes
 from simulations.cli_deploy import deploy_app
 from simulations.cli_health import health
 from simulations.cli_node import app as node_app
+from simulations.cli_personalize import personalize
 from simulations.cli_predict import export, predict
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
@@ -158,6 +159,16 @@ def compare(
             help="With --vary: no single-task local training, and so no Delta-m.",
         ),
     ] = False,
+    holdout_clients: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE|N|NAMES",
+            help="These clients take no part; their heads are fitted on the trunk afterwards.",
+        ),
+    ] = "",
+    holdout_rows: Annotated[
+        str, typer.Option(metavar="N1,N2,...", help="And on so many of their training rows.")
+    ] = "",
     data: Data = None,
     overrides: Overrides = None,
     out: Out = None,
@@ -179,13 +190,24 @@ def compare(
     one table move together as a table, which replaces it:
     --vary 'trunk={widths=[32]},{widths=[64], activation="tanh"}'
 
+    --holdout-clients 0.2 keeps a fifth of the clients, drawn by each seed, out
+    of all trainings. A second table tells how their heads do on the federated
+    trunk against each of them alone, with all training rows and with fewer.
+
     A run is read at its round of lowest validation loss. The folder gets
     comparison.json, comparison.html, and a run folder for every federation.
     """
     with told_in_lines():
         if no_yardstick and not vary:
             raise ConfigError("--no-yardstick is for --vary; remove it, or vary a setting.")
+        if holdout_rows and not holdout_clients:
+            raise ConfigError("--holdout-rows needs --holdout-clients; add it, or remove the rows.")
         logging.getLogger("flwr").setLevel(logging.WARNING)
+        holdout = None
+        if holdout_clients:
+            from simulations.holdout import parse_holdout
+
+            holdout = parse_holdout(holdout_clients, holdout_rows)
         plan = None
         if vary:
             from simulations.variants import plan_variants
@@ -197,7 +219,7 @@ def compare(
         out = out or new_folder(f"compare-{settings.name}")
         from simulations.compare_command import run_comparison, tell_comparison
 
-        comparison = run_comparison(plan or settings, seeds, jobs, out)
+        comparison = run_comparison(plan or settings, seeds, jobs, out, holdout)
         tell_comparison(settings, comparison, out, as_json=as_json)
 
 
@@ -270,6 +292,7 @@ def list_choices(
 
 app.command()(predict)
 app.command()(export)
+app.command()(personalize)
 
 
 def run(

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from simulations import charts
+from simulations.affinity_charts import make_affinity
 from simulations.formats import (
     LOWER_IS_BETTER,
     NOTHING,
@@ -53,6 +54,7 @@ def make_page(record: RunRecord) -> str:
         section("Learning curves", make_curves(record, collected)),
         section("Across clients", make_clients(record, collected)),
         section("Task weights", make_weights(record, collected)),
+        section("Affinity", make_affinity(record, collected)),
         section("Cost", make_cost(record, collected)),
         section("Participation", make_participation(record, collected)),
         section("Repeat this run", make_origin(record)),
