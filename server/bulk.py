@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from common.wire import FloatArray, Instruction
 from server.sums import SumTable
 
+Arrival = tuple[float, int]  # seconds after the round's start, and what breaks ties
+
 
 @dataclass(frozen=True)
 class BulkReplies:
@@ -27,15 +29,15 @@ class BulkReplies:
         sums: what their metric records would hold.
         rows: float32 [K, Q], each client's shared parameters, flat, in the order of the trunk that
             was sent; None in an evaluation.
-        arrived: the clients whose replies came before the round's deadline, in the order of their
-            arrival, where the engine simulates that; None where all came at once.
+        arrived: when the replies came that came before the round's deadline, where the engine
+            simulates that; None where all came at once.
     """
 
     clients: Sequence[str]
     examples: NDArray[np.int64]
     sums: SumTable
     rows: FloatArray | None = None
-    arrived: Sequence[str] | None = None
+    arrived: Mapping[str, Arrival] | None = None
 
     def only(self, clients: Collection[str]) -> "BulkReplies":
         """Keep the replies of these clients."""
