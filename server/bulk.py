@@ -99,12 +99,6 @@ def ask_groups(
     )
 
 
-def _join_arrivals(answers: Sequence[BulkReplies]) -> list[str] | None:
-    """Take turns in proportion to the groups' sizes, so that none is early as a whole."""
-    if all(replies.arrived is None for replies in answers):
-        return None
-    turns = []
-    for place, replies in enumerate(answers):
-        arrived = replies.clients if replies.arrived is None else replies.arrived
-        turns += [((i + 1) / len(arrived), place, name) for i, name in enumerate(arrived)]
-    return [name for _, _, name in sorted(turns)]
+def _join_arrivals(answers: Sequence[BulkReplies]) -> dict[str, Arrival] | None:
+    known = [replies.arrived for replies in answers if replies.arrived is not None]
+    return {name: time for times in known for name, time in times.items()} if known else None

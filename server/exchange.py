@@ -218,9 +218,12 @@ def nobody() -> Outcome:
 
 
 def close(replies: BulkReplies, tally: Tally) -> tuple[BulkReplies, dict[str, str]]:
-    """Keep the replies that were there when the round closed; also returns who was not, and why.
+    """Keep the replies that were there when the round closed.
 
     Faulty ones among them are left to the strategy, which tells of them, unless the round is lost.
+
+    Returns:
+        These replies, and who was not among them and why.
     """
     faults = find_faults(replies)
     times = replies.arrived
