@@ -10,6 +10,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any
@@ -32,9 +33,6 @@ STRATEGIES_TRIED = ("fedavg", "median", "trimmed-mean", "krum", "multikrum", "bu
 # Option of a strategy -> its value where so many of so many clients may be hostile.
 OPTIONS: dict[str, Callable[[int, int], int | float]] = {
     "beta": lambda hostile, clients: hostile / clients,
-    "hostile": lambda hostile, clients: hostile,
-    "malicious": lambda hostile, clients: hostile,
-    "num-malicious": lambda hostile, clients: hostile,
     "num-malicious-nodes": lambda hostile, clients: hostile,
 }
 # Experiment -> settings under which the differences can be seen: clients enough for Bulyan, which
@@ -121,6 +119,8 @@ def cell(figures: list[float], clean: list[float], *, lower_is_better: bool = Fa
     >>> cell([0.50, 0.52], [0.95, 0.97]), cell([0.95, 0.96], [0.95, 0.97])
     ('**0.5100 ± 0.0141**', '0.9550 ± 0.0071')
     """
+    if any(map(isnan, figures)):
+        return "**nothing learned**"
     spread = stdev(figures) if len(figures) > 1 else 0.0
     text = f"{mean(figures):.4f} ± {spread:.4f}"
     noise = max(2 * stdev(clean), LEAST_DROP) if len(clean) > 1 else LEAST_DROP
