@@ -45,7 +45,7 @@ class ConflictAverse(Rule):
         name = options.aggregator
         yield from averse_problems(name, options, where="aggregator")
         by = experiment.federation.weight_by
-        if not AGGREGATORS[name].minds_shares and by == "uniform":
+        if not AGGREGATORS[name].minds_shares and by != "examples":
             users = ", ".join(f"'{n}'" for n, a in AGGREGATORS.items() if a.minds_shares)
             yield (
                 f"federation.weight-by is for strategy-options.aggregator {users}, got '{by}' with "

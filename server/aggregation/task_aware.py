@@ -54,6 +54,11 @@ class TaskAware(Rule):
     def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
         """The aggregator's libraries must be there, and its options its own."""
         yield from averse_problems(options.across, options, where="across")
+        if experiment.federation.weight_by == "labelled":
+            yield (
+                "federation.weight-by must be 'examples' or 'uniform' under federation.strategy "
+                "'task-aware', got 'labelled', by which it weighs within a task anyway; remove it"
+            )
 
     def combine(self, updates: Updates) -> FloatArray:
         """Step along the combined updates of the tasks, [Q]."""
