@@ -60,7 +60,7 @@ class BatchedGrid(LoopbackGrid, BulkGrid):
             rows = meet.hostile.distort_rows(clients, before, replies.rows)
             replies = replace(replies, rows=rows)
         if meet.arrivals is not None:
-            arrived = meet.arrivals.order(clients, instruction.round)
+            arrived = meet.arrivals.times(clients, instruction.round)
             replies = replace(replies, arrived=arrived)
         return replies
 
