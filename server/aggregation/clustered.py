@@ -90,6 +90,7 @@ class Clustered(Rule):
         if not len(self.trunks):
             first = updates.before if updates.before.ndim == 1 else updates.before[0]
             self.trunks, self.anchors = first[None].copy(), first[None].copy()
+        self.trunks = self.trunks.copy()  # those that were sent stay as they were
         places = self._remember(updates, directions(common_part(steps, updates.columns)))
         for number in range(len(self.trunks)):
             ours = self.group[places] == number
