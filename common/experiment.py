@@ -11,10 +11,18 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
+from common.availability import seal, trace_problems
 from common.idle_settings import idle_settings
 from common.methods import Method, method_problems, one_of
 from common.strategies import STRATEGIES
@@ -35,6 +43,12 @@ METRICS_OF_KIND: dict[str, tuple[Metric, ...]] = {  # the first one is the defau
 
 # TOML arrays arrive as lists; strict mode would refuse them where a tuple keeps the model frozen.
 Names = Annotated[tuple[str, ...], Field(strict=False)]
+# In a file, a path of lines to read may stand in their place (`common.experiment_file`).
+Lines = Annotated[
+    tuple[str, ...],
+    Field(strict=False),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -355,6 +369,22 @@ class Federation(Settings):
     clients_per_round: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         "all", description="How many are drawn each round, by the seed."
     )
+    sampling: Literal["uniform", "by-size"] = Field(
+        "uniform",
+        description="uniform: every client is as likely to be drawn; by-size: in proportion to its "
+        "training rows.",
+    )
+    availability: Lines = Field(
+        (),
+        description="Simulated presence: a CSV file, or its lines, with client, from-round, "
+        "to-round, and delay-s if wanted; clients without a line are always there.",
+    )
+    over_selection: Finite = Field(
+        0.0,
+        ge=0,
+        description="Ask so many more than clients-per-round, as a share of it; the round closes "
+        "when clients-per-round usable replies are there.",
+    )
     min_clients: int = Field(1, ge=1, description="Wait until so many clients are connected.")
     algorithm: Annotated[str, one_of(ALGORITHMS)[0]] = Field(
         "joint",
@@ -383,8 +413,24 @@ class Federation(Settings):
         "n-th, for results.json and the report; 0 never does.",
     )
     round_timeout_s: Finite = Field(
-        3600.0, gt=0, description="Seconds to wait for a round's replies; then without the rest."
+        3600.0,
+        gt=0,
+        description="Seconds to wait for a round's replies; then without the rest. Simulated "
+        "seconds where availability has delays.",
     )
+    least_replies: Finite = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="A round with fewer usable replies, as a share of the clients asked (under "
+        "over-selection, of clients-per-round), is dealt with as too-few says.",
+    )
+    too_few: Literal["use", "skip", "repeat"] = Field(
+        "use",
+        description="use: what is there; skip: the trunk stays as it was; repeat: newly drawn "
+        "clients are asked, from the same trunk.",
+    )
+    most_repeats: int = Field(2, ge=1, description="too-few 'repeat': then the round is skipped.")
     checkpoint_interval_s: Finite = Field(
         0.25,
         ge=0,
@@ -475,7 +521,8 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _means_what_it_says(self) -> Self:
-        problems = [*self._leaks(), *idle_settings(self)]
+        traces = trace_problems(self.federation.availability)
+        problems = [*self._leaks(), *idle_settings(self), *traces]
         for setting, (table, key) in METHODS.items():
             place, name = setting.split(".")
             settings = getattr(self, place)
@@ -531,6 +578,12 @@ class Experiment(Settings):
         target = self.tasks[task].target or task
         return (target,) if isinstance(target, str) else target
 
+    def for_clients(self) -> str:
+        """Write as JSON what clients are sent: all but when which client is there."""
+        sealed = {"availability": seal(self.federation.availability)}
+        federation = self.federation.model_copy(update=sealed)
+        return self.model_copy(update={"federation": federation}).model_dump_json(by_alias=True)
+
     def fingerprint(self) -> str:
         """Hash what a result depends on; not the description, paths, device, or how many rounds.
 
@@ -538,6 +591,9 @@ class Experiment(Settings):
         """
         content = self.model_dump(mode="json")
         del content["description"], content["data"]["path"], content["federation"]["rounds"]
-        del content["training"]["device"], content["federation"]["round_timeout_s"]
-        del content["federation"]["checkpoint_interval_s"], content["federation"]["affinity_every"]
+        del content["training"]["device"], content["federation"]["affinity_every"]
+        del content["federation"]["checkpoint_interval_s"]
+        content["federation"]["availability"] = seal(self.federation.availability)
+        if not self.federation.availability:  # its delays would make the deadline part of a result
+            del content["federation"]["round_timeout_s"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

@@ -12,10 +12,12 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
+from common.availability import read_lines
 from common.errors import ConfigError
 from common.experiment import Experiment
 from common.experiment_problems import describe_problems, suggest
 
+PATHS = (("data", "path"), ("federation", "availability"))
 _QUOTE_OR_BRACKET = re.compile(r"\"(?:\\.|[^\"\\])*\"|'[^']*'|[\[{]|[\]}]|\s+|.", re.DOTALL)
 
 
@@ -34,8 +36,8 @@ def load_experiment(
     """Read an experiment, override some of its keys, and validate the whole.
 
     Args:
-        name_or_path: a known experiment, or the path of a TOML file. In a file of the user's own a
-            relative ``data.path`` is relative to that file's folder.
+        name_or_path: a known experiment, or the path of a TOML file. In a file of the user's own
+            relative paths (`PATHS`) are relative to that file's folder.
         overrides: ``key=value`` with a dotted key; the value is a TOML literal or plain text.
         seed: overrides ``seed``.
         data_path: overrides ``data.path``; relative to the working directory, as in `overrides`.
@@ -47,13 +49,14 @@ def load_experiment(
     path = known.get(name_or_path) or _existing_file(name_or_path, list(known))
     content = _read_toml(path)
     if name_or_path not in known:
-        _anchor_data_path(content, path.parent)
+        _anchor_paths(content, path.parent)
     problems = _override(content, overrides)
     if seed is not None:
         _assign(content, ["seed"], seed)
     if data_path is not None:
         _assign(content, ["data", "path"], data_path)
-    _anchor_data_path(content, Path.cwd())
+    _anchor_paths(content, Path.cwd())
+    problems += _read_availability(content)
     experiment = None
     try:
         experiment = Experiment.model_validate(content, by_alias=True, by_name=False)
@@ -131,12 +134,27 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}, {where}: {what}.") from error
 
 
-def _anchor_data_path(content: dict[str, Any], folder: Path) -> None:
-    """Make a relative ``data.path`` absolute, so that the resolved file means the same anywhere."""
-    data = content.get("data")
-    path = data.get("path") if isinstance(data, dict) else None
-    if isinstance(data, dict) and isinstance(path, str) and path:
-        data["path"] = str((folder.absolute() / Path(path).expanduser()).resolve())
+def _anchor_paths(content: dict[str, Any], folder: Path) -> None:
+    """Make relative paths absolute, so that the resolved file means the same anywhere."""
+    for place, key in PATHS:
+        table = content.get(place)
+        path = table.get(key) if isinstance(table, dict) else None
+        if isinstance(table, dict) and isinstance(path, str) and path:
+            table[key] = str((folder.absolute() / Path(path).expanduser()).resolve())
+
+
+def _read_availability(content: dict[str, Any]) -> list[str]:
+    """Put a trace's lines in the place of its path; return what is wrong with the file."""
+    federation = content.get("federation")
+    path = federation.get("availability") if isinstance(federation, dict) else None
+    if not isinstance(federation, dict) or not isinstance(path, str):
+        return []
+    federation["availability"] = []
+    try:
+        federation["availability"] = read_lines(Path(path)) if path else []
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _override(content: dict[str, Any], overrides: Sequence[str]) -> list[str]:

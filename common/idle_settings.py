@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from common.weighting.table import WEIGHTINGS
 
 if TYPE_CHECKING:
-    from common.experiment import Data, Experiment, Loss, Partition, Settings
+    from common.experiment import Data, Experiment, Federation, Loss, Partition, Settings
 
 
 def idle_settings(experiment: "Experiment") -> list[str]:
@@ -24,6 +24,7 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_evaluation(experiment),
         *_idle_inputs(experiment),
         *_idle_trunk(experiment),
+        *_idle_participation(experiment.federation),
         *_idle_rates(experiment),
         *_idle_task_parts(experiment),
         *(_idle_partition(experiment.partition) if experiment.partition else ()),
@@ -147,6 +148,36 @@ def _idle_trunk(experiment: "Experiment") -> Iterator[str]:
         yield (
             f"trunk.norm-parameters '{trunk.norm_parameters}' is for trunk.norm "
             f"{' or '.join(map(repr, wanted))}, got norm '{trunk.norm}'; set the norm, or remove it"
+        )
+
+
+def _idle_participation(federation: "Federation") -> Iterator[str]:
+    everybody = federation.clients_per_round == "all"
+    if everybody and federation.sampling != "uniform":
+        yield (
+            "federation.sampling is for a federation.clients-per-round that is a number, got "
+            f"'{federation.sampling}' with 'all', which draws nobody; set a number, or remove it"
+        )
+    if everybody and federation.over_selection:
+        yield (
+            "federation.over-selection is for a federation.clients-per-round that is a number, got "
+            f"{federation.over_selection:g} with 'all'; set a number, or remove it"
+        )
+    if federation.too_few == "use" and federation.least_replies:
+        yield (
+            "federation.least-replies must be 0 under federation.too-few 'use', which uses what is "
+            f"there, got {federation.least_replies:g}; set too-few to 'skip' or 'repeat', or "
+            "remove it"
+        )
+    if federation.too_few != "use" and not federation.least_replies:
+        yield (
+            "federation.too-few must be 'use' where federation.least-replies is 0 and no number of "
+            f"replies is too few, got '{federation.too_few}'; set least-replies, or remove it"
+        )
+    if federation.too_few != "repeat" and _is_given(federation, "most_repeats"):
+        yield (
+            "federation.most-repeats is for federation.too-few 'repeat', got "
+            f"{federation.most_repeats} with '{federation.too_few}'; set too-few, or remove it"
         )
 
 

@@ -11,6 +11,7 @@ from server.deployed import followed
 from server.federation import federate
 from server.opening import Request, folder_to_resume, new_folder, open_again, run_of
 from server.patient_grid import PatientGrid
+from server.sampling import refuse_delays
 
 app = ServerApp()
 
@@ -48,6 +49,7 @@ def main(grid: Grid, context: Context) -> None:
 def start(grid: Grid, request: Request) -> None:
     """Run an experiment in a new folder."""
     experiment = load_experiment(request.experiment, request.overrides)
+    refuse_delays(experiment, "in a deployment")
     heads_from = run_of(request.heads_from)
     folder = new_folder(experiment)
     with folder.locked():

@@ -6,7 +6,7 @@ what messages would have said.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,12 +27,25 @@ class BulkReplies:
         sums: what their metric records would hold.
         rows: float32 [K, Q], each client's shared parameters, flat, in the order of the trunk that
             was sent; None in an evaluation.
+        arrived: the clients whose replies came before the round's deadline, in the order of their
+            arrival, where the engine simulates that; None where all came at once.
     """
 
     clients: Sequence[str]
     examples: NDArray[np.int64]
     sums: SumTable
     rows: FloatArray | None = None
+    arrived: Sequence[str] | None = None
+
+    def only(self, clients: Collection[str]) -> "BulkReplies":
+        """Keep the replies of these clients."""
+        kept = np.array([name in clients for name in self.clients], dtype=bool)
+        if kept.all():
+            return self
+        names = [name for name in self.clients if name in clients]
+        dropped = {name: "" for name in self.clients if name not in clients}
+        rows = None if self.rows is None else self.rows[kept]
+        return BulkReplies(names, self.examples[kept], self.sums.without(dropped), rows)
 
 
 class BulkGrid(Grid):

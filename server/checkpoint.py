@@ -37,6 +37,8 @@ class Progress:
         lowest_loss: its validation loss.
         waited: evaluations since then.
         usable_rounds: rounds with at least one usable reply.
+        skipped_rounds: rounds that lost too many replies, or had nobody to ask.
+        repeats: how often a round was asked again, over all rounds.
         agreement: what the clients agreed on, as JSON.
         loss_memory: task -> name -> what loss scaling and weighting remember, for all clients.
         files: role -> file name; "trunk", and what an engine keeps of its clients.
@@ -53,6 +55,8 @@ class Progress:
     lowest_loss: float | None = None
     waited: int = 0
     usable_rounds: int = 0
+    skipped_rounds: int = 0
+    repeats: int = 0
     agreement: str = ""
     loss_memory: dict[str, dict[str, float]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)

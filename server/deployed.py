@@ -103,6 +103,8 @@ class DeployedWatch(Watch):
                 "round": number,
                 "asked": clients["asked"],
                 "answered": clients["answered"],
+                "attempts": len(line["lost-attempts"]) + 1,
+                "skipped": line["skipped"],
                 "left_out": {
                     name: {"reason": reason, "class": reason_class(reason)}
                     for name, reason in clients["left-out"].items()

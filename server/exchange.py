@@ -1,10 +1,10 @@
 """One round's exchange with the clients: by messages, or with an engine that answers for all."""
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -17,12 +17,11 @@ from common.wire import (
     unpack_arrays,
 )
 from server.bulk import BulkGrid, BulkReplies
+from server.closing import NOBODY, Closing, Tally, warn
+from server.patient_grid import PatientGrid
 from server.roster import Roster
-from server.strategy import TrunkStrategy
+from server.strategy import NO_NUMBER, TrunkStrategy
 from server.sums import SumTable
-
-logger = logging.getLogger("fedmtl.server")
-SILENT = "no answer in time"
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Outcome:
         left_out: other clients -> why.
         sent_bytes: payload sent, over all clients.
         received_bytes: payload received.
+        loss: why the round is lost, which leaves the trunk as it was; empty where it is not.
     """
 
     asked: int
@@ -44,13 +44,22 @@ class Outcome:
     left_out: dict[str, str] = field(default_factory=dict)
     sent_bytes: int = 0
     received_bytes: int = 0
+    loss: str = ""
 
 
 class Exchange(Protocol):
     """How a round reaches the clients."""
 
-    def train(self, trunk: Mapping[str, FloatArray], instruction: Instruction) -> Outcome:
-        """Have this round's clients train, and combine their trunks."""
+    def train(
+        self, trunk: Mapping[str, FloatArray], instruction: Instruction, attempt: int = 0
+    ) -> Outcome:
+        """Have this round's clients train, and combine their trunks.
+
+        Args:
+            trunk: what is sent.
+            instruction: of the round; `clients` is filled in.
+            attempt: how often the round was asked before; each draws clients anew.
+        """
 
     def evaluate(self, trunk: Mapping[str, FloatArray], instruction: Instruction) -> Outcome:
         """Have all clients evaluate."""
@@ -63,43 +72,82 @@ class MessageExchange:
         self.grid, self.strategy, self.roster = grid, strategy, roster
         self.timeout_s = timeout_s
 
-    def train(self, trunk: Mapping[str, FloatArray], instruction: Instruction) -> Outcome:
+    def train(
+        self, trunk: Mapping[str, FloatArray], instruction: Instruction, attempt: int = 0
+    ) -> Outcome:
         """Have this round's clients train, and combine their trunks."""
-        number = instruction.round
-        arrays, config = pack_arrays(trunk), instruction.to_record()
+        number, self.strategy.attempt = instruction.round, attempt
+        clients = self.strategy.choose(number)
+        if not clients:
+            return nobody()
+        tally = Tally(Closing.of(self.strategy.experiment.federation, len(clients)))
+        arrays = pack_arrays(trunk)
+        config = replace(instruction, clients=len(clients)).to_record()
         messages = list(self.strategy.configure_train(number, arrays, config, self.grid))
-        replies = self._deliver(messages)
-        combined, _ = self.strategy.aggregate_train(number, replies)
+        replies = self._deliver(messages, tally)
+        usable = replies
+        if not tally.closing.is_plain:
+            replies, usable = self._sort(replies, tally)
+        if tally.loss:
+            self.strategy.aggregate_evaluate(number, usable)  # figures only
+            return replace(self._outcome(messages, replies, None, tally), loss=tally.loss)
+        combined, _ = self.strategy.aggregate_train(number, usable)
         following = None if combined is None else unpack_arrays(combined)
-        return self._outcome(messages, replies, following)
+        return self._outcome(messages, replies, following, tally)
 
     def evaluate(self, trunk: Mapping[str, FloatArray], instruction: Instruction) -> Outcome:
         """Have all clients evaluate."""
         number = instruction.round
         arrays, config = pack_arrays(trunk), instruction.to_record()
         messages = list(self.strategy.configure_evaluate(number, arrays, config, self.grid))
-        replies = self._deliver(messages)
+        tally = Tally(Closing(len(messages), len(messages)))
+        replies = self._deliver(messages, tally)
         self.strategy.aggregate_evaluate(number, replies)
-        return self._outcome(messages, replies, None)
+        return self._outcome(messages, replies, None, tally)
 
-    def _deliver(self, messages: Sequence[Message]) -> list[Message]:
+    def _deliver(self, messages: Sequence[Message], tally: Tally) -> list[Message]:
+        """Send messages and collect the replies, in the order of their arrival."""
+        if isinstance(self.grid, PatientGrid) and not tally.closing.is_plain:
+            return self.grid.send_and_receive(
+                messages,
+                timeout=self.timeout_s,
+                is_enough=lambda reply: self._take(reply, tally),
+            )
         return list(self.grid.send_and_receive(messages, timeout=self.timeout_s))
+
+    def _sort(
+        self, replies: Sequence[Message], tally: Tally
+    ) -> tuple[list[Message], list[Message]]:
+        """Pick the replies that came before the round had closed, and of these the usable ones."""
+        first: dict[str, Message] = {}
+        for reply in replies:
+            self._take(reply, tally)
+            first.setdefault(self.roster.name_of(reply.metadata.src_node_id), reply)
+        came = [reply for name, reply in first.items() if tally.has(name)]
+        return came, [first[name] for name in tally.usable]
+
+    def _take(self, reply: Message, tally: Tally) -> bool:
+        """Count a reply, once; returns whether the round is closed."""
+        name = self.roster.name_of(reply.metadata.src_node_id)
+        if tally.is_closed or tally.has(name):
+            return tally.is_closed
+        return tally.take(name, self.strategy.find_fault(reply))
 
     def _outcome(
         self,
         messages: Sequence[Message],
         replies: Sequence[Message],
         trunk: dict[str, FloatArray] | None,
+        tally: Tally,
     ) -> Outcome:
         last = self.strategy.last
         asked = {self.roster.name_of(message.metadata.dst_node_id) for message in messages}
-        silent = dict.fromkeys(sorted(asked - {*last.examples, *last.left_out}), SILENT)
-        for name, reason in silent.items():
-            logger.warning("%s left out: %s", name, reason)
+        missing = tally.left_out(asked - {*last.examples, *last.left_out})
+        warn(missing)
         # All messages of a round carry the same content.
         sent = len(messages) * size_bytes(messages[0].content) if messages else 0
         received = sum(size_bytes(reply.content) for reply in replies if reply.has_content())
-        left_out = {**last.left_out, **silent}
+        left_out = {**last.left_out, **missing}
         return Outcome(len(asked), SumTable.of(last.sums), trunk, left_out, sent, received)
 
 
@@ -109,23 +157,39 @@ class BulkExchange:
     def __init__(self, grid: BulkGrid, strategy: TrunkStrategy, roster: Roster):
         self.grid, self.strategy, self.roster = grid, strategy, roster
 
-    def train(self, trunk: Mapping[str, FloatArray], instruction: Instruction) -> Outcome:
+    def train(
+        self, trunk: Mapping[str, FloatArray], instruction: Instruction, attempt: int = 0
+    ) -> Outcome:
         """Have this round's clients train, and combine their trunks."""
+        self.strategy.attempt = attempt
         clients = self.strategy.choose(instruction.round)
+        if not clients:
+            return nobody()
+        instruction = replace(instruction, clients=len(clients))
+        tally = Tally(Closing.of(self.strategy.experiment.federation, len(clients)))
         replies = self.grid.train_all(clients, trunk, instruction)
-        following = self.strategy.combine(instruction.round, trunk, replies)
-        return self._outcome(clients, trunk, instruction, replies, following)
+        missing: dict[str, str] = {}
+        if replies.arrived is not None or not tally.closing.is_plain:
+            replies, missing = close(replies, tally)
+        following = None
+        if tally.loss or not replies.clients:
+            self.strategy.leave_out(replies)
+        else:
+            following = self.strategy.combine(instruction.round, trunk, replies)
+        outcome = self._outcome(len(clients), trunk, instruction, replies, following)
+        left_out = {**outcome.left_out, **missing}
+        return replace(outcome, left_out=left_out, loss=tally.loss)
 
     def evaluate(self, trunk: Mapping[str, FloatArray], instruction: Instruction) -> Outcome:
         """Have all clients evaluate."""
         clients = self.roster.names
         replies = self.grid.evaluate_all(clients, trunk, instruction)
         self.strategy.leave_out(replies)
-        return self._outcome(clients, trunk, instruction, replies, None)
+        return self._outcome(len(clients), trunk, instruction, replies, None)
 
     def _outcome(
         self,
-        clients: Sequence[str],
+        asked: int,
         trunk: Mapping[str, FloatArray],
         instruction: Instruction,
         replies: BulkReplies,
@@ -134,7 +198,37 @@ class BulkExchange:
         """Count the bytes that messages would have carried."""
         sent = sum(array.nbytes for array in trunk.values()) + instruction.size_bytes()
         received = 0 if replies.rows is None else replies.rows.nbytes
-        received += replies.sums.size_bytes() + len(clients) * (len(EXAMPLES) + 8)
+        received += replies.sums.size_bytes() + len(replies.clients) * (len(EXAMPLES) + 8)
         left_out = dict(self.strategy.last.left_out)
         sums = replies.sums.without(left_out) if left_out else replies.sums
-        return Outcome(len(clients), sums, following, left_out, sent * len(clients), received)
+        return Outcome(asked, sums, following, left_out, sent * asked, received)
+
+
+def nobody() -> Outcome:
+    """What comes of a round in which nobody can be asked."""
+    return Outcome(0, SumTable.of({}), None, loss=NOBODY)
+
+
+def close(replies: BulkReplies, tally: Tally) -> tuple[BulkReplies, dict[str, str]]:
+    """Keep the replies that were there when the round closed; also returns who was not, and why.
+
+    Faulty ones among them are left to the strategy, which tells of them, unless the round is lost.
+    """
+    faults = find_faults(replies)
+    arrived = replies.clients if replies.arrived is None else replies.arrived
+    for name in arrived:
+        tally.take(name, faults.get(name))
+    kept = {*tally.usable} if tally.loss else {*tally.usable, *tally.faults}
+    missing = {n: why for n, why in tally.left_out(replies.clients).items() if n not in kept}
+    warn(missing)
+    return replies.only(kept), missing
+
+
+def find_faults(replies: BulkReplies) -> dict[str, str]:
+    """Say which replies hold numbers that are none; client -> why."""
+    faults = replies.sums.faults()
+    if replies.rows is not None:
+        finite = np.isfinite(replies.rows).all(axis=1)
+        for place in np.flatnonzero(~finite).tolist():
+            faults.setdefault(replies.clients[place], f"the trunk holds {NO_NUMBER}")
+    return faults

@@ -18,6 +18,7 @@ from server.figures import Figures
 from server.loop import RoundLoop
 from server.roster import Roster
 from server.run_folder import RunFolder
+from server.sampling import require_trace
 from server.strategy import make_strategy
 from server.watch import Watch
 
@@ -88,6 +89,8 @@ def federate(
     else:
         roster.settle(grid, needed, federation.round_timeout_s)
     roster.require(strict)
+    for line in require_trace(experiment, roster, strict=strict):
+        logger.warning("%s; it may join later", line)
     if roster.agreement is None:
         raise RuntimeError("a roster with clients has an agreement")
     fresh = initial_trunk(experiment, roster.agreement)

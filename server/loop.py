@@ -62,7 +62,7 @@ class RoundLoop:
         self._saved_at, self._saved_round = -math.inf, progress.round
         self.weights = experiment.task_weights()
         self.rules = Rules(experiment)
-        self.experiment_json = experiment.model_dump_json(by_alias=True)
+        self.experiment_json = experiment.for_clients()
 
     def run(self, trunk: dict[str, FloatArray]) -> Figures:
         """Do the remaining rounds, evaluate the last trunk on all clients, write results.json.
@@ -129,25 +129,17 @@ class RoundLoop:
         before = (self.progress.sent_bytes, self.progress.received_bytes)
         evaluation = self.experiment.evaluation
         rides = evaluation.by == "train-reply" and number % evaluation.every == 0
-        outcome = self._count(self.exchange.train(trunk, self._instruct(number, rides)))
+        outcome, lost = self._train(trunk, number, rides)
         line: Figures = {
             "round": number,
-            "clients": {
-                "asked": outcome.asked,
-                "answered": len(outcome.sums.clients),
-                "left-out": outcome.left_out,
-            },
+            "clients": participation(outcome),
+            "lost-attempts": [participation(earlier) for earlier in lost],
+            "skipped": outcome.loss or None,
             "weights": {**self.weights, **mean_figures(outcome.sums, "train", "weight")},
             "train": self._train_figures(outcome.sums),
             "evaluation": self._evaluation(number - 1, outcome.sums) if rides else None,
         }
-        self._remember(outcome.sums)
-        if outcome.trunk is None:
-            logger.warning("round %d: no usable reply; the trunk stays as it was", number)
-        else:
-            trunk = outcome.trunk
-            self.progress.usable_rounds += 1
-        self.progress.round = number
+        trunk = self._advance(trunk, outcome)
         if evaluation.by == "message" and number % evaluation.every == 0:
             line["evaluation"] = self._evaluation(number, self.evaluate(trunk).sums)
         self._judge(line["evaluation"])
@@ -159,6 +151,43 @@ class RoundLoop:
             "received-bytes": self.progress.received_bytes - before[1],
         }
         return trunk, line
+
+    def _train(
+        self, trunk: Mapping[str, FloatArray], number: int, rides: bool
+    ) -> tuple[Outcome, list[Outcome]]:
+        """Have a round trained, and trained again where it loses too many replies.
+
+        Returns:
+            What came of the last attempt, and of those before it, which are lost.
+        """
+        federation = self.experiment.federation
+        repeats = federation.most_repeats if federation.too_few == "repeat" else 0
+        instruction, lost = self._instruct(number, rides), list[Outcome]()
+        while True:
+            outcome = self._count(self.exchange.train(trunk, instruction, len(lost)))
+            if not outcome.loss or not outcome.asked or len(lost) == repeats:
+                self.progress.repeats += len(lost)
+                return outcome, lost
+            lost.append(outcome)
+            logger.warning(
+                "round %d, attempt %d: %s; it is asked again", number, len(lost), outcome.loss
+            )
+            self._gather()
+
+    def _advance(self, trunk: dict[str, FloatArray], outcome: Outcome) -> dict[str, FloatArray]:
+        """Note that a round is done; returns the trunk that it leaves."""
+        progress, following = self.progress, outcome.trunk
+        progress.round += 1
+        if outcome.loss:
+            logger.warning("round %d is skipped: %s", progress.round, outcome.loss)
+            progress.skipped_rounds += 1
+            return trunk
+        self._remember(outcome.sums)
+        if following is None:
+            logger.warning("round %d: no usable reply; the trunk stays as it was", progress.round)
+            return trunk
+        progress.usable_rounds += 1
+        return following
 
     def evaluate(self, trunk: Mapping[str, FloatArray]) -> Outcome:
         """Ask all clients to evaluate a trunk with their own heads."""
@@ -182,6 +211,8 @@ class RoundLoop:
             "clients": {
                 name: self._client_figures(name, outcome.sums) for name in outcome.sums.clients
             },
+            "skipped-rounds": self.progress.skipped_rounds,
+            "repeats": self.progress.repeats,
             "traffic": {
                 "sent-bytes": self.progress.sent_bytes,
                 "received-bytes": self.progress.received_bytes,
@@ -196,12 +227,12 @@ class RoundLoop:
 
     def _what_failed(self) -> str:
         """Say in one line that no reply was usable, why, and what to do."""
-        done, usable = self.progress.round, self.progress.usable_rounds
-        what = (
-            "no client could evaluate the last trunk"
-            if usable
-            else f"nothing was learned: no reply was usable in any of {done} rounds"
-        )
+        done, skipped = self.progress.round, self.progress.skipped_rounds
+        what = f"nothing was learned: no reply was usable in any of {done} rounds"
+        if self.progress.usable_rounds:
+            what = "no client could evaluate the last trunk"
+        elif skipped:
+            what = f"nothing was learned: {skipped} of {done} rounds were skipped"
         for reason, count in self._reasons.most_common(1):
             share = f"{count} of {self._reasons.total()} replies"
             what += f"; the commonest reason ({share}): {' '.join(reason.split())}"
@@ -263,3 +294,12 @@ class RoundLoop:
                 metric = self.experiment.tasks[task].metric_name
                 tasks.setdefault(task, {})[split] = task_figures(metric, numbers)
         return {"examples": described.examples, "tasks": tasks}
+
+
+def participation(outcome: Outcome) -> Figures:
+    """Say who was asked and what became of the replies."""
+    return {
+        "asked": outcome.asked,
+        "answered": len(outcome.sums.clients),
+        "left-out": outcome.left_out,
+    }

@@ -126,9 +126,19 @@ class PatientGrid(Grid):
             return []
 
     def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        is_enough: Callable[[Message], bool] | None = None,
     ) -> list[Message]:
-        """Ask, and collect what is answered before the deadline, errors included."""
+        """Ask, and collect what is answered before the deadline, errors included.
+
+        Args:
+            messages: what to send.
+            timeout: seconds until the deadline; None for none.
+            is_enough: told of each reply as it comes; the rest is not waited for once it says yes.
+        """
         asked, start = list(messages), self.clock()
         if not asked:
             return []
@@ -136,14 +146,21 @@ class PatientGrid(Grid):
         for message in asked:
             if timeout is not None:
                 message.metadata.ttl = timeout + SLACK_S
+        replies: list[Message] = []
+
+        def is_closed(new: Iterable[Message]) -> bool:
+            come = list(new)
+            replies.extend(come)
+            return is_enough is not None and any(map(is_enough, come))
+
         taken = set(self._push(asked, end))
-        replies = [_error(message, NOT_TAKEN) for message in asked if _id_of(message) not in taken]
+        closed = is_closed(_error(m, NOT_TAKEN) for m in asked if _id_of(m) not in taken)
         try:
-            while taken:
-                replies += self._insist(partial(self._pull, taken), end)
+            while taken and not closed:
+                closed = is_closed(self._insist(partial(self._pull, taken), end))
                 taken &= self._open.keys()
                 now = self.clock()
-                if not taken or now >= end:
+                if closed or not taken or now >= end:
                     break
                 self.beat()
                 self.sleep(min(poll_after(now - start), end - now))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.figures_file import FiguresFile
 from common.sums_form import NOT_FINITE
-from server.exchange import SILENT
+from server.closing import CLOSED, SILENT
 from server.figures import Figures
 from server.patient_grid import LOST, NOT_TAKEN, OFFLINE, UNREADABLE
 from server.strategy import NO_NUMBER
@@ -13,6 +13,7 @@ from server.strategy import NO_NUMBER
 # A part of the reason for which a client was left out -> its class; the first that fits.
 CLASSES = {
     SILENT: "timeout",
+    CLOSED: "surplus",
     OFFLINE: "offline",
     NOT_TAKEN: "offline",
     LOST: "lost",
@@ -80,8 +81,9 @@ class ServerFigures:
         """Count a round, from its line of metrics.jsonl."""
         self.rounds.inc()
         self.replies.inc(line["clients"]["answered"])
-        for reason in line["clients"]["left-out"].values():
-            self.failures.labels(reason_class(reason)).inc()
+        for attempt in (*line["lost-attempts"], line["clients"]):
+            for reason in attempt["left-out"].values():
+                self.failures.labels(reason_class(reason)).inc()
         self.sent.inc(line["traffic"]["sent-bytes"])
         self.received.inc(line["traffic"]["received-bytes"])
         self.seconds.observe(line["time_s"])

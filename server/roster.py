@@ -172,7 +172,7 @@ class Roster:
         return told
 
     def _queries(self, node_ids: Iterable[int], timeout_s: float | None = None) -> list[Message]:
-        text = self.experiment.model_dump_json(by_alias=True)
+        text = self.experiment.for_clients()
         content = RecordDict({CONFIG: Instruction(text).to_record()})
         ttl = None if timeout_s is None else timeout_s + SLACK_S
         return [Message(content, node_id, MessageType.QUERY, ttl=ttl) for node_id in node_ids]

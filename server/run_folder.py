@@ -36,6 +36,7 @@ PACKAGES = ("fedmtl", "flwr", "torch", "numpy", "safetensors", "pydantic")
 # What a run leaves that could not start.
 NOTHING_DONE = {
     "experiment.toml", "environment.json", "log.jsonl", "status.json", "metrics.prom", "lock",
+    "hostile.json",
 }  # fmt: skip
 
 

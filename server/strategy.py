@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from common.errors import ShapeError
 from common.experiment import Experiment
-from common.seeding import sample_names
 from common.sums_form import SumsForm
 from common.wire import (
     ARRAYS,
@@ -39,6 +38,7 @@ from common.wire import (
 from common.wire import METRICS as METRICS_KEY
 from server.bulk import BulkReplies
 from server.roster import Roster
+from server.sampling import choose_clients
 from server.task_parts import TaskParts
 
 logger = logging.getLogger("fedmtl.server")
@@ -83,7 +83,12 @@ class TrunkStrategy(Strategy):
         experiment: seed, clients per round, client weights, tasks.
         roster: names and node ids.
         trunk: the initial trunk; fixes names, shapes and dtypes.
+
+    Attributes:
+        attempt: how often the round at hand was asked before.
     """
+
+    attempt = 0
 
     def __init__(
         self, inner: Strategy, experiment: Experiment, roster: Roster, trunk: ArrayRecord
@@ -108,10 +113,21 @@ class TrunkStrategy(Strategy):
 
     def choose(self, server_round: int) -> list[str]:
         """Draw this round's clients by the run's seed; their names, sorted."""
-        names, count = self.roster.names, self.roster.asked_per_round
-        if count == len(names):
-            return names
-        return sorted(sample_names(names, count, self.experiment.seed, "sampling", server_round))
+        return choose_clients(self.experiment, self.roster, server_round, self.attempt)
+
+    def find_fault(self, reply: Message) -> str | None:
+        """Say why a reply to a training message cannot be used; None where it can.
+
+        It is read alone, so `last` is empty afterwards.
+        """
+        self.last = RoundReplies()
+        width = sum(math.prod(shape) for shape in self.shapes.values())
+        try:
+            self._read_metrics(self.roster.name_of(reply.metadata.src_node_id), reply)
+            self._read_trunk(reply, np.empty(width, np.result_type(*self.dtypes.values())))
+        except MalformedReplyError as fault:
+            return str(fault)
+        return None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

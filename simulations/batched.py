@@ -6,12 +6,15 @@ engine's to float tolerance: same splits, same shuffles, same dropout masks.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from flwr.clientapp import ClientApp
 
 from common.wire import FloatArray, Instruction
 from server.bulk import BulkGrid, BulkReplies
+from simulations.circumstances import PLAIN, Circumstances
 from simulations.client_log import Own
 from simulations.loopback import LoopbackGrid
 from simulations.residents import Residents
@@ -23,10 +26,16 @@ class BatchedGrid(LoopbackGrid, BulkGrid):
     Args:
         client_app: the app that answers queries.
         names: stable names of the clients.
+        circumstances: what the clients meet.
     """
 
-    def __init__(self, client_app: ClientApp, names: Sequence[str]) -> None:
-        super().__init__(client_app, names)
+    def __init__(
+        self,
+        client_app: ClientApp,
+        names: Sequence[str],
+        circumstances: Circumstances = PLAIN,
+    ) -> None:
+        super().__init__(client_app, names, circumstances)
         self.residents: Residents | None = None
         self._restored: dict[str, Own] = {}
         self._trained: set[str] = set()  # clients that trained since the last checkpoint
@@ -37,7 +46,23 @@ class BatchedGrid(LoopbackGrid, BulkGrid):
         """Train these clients on the trunk; they answer together."""
         residents = self._open(instruction)
         self._trained |= set(clients)
-        return residents.train(clients, trunk, instruction)
+        meet = self.circumstances
+        if meet.repeats:  # a resident always keeps something
+            self._before.rewind(
+                instruction.round,
+                clients,
+                residents.own_states,
+                lambda states: residents.restore({n: own for n, own in states.items() if own}),
+            )
+        replies = residents.train(clients, trunk, instruction)
+        if meet.hostile is not None and replies.rows is not None:
+            before = np.concatenate([array.reshape(-1) for array in trunk.values()])
+            rows = meet.hostile.distort_rows(clients, before, replies.rows)
+            replies = replace(replies, rows=rows)
+        if meet.arrivals is not None:
+            arrived = meet.arrivals.order(clients, instruction.round)
+            replies = replace(replies, arrived=arrived)
+        return replies
 
     def evaluate_all(
         self, clients: Sequence[str], trunk: Mapping[str, FloatArray], instruction: Instruction

@@ -16,6 +16,7 @@ from common.agreement import (
     require_clients,
     require_labels,
 )
+from common.availability import require_known
 from common.clients import open_clients
 from common.dataset import SPLITS, ClientData
 from common.encoding import encode
@@ -78,6 +79,7 @@ def check_clients(experiment: Experiment) -> Check:
     require_labels(descriptions, experiment)
     left_out = {d.client: d.left_out for d in descriptions if d.left_out}
     require_clients(len(descriptions) - len(left_out), experiment)
+    require_known(experiment.federation.availability, source.names)
     for description in descriptions:
         reason = None if description.left_out else missing_task(description, experiment)
         problems += [f"client '{description.client}': {reason}"] if reason else []

@@ -1,4 +1,4 @@
-"""The `fedmtl` command: simulate, compare, check, report, list, health.
+"""The `fedmtl` command: simulate, compare, personalize, check, report, list, health.
 
 What a command needs is imported inside it, so that `fedmtl --help` answers without PyTorch.
 """
@@ -19,11 +19,13 @@ from common.resuming import check_changes
 from simulations.cli_deploy import deploy_app
 from simulations.cli_health import health
 from simulations.cli_node import app as node_app
+from simulations.cli_personalize import personalize
 from simulations.cli_predict import export, predict
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
     from common.experiment import Experiment
+    from simulations.hostile import Hostile
 
 app = typer.Typer(
     help="Federated multi-task learning: a shared trunk, task heads that stay with the clients.",
@@ -89,6 +91,14 @@ def simulate(
             "For one process: no --workers, no --engine flower.",
         ),
     ] = False,
+    hostile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ATTACK=SHARE",
+            help="Let a share of the clients send wrong trunks, as in sign-flip=0.2: sign-flip, "
+            "scaled, nan or replayed. See docs/participation.md.",
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress, warnings only.")
@@ -101,10 +111,10 @@ def simulate(
     with told_in_lines():
         overrides = overrides or []
         if resume is not None:
-            if experiment or seed is not None or out is not None or engine:
+            if experiment or seed is not None or out is not None or engine or hostile:
                 raise ConfigError(
-                    "--resume goes on with the run's own experiment, seed, engine and folder; "
-                    "give only --data or --set with it."
+                    "--resume goes on with the run's own experiment, seed, engine, folder and "
+                    "hostile clients; give only --data or --set with it."
                 )
             settings, engine = read_interrupted(resume, overrides, data)
             out = resume
@@ -122,6 +132,7 @@ def simulate(
             resume=resume is not None,
             workers=workers,
             profile=profile,
+            hostile=hostile,
             as_json=as_json,
             quiet=quiet,
         )
@@ -148,6 +159,16 @@ def compare(
             help="With --vary: no single-task local training, and so no Delta-m.",
         ),
     ] = False,
+    holdout_clients: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE|N|NAMES",
+            help="These clients take no part; their heads are fitted on the trunk afterwards.",
+        ),
+    ] = "",
+    holdout_rows: Annotated[
+        str, typer.Option(metavar="N1,N2,...", help="And on so many of their training rows.")
+    ] = "",
     data: Data = None,
     overrides: Overrides = None,
     out: Out = None,
@@ -169,13 +190,24 @@ def compare(
     one table move together as a table, which replaces it:
     --vary 'trunk={widths=[32]},{widths=[64], activation="tanh"}'
 
+    --holdout-clients 0.2 keeps a fifth of the clients, drawn by each seed, out
+    of all trainings. A second table tells how their heads do on the federated
+    trunk against each of them alone, with all training rows and with fewer.
+
     A run is read at its round of lowest validation loss. The folder gets
     comparison.json, comparison.html, and a run folder for every federation.
     """
     with told_in_lines():
         if no_yardstick and not vary:
             raise ConfigError("--no-yardstick is for --vary; remove it, or vary a setting.")
+        if holdout_rows and not holdout_clients:
+            raise ConfigError("--holdout-rows needs --holdout-clients; add it, or remove the rows.")
         logging.getLogger("flwr").setLevel(logging.WARNING)
+        holdout = None
+        if holdout_clients:
+            from simulations.holdout import parse_holdout
+
+            holdout = parse_holdout(holdout_clients, holdout_rows)
         plan = None
         if vary:
             from simulations.variants import plan_variants
@@ -187,7 +219,7 @@ def compare(
         out = out or new_folder(f"compare-{settings.name}")
         from simulations.compare_command import run_comparison, tell_comparison
 
-        comparison = run_comparison(plan or settings, seeds, jobs, out)
+        comparison = run_comparison(plan or settings, seeds, jobs, out, holdout)
         tell_comparison(settings, comparison, out, as_json=as_json)
 
 
@@ -260,6 +292,7 @@ def list_choices(
 
 app.command()(predict)
 app.command()(export)
+app.command()(personalize)
 
 
 def run(
@@ -270,6 +303,7 @@ def run(
     resume: bool,
     workers: int,
     profile: bool,
+    hostile: str | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -288,6 +322,7 @@ def run(
         with show_progress(experiment, Console(stderr=True), quiet=quiet) as listener:
             from simulations.simulate import simulate as simulate_rounds
 
+            attackers = draw_hostile(experiment, hostile) if hostile is not None else None
             results = simulate_rounds(
                 experiment,
                 engine=engine,
@@ -296,6 +331,7 @@ def run(
                 workers=workers,
                 profile=profile,
                 listener=listener.on_round,
+                hostile=attackers,
             )
         tell_results(experiment, results, out, profile=profile, as_json=as_json)
     except KeyboardInterrupt:
@@ -335,6 +371,17 @@ def tell_results(
         raise failure
     if not as_json:
         typer.echo(f"report: {page}")
+
+
+def draw_hostile(experiment: "Experiment", text: str) -> "Hostile":
+    """Draw the hostile clients that ``--hostile`` asks for, and name them on stderr."""
+    from common.clients import open_clients
+    from simulations.hostile import Hostile, parse_hostile
+
+    attack, share = parse_hostile(text)
+    hostile = Hostile.draw(attack, share, open_clients(experiment).names, experiment.seed)
+    typer.echo(f"hostile ({attack}): {', '.join(sorted(hostile.clients))}", err=True)
+    return hostile
 
 
 def load(

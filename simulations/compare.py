@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from server.run_folder import command_line
 from simulations.baselines import BASELINES, make_trainer, read_clients
 from simulations.contenders import train_baseline, train_federation
 from simulations.gains import YARDSTICK, TaskFigures, summarise
+from simulations.holdout import Holdout, check_holdout, divide
+from simulations.holdout_figures import Newcomers, describe_newcomers, describe_seed, fit_newcomers
 from simulations.jobs import run_jobs
 
 FIGURES = "comparison.json"
@@ -21,8 +24,25 @@ ORDER = (YARDSTICK, "multi-task local", FEDERATED, WHOLE_MODEL, "centralised")
 RUNS = {FEDERATED: "joint", WHOLE_MODEL: "whole-model"}  # their algorithms, which name run folders
 
 
+@dataclass(frozen=True)
+class SeedFigures:
+    """What came of one seed.
+
+    Attributes:
+        contenders: contender -> task -> metric on test rows.
+        newcomers: of the federated trunk, where clients were held out.
+    """
+
+    contenders: dict[str, TaskFigures]
+    newcomers: Newcomers | None = None
+
+
 def compare(
-    experiment: Experiment, seeds: Sequence[int], out: Path, jobs: int = 1
+    experiment: Experiment,
+    seeds: Sequence[int],
+    out: Path,
+    jobs: int = 1,
+    holdout: Holdout | None = None,
 ) -> dict[str, Any]:
     """Train every contender for every seed and summarise the test figures.
 
@@ -36,25 +56,30 @@ def compare(
         seeds: one whole comparison each.
         out: folder for the figures and the federations' run folders; must not exist.
         jobs: seeds compared at a time, in processes of their own.
+        holdout: clients that take no part in any contender, and are personalised afterwards.
 
     Returns:
         What `describe_comparison` says, with ``contenders``: ``{name: {"tasks": {task: spread},
         "delta-m": spread}}`` and a spread ``{"mean", "deviation", "seeds"}``: the sample standard
         deviation (0 for one seed) and each seed's value; Delta-m is in percent. One that has run
-        folders names them: ``out/seed-N/<folder>``.
+        folders names them: ``out/seed-N/<folder>``. With `holdout` there is ``newcomers``:
+        ``{"contenders": {name: what it is}, "trunks": {contender: summary}}``; see
+        `simulations.holdout_figures.summarise_newcomers`.
 
     Raises:
         FedMTLError: the settings or the data cannot be used, or `out` exists.
     """
     require_test_rows(experiment)
     require_new_folder(out)
-    rows: dict[int, dict[str, TaskFigures]] = {}
+    check_holdout(experiment, holdout, seeds)
+    done: dict[int, SeedFigures] = {}
     run_jobs(
         _compare_seed,
-        [(with_seed(experiment, seed), seed_folder(out, seed)) for seed in seeds],
+        [(with_seed(experiment, seed), seed_folder(out, seed), holdout) for seed in seeds],
         jobs,
-        lambda job, figures: rows.update({job[0].seed: figures}),
+        lambda job, figures: done.update({job[0].seed: figures}),
     )
+    rows = {seed: done[seed].contenders for seed in seeds}
     yardsticks = [rows[seed][YARDSTICK] for seed in seeds]
     contenders = {
         name: {
@@ -64,13 +89,19 @@ def compare(
         for name in ORDER
         if all(name in row for row in rows.values())
     }
-    comparison = {**describe_comparison(experiment, seeds), "contenders": contenders}
+    newcomers = {seed: own for seed in seeds if (own := done[seed].newcomers)}
+    comparison = {
+        **describe_comparison(experiment, seeds),
+        "contenders": contenders,
+        **describe_newcomers({FEDERATED: newcomers}, experiment),
+    }
     write_figures(out / FIGURES, comparison)
     return comparison
 
 
-def compare_once(experiment: Experiment, out: Path) -> dict[str, TaskFigures]:
-    """Train every contender for one seed: contender -> task -> metric on test rows."""
+def compare_once(experiment: Experiment, out: Path, holdout: Holdout | None = None) -> SeedFigures:
+    """Train every contender for one seed, then personalise the clients that were held out."""
+    experiment, held_out = divide(experiment, holdout)
     clients, agreement = read_clients(experiment)
     figures = {name: train_baseline(name, experiment, agreement, clients) for name in BASELINES}
     runs = {}
@@ -87,8 +118,11 @@ def compare_once(experiment: Experiment, out: Path) -> dict[str, TaskFigures]:
     for name, run in runs.items():
         if possible[name]:
             figures[name] = train_federation(run, "loopback", out / RUNS[name])
-    write_figures(out / FIGURES, figures)
-    return figures
+    newcomers = None
+    if holdout is not None:
+        newcomers = fit_newcomers(runs[FEDERATED], out / RUNS[FEDERATED], held_out, holdout)
+    write_figures(out / FIGURES, {**figures, **describe_seed(newcomers)})
+    return SeedFigures(figures, newcomers)
 
 
 def describe_comparison(experiment: Experiment, seeds: Sequence[int]) -> dict[str, Any]:
@@ -146,5 +180,5 @@ def write_figures(path: Path, figures: dict[str, Any]) -> None:
         replace_text(path, json.dumps(without_gaps(figures), indent=1, allow_nan=False))
 
 
-def _compare_seed(job: tuple[Experiment, Path]) -> dict[str, TaskFigures]:
+def _compare_seed(job: tuple[Experiment, Path, Holdout | None]) -> SeedFigures:
     return compare_once(*job)

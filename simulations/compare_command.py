@@ -12,11 +12,15 @@ from simulations.compare_variants import compare_variants
 from simulations.comparison_page import write_comparison_page
 from simulations.comparison_table import print_comparison
 from simulations.formats import format_count
+from simulations.holdout import Holdout
+from simulations.newcomers_table import print_newcomers
 from simulations.terminal import INTERRUPTED, print_json
 from simulations.variants import Plan
 
 
-def run_comparison(what: Experiment | Plan, seeds: int, jobs: int, out: Path) -> dict[str, Any]:
+def run_comparison(
+    what: Experiment | Plan, seeds: int, jobs: int, out: Path, holdout: Holdout | None = None
+) -> dict[str, Any]:
     """Compare all ways to train an experiment, or variants, with a line of progress on stderr.
 
     Raises:
@@ -28,13 +32,14 @@ def run_comparison(what: Experiment | Plan, seeds: int, jobs: int, out: Path) ->
     try:
         with Console(stderr=True).status(about) as status:
             if isinstance(what, Experiment):
-                return compare(what, range(seeds), out, jobs=jobs)
+                return compare(what, range(seeds), out, jobs=jobs, holdout=holdout)
             return compare_variants(
                 what,
                 range(seeds),
                 out,
                 jobs=jobs,
                 on_progress=lambda done, total: status.update(f"{about} {done} of {total} runs"),
+                holdout=holdout,
             )
     except KeyboardInterrupt:
         done = len(list(out.glob("seed-*/comparison.json")))
@@ -58,6 +63,7 @@ def tell_comparison(
         print_json(comparison)
     else:
         print_comparison(comparison, Console())
+        print_newcomers(comparison, Console())
         typer.echo(f"figures: {out / 'comparison.json'}")
     page = write_comparison_page(experiment, comparison, out)
     if not as_json:

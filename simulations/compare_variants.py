@@ -20,6 +20,8 @@ from simulations.compare import (
 )
 from simulations.contenders import train_baseline, train_federation
 from simulations.gains import YARDSTICK, TaskFigures, spread, summarise
+from simulations.holdout import Holdout, check_holdout, divide
+from simulations.holdout_figures import Newcomers, describe_newcomers, fit_newcomers
 from simulations.jobs import run_jobs
 from simulations.run_record import read_run
 from simulations.step_time import ms_per_step
@@ -39,12 +41,14 @@ class Job:
         experiment: with the seed.
         engine: what the federation runs on.
         folder: its run folder; None for a yardstick.
+        holdout: clients that take no part, if any.
     """
 
     name: str
     experiment: Experiment
     engine: str = ""
     folder: Path | None = None
+    holdout: Holdout | None = None
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,12 @@ class Outcome:
     Attributes:
         tasks: test figures.
         step_ms: see `simulations.step_time`; NaN for a yardstick.
+        newcomers: of the variant's trunk, where clients were held out.
     """
 
     tasks: TaskFigures
     step_ms: float = math.nan
+    newcomers: Newcomers | None = None
 
 
 Outcomes = dict[int, dict[str, Outcome]]  # seed -> variant or yardstick -> outcome
@@ -69,6 +75,7 @@ def compare_variants(
     out: Path,
     jobs: int = 1,
     on_progress: Progress = lambda done, total: None,
+    holdout: Holdout | None = None,
 ) -> dict[str, Any]:
     """Train every variant and yardstick for every seed and summarise the test figures.
 
@@ -83,18 +90,24 @@ def compare_variants(
         out: folder for the figures and run folders, ``out/seed-N/<variant>``; must not exist.
         jobs: variants trained at a time, of whatever seed, in processes of their own.
         on_progress: told of every job that is done.
+        holdout: clients that take no part in a seed's trainings, and are personalised on the trunk
+            of every variant afterwards.
 
     Returns:
         What `simulations.compare.describe_comparison` says, with ``vary``: key -> values, ``jobs``,
         and ``contenders``: ``{name: {"settings": {key: value}, "tasks": {task: spread}, "delta-m":
         spread}}`` for yardsticks and variants; these also with ``fingerprint``, ``engine``,
         ``folder``, ``yardstick`` and ``step-ms``, a spread. Without yardsticks there is no Delta-m.
+        With `holdout` there is ``newcomers``, as of `simulations.compare.compare`, with the
+        variants' trunks.
 
     Raises:
         FedMTLError: the data cannot be used, or `out` exists.
     """
     require_new_folder(out)
-    work = list_jobs(plan, seeds, out)
+    for variant in plan.variants:
+        check_holdout(variant.experiment, holdout, seeds)
+    work = list_jobs(plan, seeds, out, holdout)
     contenders = len(work) // len(seeds)
     outcomes: Outcomes = {seed: {} for seed in seeds}
 
@@ -112,31 +125,45 @@ def compare_variants(
     return comparison
 
 
-def list_jobs(plan: Plan, seeds: Sequence[int], out: Path) -> list[Job]:
+def list_jobs(
+    plan: Plan, seeds: Sequence[int], out: Path, holdout: Holdout | None = None
+) -> list[Job]:
     """List what is to be trained, seed after seed, the slow yardsticks first."""
     listed = []
     for seed in seeds:
-        listed += [Job(name, with_seed(e, seed)) for name, e in plan.yardsticks.items()]
         listed += [
-            Job(v.name, with_seed(v.experiment, seed), v.engine, seed_folder(out, seed) / v.folder)
+            Job(name, with_seed(e, seed), holdout=holdout) for name, e in plan.yardsticks.items()
+        ]
+        listed += [
+            Job(
+                v.name,
+                with_seed(v.experiment, seed),
+                v.engine,
+                seed_folder(out, seed) / v.folder,
+                holdout,
+            )
             for v in plan.variants
         ]
     return listed
 
 
 def do_job(job: Job) -> Outcome:
-    """Train a federation or a yardstick."""
+    """Train a federation or a yardstick; then personalise a federation's held-out clients."""
+    experiment, held_out = divide(job.experiment, job.holdout)
     if job.folder is None:
-        clients, agreement = read_clients(job.experiment)
-        return Outcome(train_baseline(YARDSTICK, job.experiment, agreement, clients))
+        clients, agreement = read_clients(experiment)
+        return Outcome(train_baseline(YARDSTICK, experiment, agreement, clients))
     with without_warnings("fedmtl.server"):  # of a variant that diverges, one a client and round
-        tasks = train_federation(job.experiment, job.engine, job.folder)
+        tasks = train_federation(experiment, job.engine, job.folder)
+    newcomers = None
+    if job.holdout is not None:
+        newcomers = fit_newcomers(experiment, job.folder, held_out, job.holdout)
     record = read_run(job.folder)
     left_out = sum(len(line["clients"]["left-out"]) for line in record.rounds)
     if left_out and record.results:
         about = "%s, seed %d: %d replies were left out; metrics.jsonl in its folder says why"
         logger.warning(about, job.name, job.experiment.seed, left_out)
-    return Outcome(tasks, ms_per_step(record))
+    return Outcome(tasks, ms_per_step(record), newcomers)
 
 
 @contextmanager
@@ -157,6 +184,9 @@ def summarise_plan(plan: Plan, outcomes: Outcomes, jobs: int) -> dict[str, Any]:
 
     def tasks_of(name: str) -> list[TaskFigures]:
         return [outcomes[seed][name].tasks for seed in seeds]
+
+    def newcomers_of(name: str) -> dict[int, Newcomers]:
+        return {seed: own for seed in seeds if (own := outcomes[seed][name].newcomers)}
 
     def describe(variant: Variant) -> dict[str, Any]:
         yardsticks = tasks_of(variant.yardstick) if plan.yardsticks else None
@@ -183,4 +213,5 @@ def summarise_plan(plan: Plan, outcomes: Outcomes, jobs: int) -> dict[str, Any]:
         "vary": dict(plan.axes),
         "jobs": jobs,
         "contenders": standards | {v.name: describe(v) for v in plan.variants},
+        **describe_newcomers({v.name: newcomers_of(v.name) for v in plan.variants}, experiment),
     }

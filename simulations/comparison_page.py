@@ -20,6 +20,14 @@ from simulations.comparison_table import (
 )
 from simulations.formats import direction, format_count
 from simulations.gains import YARDSTICK
+from simulations.newcomers_table import TITLE as NEWCOMERS
+from simulations.newcomers_table import (
+    lines_of,
+    newcomer_cells,
+    newcomer_columns,
+    newcomer_headings,
+    newcomer_notes,
+)
 from simulations.page_parts import (
     Charts,
     card,
@@ -71,6 +79,7 @@ def make_page(experiment: Experiment, comparison: Comparison, records: Records) 
     body = [
         make_header(experiment, comparison),
         section("Result", make_result(comparison, columns)),
+        section(NEWCOMERS, make_newcomers(comparison)),
         section("Over seeds", make_figures(comparison, columns, list(records), collected)),
         section("Learning curves", make_curves(comparison, records, collected)),
         section("Repeat this comparison", make_origin(experiment, comparison)),
@@ -107,6 +116,22 @@ def make_result(comparison: Comparison, columns: Sequence[Column]) -> str:
     names = name_headings(comparison)
     headings = [*names, *(f"{column.heading}, {column.unit}" for column in columns)]
     return card(table(headings, rows, words=len(names))) + "".join(map(note, notes_of(comparison)))
+
+
+def make_newcomers(comparison: Comparison) -> str:
+    """Make the table of the clients that were held out; nothing without any."""
+    if "newcomers" not in comparison:
+        return ""
+    rows = []
+    for names, cells in newcomer_cells(comparison):
+        figures = [f"<strong>{escape(c)}</strong>" if best else escape(c) for c, best in cells]
+        rows.append([*map(escape, names), *figures])
+    names = newcomer_headings(comparison)
+    columns = newcomer_columns(comparison, lines_of(comparison))
+    headings = [*names, *(f"{column.heading}, {column.unit}" for column in columns)]
+    return card(table(headings, rows, words=len(names))) + "".join(
+        map(note, newcomer_notes(comparison))
+    )
 
 
 def make_figures(

@@ -19,6 +19,7 @@ from common.clients import open_clients
 from common.errors import FedMTLError
 from common.experiment import Experiment
 from server.federation import federate
+from server.patient_grid import PatientGrid
 from server.run_folder import RunFolder
 from server.watch import Listener, Watch
 
@@ -55,7 +56,12 @@ def run_flower(
         try:
             stop_at_pull(grid, stopped)
             outcome["results"] = federate(
-                grid, experiment, folder, resume=resume, strict=True, watch=Watch(listener)
+                PatientGrid(grid),  # it need not wait for everybody
+                experiment,
+                folder,
+                resume=resume,
+                strict=True,
+                watch=Watch(listener),
             )
         except BaseException as error:  # the runtime runs this in a thread and would only log it
             outcome["error"] = error

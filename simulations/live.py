@@ -223,8 +223,11 @@ def validation_tasks(line: Line) -> Line:
 
 def describe_clients(line: Line) -> str:
     """Say how many clients were asked and answered."""
-    clients = line["clients"]
-    return f"{clients['answered']} of {format_count(clients['asked'], 'client')} answered"
+    clients, lost = line["clients"], len(line.get("lost-attempts", ()))
+    said = f"{clients['answered']} of {format_count(clients['asked'], 'client')} answered"
+    if lost:
+        said += f", attempt {lost + 1}"
+    return f"{said}, round skipped" if line.get("skipped") else said
 
 
 def sparkline(values: list[float], width: int = TREND_WIDTH) -> str:

@@ -17,7 +17,8 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.state import INFO, OWN, round_of
-from common.wire import pack_arrays, unpack_arrays
+from common.wire import ARRAYS, arrays_of, config_of, pack_arrays, unpack_arrays
+from simulations.circumstances import PLAIN, BeforeRound, Circumstances
 from simulations.client_log import ClientLog, Own
 
 RUN_ID = 1
@@ -30,10 +31,18 @@ class LoopbackGrid(Grid):
     Args:
         client_app: the app that answers.
         names: stable names of the clients; their order gives partition ids.
+        circumstances: what the clients meet.
     """
 
-    def __init__(self, client_app: ClientApp, names: Sequence[str]) -> None:
-        self.client_app, self.names = client_app, tuple(names)
+    def __init__(
+        self,
+        client_app: ClientApp,
+        names: Sequence[str],
+        circumstances: Circumstances = PLAIN,
+    ) -> None:
+        self.client_app, self.names, self.circumstances = client_app, tuple(names), circumstances
+        self._places = {name: place for place, name in enumerate(self.names)}
+        self._before = BeforeRound()
         self._contexts: dict[int, Context] = {}
         self._replies: dict[str, Message] = {}
         self._changed: set[int] = set()  # nodes that trained since the last checkpoint
@@ -84,14 +93,37 @@ class LoopbackGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Deliver messages and collect the replies; clients past the timeout are not asked."""
-        end = None if timeout is None else time.monotonic() + timeout
+        """Deliver messages and collect the replies in the order of their arrival.
+
+        Clients past the timeout are not asked, unless delays are simulated.
+        """
+        asked = list(messages)
+        end = self._end(timeout)
         replies = []
-        for message in messages:
+        for message in asked:
             if end is not None and time.monotonic() > end:
                 break
             replies.append(self.deliver(message))
-        return replies
+        return self._arrive(asked, replies)
+
+    def _end(self, timeout: float | None) -> float | None:
+        """Say when no more clients are asked; None where real time does not count."""
+        arrivals = self.circumstances.arrivals
+        if timeout is None or (arrivals is not None and arrivals.simulates_time):
+            return None
+        return time.monotonic() + timeout
+
+    def _arrive(self, asked: Sequence[Message], replies: list[Message]) -> list[Message]:
+        """Put a round's replies into the order of their arrival; late ones are lost."""
+        arrivals = self.circumstances.arrivals
+        if arrivals is None or not _is_training(asked):
+            return replies
+        named = {self.name_of(reply.metadata.src_node_id): reply for reply in replies}
+        return [named[name] for name in arrivals.order(list(named), _round_of(asked[0]))]
+
+    def name_of(self, node_id: int) -> str:
+        """Name the client of a node."""
+        return self.names[node_id - FIRST_NODE]
 
     def deliver(self, message: Message) -> Message:
         """Let one client answer; an exception becomes an error reply, as on Flower's engines."""
@@ -99,16 +131,37 @@ class LoopbackGrid(Grid):
         # The messages of a round share one content: a client gets records of its own. Arrays
         # are immutable bytes and need no copy.
         content = RecordDict({key: record.copy() for key, record in message.content.items()})
-        if message.metadata.message_type == MessageType.TRAIN:
+        is_training = message.metadata.message_type == MessageType.TRAIN
+        if is_training:
             self._changed.add(node_id)
+            self._rewind(message)
         private = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
         try:
-            return self.client_app(private, self.context(node_id))
+            reply = self.client_app(private, self.context(node_id))
         except Exception as error:
             reason = type(error).__name__
             return Message(
                 Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message
             )
+        if is_training:
+            self._distort(message, reply)
+        return reply
+
+    def _rewind(self, message: Message) -> None:
+        """Take a client that was asked in this round before back to before the round."""
+        if self.circumstances.repeats:
+            name = self.name_of(message.metadata.dst_node_id)
+            self._before.rewind(_round_of(message), [name], self._read_own, self._put_back)
+
+    def _distort(self, message: Message, reply: Message) -> None:
+        """Let a hostile client send a trunk that it made up."""
+        hostile, name = self.circumstances.hostile, self.name_of(message.metadata.dst_node_id)
+        if hostile is None or name not in hostile.clients or not reply.has_content():
+            return
+        sent, trained = arrays_of(message.content), arrays_of(reply.content)
+        if sent is not None and trained is not None:
+            made_up = hostile.distort_arrays(name, unpack_arrays(sent), unpack_arrays(trained))
+            reply.content[ARRAYS] = pack_arrays(made_up)
 
     def context(self, node_id: int) -> Context:
         """Get a node's context, whose state lives as long as the grid."""
@@ -142,11 +195,17 @@ class LoopbackGrid(Grid):
 
     def restore_states(self, states: Mapping[str, Own]) -> None:
         """Put back what clients kept at home."""
-        places = {name: place for place, name in enumerate(self.names)}
+        self._put_back(states)
+
+    def _put_back(self, states: Mapping[str, Own | None]) -> None:
         for client, own in states.items():
-            state = self.context(FIRST_NODE + places[client]).state
-            state[OWN] = pack_arrays(own.arrays)
-            state[INFO] = ConfigRecord({"round": own.round, "client": client})
+            state = self.context(FIRST_NODE + self._places[client]).state
+            state.pop(OWN, None)
+            state.pop(INFO, None)
+            if own is not None:
+                arrays = {name: array.copy() for name, array in own.arrays.items()}
+                state[OWN] = pack_arrays(arrays)
+                state[INFO] = ConfigRecord({"round": own.round, "client": client})
 
     def known_nodes(self) -> Iterable[int]:
         """Name the nodes that have a context."""
@@ -157,11 +216,22 @@ class LoopbackGrid(Grid):
 
     def own_states(self, node_ids: Iterable[int]) -> dict[str, Own]:
         """Read what clients keep at home, those that keep anything; good until they train again."""
+        return self._read_own([self.name_of(node_id) for node_id in sorted(node_ids)])
+
+    def _read_own(self, names: Sequence[str]) -> dict[str, Own]:
         states = {}
-        for node_id in sorted(node_ids):
-            context = self.context(node_id)
+        for name in names:
+            context = self.context(FIRST_NODE + self._places[name])
             number = round_of(context)
             if number is not None:
                 arrays = unpack_arrays(cast(ArrayRecord, context.state[OWN]))
-                states[self.names[node_id - FIRST_NODE]] = Own(number, arrays)
+                states[name] = Own(number, arrays)
         return states
+
+
+def _is_training(messages: Sequence[Message]) -> bool:
+    return any(message.metadata.message_type == MessageType.TRAIN for message in messages)
+
+
+def _round_of(message: Message) -> int:
+    return cast(int, config_of(message.content)["round"])

@@ -81,6 +81,9 @@ def make_header(record: RunRecord) -> str:
         **{key.removesuffix("-bytes"): format_bytes(traffic[key]) for key in keys},
         "fingerprint": experiment.fingerprint(),
     }
+    if record.hostile:
+        count = format_count(len(record.hostile["clients"]), "client")
+        facts["hostile"] = f"{count}, {record.hostile['attack']}"
     return header(experiment.name, experiment.description, facts, state, is_warning=not is_whole)
 
 
@@ -211,12 +214,12 @@ def make_participation(record: RunRecord, collected: Charts) -> str:
     """Show who answered, and who was left out and why."""
     if not record.rounds:
         return ""
-    chart = charts.participation_chart(record)
+    chart, lost = charts.participation_chart(record), describe_lost(record)
     if chart is None:
         asked = sorted({line["clients"]["asked"] for line in record.rounds})
         count = f"{asked[0]} to {asked[-1]:,} clients"
         count = format_count(asked[0], "client") if len(asked) == 1 else count
-        return card(note(f"{count} asked per round, and all of them answered every time."))
+        return card(note(f"{count} asked per round, and all of them answered every time.{lost}"))
     times = Counter(
         (name, reason)
         for line in record.rounds
@@ -227,7 +230,22 @@ def make_participation(record: RunRecord, collected: Charts) -> str:
         for (name, reason), count in times.most_common(MOST_ROWS)
     ]
     left_out = card(table(["left out", "reason", "rounds"], rows, words=2)) if rows else ""
-    return card(collected.figure(chart)) + left_out
+    return card(collected.figure(chart), note(lost) if lost else "") + left_out
+
+
+def describe_lost(record: RunRecord) -> str:
+    """Say how many rounds were skipped and how many attempts repeated; empty where none was."""
+    skipped = Counter(line["skipped"] for line in record.rounds if line.get("skipped"))
+    repeats = sum(len(line.get("lost-attempts", ())) for line in record.rounds)
+    said = ""
+    if repeats:
+        count = format_count(repeats, "attempt")
+        said += f" {count} with too few replies, after which the round was asked again."
+    if skipped:
+        reasons = ", ".join(f"{escape(why)} ({times:,})" for why, times in skipped.most_common(5))
+        count = format_count(skipped.total(), "round")
+        said += f" {count} skipped, in which the trunk stayed as it was: {reasons}."
+    return said
 
 
 def make_origin(record: RunRecord) -> str:

@@ -14,6 +14,7 @@ Figures = dict[str, Any]  # as in metrics.jsonl and results.json
 # What readers rely on.
 ROUND_KEYS = frozenset({"round", "clients", "traffic", "weights", "train", "evaluation"})
 RESULT_KEYS = frozenset({"stopped", "final", "clients", "traffic"})
+HOSTILE_KEYS = frozenset({"attack", "clients"})
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class RunRecord:
         environment: versions, seed, machine; {} where the file is missing.
         rounds: the lines of metrics.jsonl.
         results: the content of results.json, or None where the run did not end.
+        hostile: who was hostile in a simulation, and how; None where nobody was.
     """
 
     path: Path
@@ -35,6 +37,7 @@ class RunRecord:
     environment: Figures
     rounds: list[Figures]
     results: Figures | None
+    hostile: Figures | None = None
 
     @property
     def evaluations(self) -> list[Figures]:
@@ -72,6 +75,7 @@ def read_run(path: Path) -> RunRecord:
         environment=_read_json(path / "environment.json") or {},
         rounds=read_rounds(path / "metrics.jsonl"),
         results=_read_json(path / "results.json", RESULT_KEYS),
+        hostile=_read_json(path / "hostile.json", HOSTILE_KEYS),
     )
 
 

@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.agreement import require_clients
+from common.availability import require_known
 from common.clients import open_clients
 from common.errors import ConfigError
 from common.experiment import Experiment
 from server.federation import federate
 from server.run_folder import RunFolder
+from server.sampling import refuse_delays
 from server.watch import Listener, Watch
 
 if TYPE_CHECKING:
+    from simulations.hostile import Hostile
     from simulations.loopback import LoopbackGrid
 
 BATCHED_FROM = 2  # clients a round from which the batched engine pays
-PROFILED = ("loopback", "batched")  # engines that run in this process
+IN_PROCESS = ("loopback", "batched")  # engines whose clients are at home in this process
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Run:
         resume: go on from its checkpoint.
         workers: processes that train; engines with workers of their own pass it over.
         listener: called with each round's line of metrics.jsonl.
+        hostile: clients that send trunks they made up; engines in this process alone know it.
     """
 
     experiment: Experiment
@@ -38,6 +42,7 @@ class Run:
     resume: bool = False
     workers: int = 1
     listener: Listener | None = None
+    hostile: "Hostile | None" = None
 
 
 def simulate(
@@ -49,6 +54,7 @@ def simulate(
     workers: int = 1,
     profile: bool = False,
     listener: Listener | None = None,
+    hostile: "Hostile | None" = None,
 ) -> dict[str, Any]:
     """Run a whole federation on this machine.
 
@@ -60,6 +66,7 @@ def simulate(
         workers: processes of the loopback engine.
         profile: measure where the rounds' time goes, and write profile.json.
         listener: called with each round's line of metrics.jsonl.
+        hostile: clients that send trunks they made up; a resumed run has those it had.
 
     Returns:
         What results.json holds.
@@ -67,17 +74,29 @@ def simulate(
     Raises:
         FedMTLError: the settings, the data or the run folder cannot be used.
     """
+    from simulations.hostile import Hostile
+
     if engine == "auto":
         engine, _ = choose_engine(experiment, workers)
+    if hostile is not None and engine not in IN_PROCESS:
+        raise ConfigError(
+            f"--hostile is for the engines {' and '.join(IN_PROCESS)}, got '{engine}'; choose one "
+            "of them, or remove it"
+        )
     check_options(experiment, engine, workers=workers, profile=profile)
     folder = RunFolder(out)
     if resume:
         folder.reopen(experiment)
+        hostile = Hostile.load(out)
     else:
-        # Bad data paths, and too few clients to wait for, are told before a folder is made.
-        require_clients(len(open_clients(experiment).names), experiment)
+        # Bad data paths, too few clients and a trace of others are told before a folder is made.
+        names = open_clients(experiment).names
+        require_clients(len(names), experiment)
+        require_known(experiment.federation.availability, names)
         folder.create(experiment, engine)
-    run = Run(experiment, folder, resume, workers, listener)
+        if hostile is not None:
+            hostile.save(out)
+    run = Run(experiment, folder, resume, workers, listener, hostile)
     return run_profiled(engine, run) if profile else ENGINES[engine](run)
 
 
@@ -101,14 +120,16 @@ def check_options(experiment: Experiment, engine: str, *, workers: int, profile:
         raise ConfigError(
             f"engine 'batched' cannot train this model: {obstacle}; use --engine loopback"
         )
+    if engine == "flower":
+        refuse_delays(experiment, "on engine 'flower'")
     choose_device(experiment.training.device)  # else every client would refuse every round
 
 
 def check_profiled(experiment: Experiment, engine: str, workers: int) -> None:
     """Refuse to profile a run that the profile would not be about."""
-    if engine not in PROFILED:
+    if engine not in IN_PROCESS:
         raise ConfigError(
-            f"--profile measures one process: the engine must be one of {', '.join(PROFILED)}, "
+            f"--profile measures one process: the engine must be one of {', '.join(IN_PROCESS)}, "
             f"got '{engine}'; choose one of them, or remove --profile"
         )
     if workers > 1:
@@ -148,21 +169,25 @@ def choose_engine(experiment: Experiment, workers: int = 1) -> tuple[str, str]:
 def run_loopback(run: Run) -> dict[str, Any]:
     """Run client after client, in this process or on workers; see `simulations.loopback`."""
     from client.app import app
+    from simulations.circumstances import Circumstances
     from simulations.loopback import LoopbackGrid
     from simulations.workers import WorkerGrid
 
     names = open_clients(run.experiment).names
-    return _run(
-        run, WorkerGrid(app, names, run.workers) if run.workers > 1 else LoopbackGrid(app, names)
-    )
+    meet = Circumstances.of(run.experiment, run.hostile)
+    if run.workers > 1:
+        return _run(run, WorkerGrid(app, names, run.workers, meet))
+    return _run(run, LoopbackGrid(app, names, meet))
 
 
 def run_batched(run: Run) -> dict[str, Any]:
     """Run a round's clients as one stacked model; see `simulations.batched`."""
     from client.app import app
     from simulations.batched import BatchedGrid
+    from simulations.circumstances import Circumstances
 
-    return _run(run, BatchedGrid(app, open_clients(run.experiment).names))
+    meet = Circumstances.of(run.experiment, run.hostile)
+    return _run(run, BatchedGrid(app, open_clients(run.experiment).names, meet))
 
 
 def run_profiled(engine: str, run: Run) -> dict[str, Any]:

@@ -56,6 +56,9 @@ def print_summary(experiment: Experiment, results: Mapping[str, Any], console: C
         f"{format_bytes(traffic['received-bytes'])} received",
         highlight=False,
     )
+    if skipped := results.get("skipped-rounds"):
+        told = f"{format_count(skipped, 'round')} skipped: too few replies, or nobody to ask"
+        console.print(told, style="yellow", highlight=False)
     _print_warnings(results.get("warnings", []), console)
 
 

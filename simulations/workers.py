@@ -19,6 +19,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from common.errors import FedMTLError
+from simulations.circumstances import PLAIN, Circumstances
 from simulations.client_log import Own
 from simulations.loopback import FIRST_NODE, LoopbackGrid
 from simulations.shared_arrays import Shelf, anonymous_file, layout_of, round_up, size_of
@@ -37,8 +38,8 @@ STOP_S = 1.0  # how long workers may take to end by themselves
 class Share:
     """One worker's side: a loopback grid of which it uses its own clients."""
 
-    def __init__(self, connection: Connection, client_app: ClientApp, names: Sequence[str]) -> None:
-        self.connection, self.grid = connection, LoopbackGrid(client_app, names)
+    def __init__(self, connection: Connection, grid: LoopbackGrid) -> None:
+        self.connection, self.grid = connection, grid
         self.shelf: Shelf | None = None
 
     def serve(self) -> None:
@@ -83,6 +84,7 @@ def run_worker(
     connection: Connection,
     client_app: ClientApp,
     names: Sequence[str],
+    circumstances: Circumstances,
     inherited: Sequence[Connection],
 ) -> None:
     """Be a worker.
@@ -91,12 +93,13 @@ def run_worker(
         connection: to the parent.
         client_app: the app that answers.
         names: stable names of the clients.
+        circumstances: what the clients meet.
         inherited: the parent's own ends, copied by the fork: while a copy is open, no worker would
             hear that the parent closed its end.
     """
     for end in inherited:
         end.close()
-    Share(connection, client_app, names).serve()
+    Share(connection, LoopbackGrid(client_app, names, circumstances)).serve()
 
 
 class WorkerGrid(LoopbackGrid):
@@ -106,10 +109,17 @@ class WorkerGrid(LoopbackGrid):
         client_app: the app that answers.
         names: stable names of the clients.
         workers: number of processes, this one among them.
+        circumstances: what the clients meet.
     """
 
-    def __init__(self, client_app: ClientApp, names: Sequence[str], workers: int) -> None:
-        super().__init__(client_app, names)
+    def __init__(
+        self,
+        client_app: ClientApp,
+        names: Sequence[str],
+        workers: int,
+        circumstances: Circumstances = PLAIN,
+    ) -> None:
+        super().__init__(client_app, names, circumstances)
         # Forked before this process trains: a worker starts with all modules loaded.
         context = multiprocessing.get_context("fork")
         self._shelf: Shelf | None = None
@@ -118,7 +128,8 @@ class WorkerGrid(LoopbackGrid):
         for _ in range(workers - 1):
             ours, theirs = context.Pipe()
             self._workers.append(ours)
-            arguments = (theirs, client_app, names, tuple(self._workers))
+            inherited = tuple(self._workers)
+            arguments = (theirs, client_app, names, circumstances, inherited)
             process = context.Process(target=run_worker, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -127,17 +138,17 @@ class WorkerGrid(LoopbackGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Deal messages out to their clients' processes and collect the replies in order.
+        """Deal messages out to their clients' processes and collect the replies.
 
         The replies' arrays stand in shared memory: they are good until the next call.
         """
         asked = list(messages)
-        end = None if timeout is None else time.monotonic() + timeout
+        end = self._end(timeout)
         replies: dict[int, Message] = {}
         for content, alike in _by_content(asked):
             replies |= self._exchange(content, alike, end)
         nodes = [message.metadata.dst_node_id for message in asked]
-        return [replies[node_id] for node_id in nodes if node_id in replies]
+        return self._arrive(asked, [replies[node_id] for node_id in nodes if node_id in replies])
 
     def _exchange(
         self, content: RecordDict, messages: Sequence[Message], end: float | None

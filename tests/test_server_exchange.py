@@ -7,7 +7,7 @@ from flwr.common.constant import TIMESTAMP_TOLERANCE, ErrorCode
 from server.patient_grid import LOST, NOT_TAKEN, OFFLINE, PatientGrid
 from tests.links import Clock, FakeLink, ask, gone, of_the_superlink, reply
 
-ANNA, BERT, CLEO = 31, 32, 33
+ANNA, BERT, CLEO, DORA = 31, 32, 33, 34
 
 
 @pytest.fixture
@@ -184,3 +184,29 @@ def test_the_server_shows_that_it_is_alive_while_it_waits(link, clock):
     grid = PatientGrid(link, lambda: beats.append(clock.now), clock, clock.sleep)
     grid.send_and_receive(ask(ANNA), timeout=60.0)
     assert len(beats) > 10
+
+
+def test_a_round_does_not_wait_for_those_it_can_do_without(grid, link, clock):
+    link.answers = {
+        ANNA: [(1.0, reply)], BERT: [(3.0, gone)], CLEO: [(5.0, reply)], DORA: [(900.0, reply)],
+    }  # fmt: skip
+    link.online.add(DORA)
+    usable = []
+
+    def is_enough(answer):
+        usable.extend([answer] if answer.has_content() else [])
+        return len(usable) == 2
+
+    messages = ask(ANNA, BERT, CLEO, DORA)
+    replies = grid.send_and_receive(messages, timeout=3600.0, is_enough=is_enough)
+    assert senders(replies) == [ANNA, CLEO]
+    assert 5.0 <= clock.now < 5.2
+    clock.now = 1000.0
+    assert grid.pull_messages([m.metadata.message_id for m in messages]) == []  # never counted
+
+
+def test_a_round_that_cannot_be_filled_ends_with_its_deadline(grid, link, clock):
+    link.answers[BERT] = []
+    replies = grid.send_and_receive(ask(ANNA, BERT), timeout=60.0, is_enough=lambda _: False)
+    assert senders(replies) == [ANNA]
+    assert clock.now == 60.0

@@ -1,0 +1,122 @@
+"""Who is asked in a round.
+
+Everything here depends on the run's seed, the round, the attempt and stable names alone, so that
+two runs ask the same clients on every engine, and a resumed run asks them again.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from common.availability import is_sealed, require_known, trace_of
+from common.errors import ConfigError
+from common.experiment import Experiment, Federation
+from common.seeding import numpy_generator, sample_names
+from server.roster import Roster
+
+# A share times a number is off by less than this where it should be whole: 10 * 1.1 is above 11.
+ROUNDING = 9  # digits
+
+
+def choose_clients(
+    experiment: Experiment, roster: Roster, round_number: int, attempt: int = 0
+) -> list[str]:
+    """Draw a round's clients from those that are connected and, by the trace, there.
+
+    Args:
+        experiment: seed, sampling, clients per round, trace.
+        roster: who is connected, and how many rows each has.
+        round_number: the round.
+        attempt: how often the round was asked before.
+
+    Returns:
+        Their names, sorted; none where nobody is there.
+    """
+    federation = experiment.federation
+    trace = trace_of(federation.availability)
+    names = [name for name in roster.names if trace.is_there(name, round_number)]
+    count = count_asked(federation, len(names))
+    if count == len(names):
+        return names
+    stream = ("sampling", round_number, *((attempt,) if attempt else ()))
+    if federation.sampling == "by-size":
+        sizes = {name: roster.descriptions[name].examples.get("train", 0) for name in names}
+        return sample_by_size(sizes, count, experiment.seed, *stream)
+    return sorted(sample_names(names, count, experiment.seed, *stream))
+
+
+def count_asked(federation: Federation, there: int) -> int:
+    """Say how many of the clients that are there a round asks."""
+    wanted = federation.clients_per_round
+    if wanted == "all":
+        return there
+    more = round(wanted * (1 + federation.over_selection), ROUNDING)
+    return min(math.ceil(more), there)
+
+
+def sample_by_size(
+    sizes: Mapping[str, int], count: int, seed: int, *stream: str | int
+) -> list[str]:
+    """Draw names without replacement, each draw in proportion to the sizes that are left.
+
+    The `count` largest ``log(u_k) / n_k`` with u_k uniform on (0, 1] (Efraimidis & Spirakis,
+    "Weighted random sampling with a reservoir", 2006, whose keys are ``u_k^(1/n_k)``). A size of 0
+    counts as 1.
+
+    Args:
+        sizes: name -> n_k; their order does not matter.
+        count: how many names.
+        seed: the run's.
+        stream: names the draw.
+
+    Returns:
+        The names, sorted.
+
+    >>> sample_by_size({"a": 1, "b": 10**9}, 1, 0, "x")
+    ['b']
+    """
+    names = sorted(sizes)
+    draws = 1.0 - numpy_generator(seed, *stream).random(len(names))
+    keys = np.log(draws) / np.array([max(sizes[name], 1) for name in names])
+    chosen = np.argsort(-keys, kind="stable")[:count]
+    return sorted(names[place] for place in chosen.tolist())
+
+
+def require_trace(experiment: Experiment, roster: Roster, *, strict: bool) -> list[str]:
+    """Check that a trace is about this federation's clients.
+
+    Args:
+        experiment: has the trace.
+        roster: the clients met at the start.
+        strict: no other client will come, as in a simulation.
+
+    Returns:
+        Which lines name a client that was not met, a line each; it may join later.
+
+    Raises:
+        ConfigError: the trace cannot be followed.
+    """
+    lines = experiment.federation.availability
+    if is_sealed(lines):
+        raise ConfigError(
+            "federation.availability must be the trace itself on the server, got its digest "
+            f"'{lines[0]}'; name the file"
+        )
+    known = sorted({*roster.node_ids, *roster.left_out, *roster.refused})
+    if strict:
+        require_known(lines, known)
+    return trace_of(lines).strangers(known)
+
+
+def refuse_delays(experiment: Experiment, where: str) -> None:
+    """Refuse a trace with delays where real time counts.
+
+    Raises:
+        ConfigError: it has some.
+    """
+    if trace_of(experiment.federation.availability).has_delays:
+        raise ConfigError(
+            f"federation.availability must have no delay-s other than 0 {where}, where real time "
+            "counts; use fedmtl simulate --engine loopback or batched, or remove the column"
+        )

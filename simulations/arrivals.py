@@ -1,0 +1,45 @@
+"""When simulated replies arrive: in the order of the trace's delays, and not after the deadline.
+
+A straggler has trained and kept its heads; only what it sends is lost. So every client that was
+asked trains, and what its reply would have met on its way is worked out afterwards.
+"""
+
+from collections.abc import Sequence
+
+from common.availability import trace_of
+from common.experiment import Experiment
+from common.seeding import sample_names
+
+
+class Arrivals:
+    """Puts the replies of a round into the order of their arrival.
+
+    Args:
+        experiment: seed, trace, deadline.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.seed, self.trace = experiment.seed, trace_of(experiment.federation.availability)
+        self.deadline_s = experiment.federation.round_timeout_s
+
+    @property
+    def simulates_time(self) -> bool:
+        """Whether the deadline is one of simulated time, so that real time does not count."""
+        return self.trace.has_delays
+
+    def order(self, clients: Sequence[str], round_number: int) -> list[str]:
+        """Name those whose replies come before the deadline, the first one first.
+
+        Ties are broken by the seed: by name, the same clients would always be first.
+        """
+        names = sample_names(list(clients), len(clients), self.seed, "arrival", round_number)
+        delays = {name: self.trace.delay_s(name, round_number) for name in names}
+        in_time = [name for name in names if delays[name] <= self.deadline_s]
+        return sorted(in_time, key=delays.__getitem__)
+
+
+def make_arrivals(experiment: Experiment) -> Arrivals | None:
+    """Make what an experiment needs; None where the order of replies does not show."""
+    arrivals = Arrivals(experiment)
+    is_needed = arrivals.simulates_time or experiment.federation.over_selection
+    return arrivals if is_needed else None

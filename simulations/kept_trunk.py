@@ -1,0 +1,90 @@
+"""The trunk of a run, and what its clients agreed on, read back for a client that took no part."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.personalise import SHARED
+from common.agreement import Agreement
+from common.clients import open_clients
+from common.errors import CheckpointError
+from common.experiment import Experiment
+from common.experiment_file import load_experiment
+from common.wire import FloatArray
+from server.checkpoint import Progress
+from server.run_folder import RunFolder
+from simulations.client_log import ClientLog
+
+FOLLOWERS = "heads."  # what a trunk's file may hold for a newcomer beside the trunk itself
+
+
+@dataclass(frozen=True)
+class KeptTrunk:
+    """What a newcomer gets from a run.
+
+    Attributes:
+        run: its name.
+        round: number of rounds that the trunk has seen.
+        experiment: settings of the run; its `data.clients` names those that took part, or nobody.
+        agreement: what all rows are encoded by.
+        arrays: parameter name -> value: the trunk, and heads where the run shared them.
+        clients: names of those that took part, as far as the folder tells; None where it does not.
+    """
+
+    run: str
+    round: int
+    experiment: Experiment
+    agreement: Agreement
+    arrays: Mapping[str, FloatArray]
+    clients: frozenset[str] | None
+
+
+def open_trunk(folder: Path, data: str | None = None) -> KeptTrunk:
+    """Read a run folder, of a simulation or of a deployment.
+
+    Args:
+        folder: the run folder.
+        data: where raw data is, if not where the experiment says.
+
+    Raises:
+        CheckpointError: it is none, has no checkpoint, or shares no trunk.
+    """
+    if not (folder / "experiment.toml").is_file():
+        raise CheckpointError(f"{folder} is no run folder: it has no experiment.toml")
+    experiment = load_experiment(str(folder / "experiment.toml"), data_path=data)
+    checkpoints = RunFolder(folder).checkpoints()
+    progress, arrays = checkpoints.load(experiment.fingerprint())
+    shared = {n: a for n, a in arrays.items() if n.startswith((SHARED, FOLLOWERS))}
+    if not any(name.startswith(SHARED) for name in shared):
+        raise CheckpointError(
+            f"{folder} has no trunk for a newcomer: its clients share none (federation.algorithm "
+            f"'{experiment.federation.algorithm}', trunk.widths "
+            f"{list(experiment.trunk.widths)}); choose a run that shares one"
+        )
+    if not progress.agreement:
+        raise CheckpointError(
+            f"{folder} has no agreement on columns and scalings: no round was done; resume the run"
+        )
+    return KeptTrunk(
+        run=progress.run or folder.name,
+        round=progress.round,
+        experiment=experiment,
+        agreement=Agreement.from_json(progress.agreement),
+        arrays=shared,
+        clients=_took_part(folder, experiment, progress),
+    )
+
+
+def _took_part(folder: Path, experiment: Experiment, progress: Progress) -> frozenset[str] | None:
+    """Name the clients of a run: by what it kept of them, by its figures, or by its data."""
+    names = set(ClientLog().restore(folder / "checkpoint", progress.files))
+    names |= set(experiment.data.clients)
+    with suppress(OSError, ValueError, KeyError, TypeError):  # the run did not end
+        names |= set(json.loads((folder / "results.json").read_text(encoding="utf-8"))["clients"])
+    if names:
+        return frozenset(names)
+    if experiment.partition is not None:  # a simulation, of all clients that were dealt rows
+        return frozenset(open_clients(experiment).names)
+    return None
