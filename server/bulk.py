@@ -6,15 +6,17 @@ what messages would have said.
 """
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from common.wire import FloatArray, Instruction
-from server.sums import SumTable
+from server.sums import SumTable, join_tables
+
+Trunk = Mapping[str, FloatArray]
 
 
 @dataclass(frozen=True)
@@ -62,3 +64,45 @@ class BulkGrid(Grid):
         self, clients: Sequence[str], trunk: Mapping[str, FloatArray], instruction: Instruction
     ) -> BulkReplies:
         """Evaluate the trunk at these clients."""
+
+
+def ask_groups(
+    ask: Callable[[Sequence[str], Trunk], BulkReplies],
+    groups: Sequence[tuple[Sequence[str], Trunk]],
+    clients: Sequence[str],
+) -> BulkReplies:
+    """Ask groups of clients one after another, each for its own trunk, and join their replies.
+
+    Args:
+        ask: asks the clients of one group; its rows are good until its next call.
+        groups: names and trunk, group by group.
+        clients: the names of all groups, in the order that the replies are to have.
+    """
+    if len(groups) == 1:
+        return ask(*groups[0])
+    answers: list[BulkReplies] = []
+    for names, trunk in groups:
+        replies = ask(names, trunk)
+        kept = None if replies.rows is None else replies.rows.copy()
+        answers.append(replace(replies, rows=kept))
+    came = [name for replies in answers for name in replies.clients]
+    order = np.array([came.index(name) for name in clients])
+    rows = [replies.rows for replies in answers if replies.rows is not None]
+    return BulkReplies(
+        clients,
+        np.concatenate([replies.examples for replies in answers])[order],
+        join_tables([replies.sums for replies in answers]).ordered(order),
+        np.concatenate(rows)[order] if rows else None,
+        _join_arrivals(answers),
+    )
+
+
+def _join_arrivals(answers: Sequence[BulkReplies]) -> list[str] | None:
+    """Take turns in proportion to the groups' sizes, so that none is early as a whole."""
+    if all(replies.arrived is None for replies in answers):
+        return None
+    turns = []
+    for place, replies in enumerate(answers):
+        arrived = replies.clients if replies.arrived is None else replies.arrived
+        turns += [((i + 1) / len(arrived), place, name) for i, name in enumerate(arrived)]
+    return [name for _, _, name in sorted(turns)]

@@ -16,11 +16,13 @@ from common.wire import (
     size_bytes,
     unpack_arrays,
 )
-from server.bulk import BulkGrid, BulkReplies
+from server.bulk import BulkGrid, BulkReplies, ask_groups
 from server.closing import NOBODY, Closing, Tally, warn
+from server.flat_trunk import model_arrays
 from server.patient_grid import PatientGrid
+from server.replies import NO_NUMBER
 from server.roster import Roster
-from server.strategy import NO_NUMBER, TrunkStrategy
+from server.strategy import TrunkStrategy
 from server.sums import SumTable
 
 
@@ -98,7 +100,7 @@ class MessageExchange:
     def evaluate(self, trunk: Mapping[str, FloatArray], instruction: Instruction) -> Outcome:
         """Have all clients evaluate."""
         number = instruction.round
-        arrays, config = pack_arrays(trunk), instruction.to_record()
+        arrays, config = pack_arrays(model_arrays(trunk)), instruction.to_record()
         messages = list(self.strategy.configure_evaluate(number, arrays, config, self.grid))
         tally = Tally(Closing(len(messages), len(messages)))
         replies = self._deliver(messages, tally)
@@ -167,7 +169,10 @@ class BulkExchange:
             return nobody()
         instruction = replace(instruction, clients=len(clients))
         tally = Tally(Closing.of(self.strategy.experiment.federation, len(clients)))
-        replies = self.grid.train_all(clients, trunk, instruction)
+        groups = self.strategy.address_train(clients, trunk)
+        replies = ask_groups(
+            lambda names, sent: self.grid.train_all(names, sent, instruction), groups, clients
+        )
         missing: dict[str, str] = {}
         if replies.arrived is not None or not tally.closing.is_plain:
             replies, missing = close(replies, tally)
@@ -182,8 +187,11 @@ class BulkExchange:
 
     def evaluate(self, trunk: Mapping[str, FloatArray], instruction: Instruction) -> Outcome:
         """Have all clients evaluate."""
-        clients = self.roster.names
-        replies = self.grid.evaluate_all(clients, trunk, instruction)
+        clients, trunk = self.roster.names, model_arrays(trunk)
+        groups = self.strategy.address(clients, trunk)
+        replies = ask_groups(
+            lambda names, sent: self.grid.evaluate_all(names, sent, instruction), groups, clients
+        )
         self.strategy.leave_out(replies)
         return self._outcome(len(clients), trunk, instruction, replies, None)
 

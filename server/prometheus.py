@@ -8,7 +8,7 @@ from common.sums_form import NOT_FINITE
 from server.closing import CLOSED, SILENT
 from server.figures import Figures
 from server.patient_grid import LOST, NOT_TAKEN, OFFLINE, UNREADABLE
-from server.strategy import NO_NUMBER
+from server.replies import NO_NUMBER
 
 # A part of the reason for which a client was left out -> its class; the first that fits.
 CLASSES = {

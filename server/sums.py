@@ -83,6 +83,17 @@ class SumTable:
         }
         return SumTable([name for name in self.clients if name not in clients], numbers)
 
+    def ordered(self, order: NDArray[np.intp]) -> "SumTable":
+        """Put the clients into another order: places of today's rows."""
+        numbers = {
+            split: {
+                task: {metric: values[order] for metric, values in sums.items()}
+                for task, sums in tasks.items()
+            }
+            for split, tasks in self.numbers.items()
+        }
+        return SumTable([self.clients[place] for place in order], numbers)
+
     def size_bytes(self) -> int:
         """Count the numbers' payload, as the clients' messages carry it."""
         total = 0
@@ -93,3 +104,19 @@ class SumTable:
                     key = len(split) + len(task) + len(metric) + 2
                     total += reported * (key + 8 * values.shape[1])
         return total
+
+
+def join_tables(tables: Sequence[SumTable]) -> SumTable:
+    """Stack tables of different clients; what one of them lacks is 0 there."""
+    numbers: dict[str, dict[str, dict[str, Matrix]]] = {}
+    total, start = sum(len(table.clients) for table in tables), 0
+    for table in tables:
+        stop = start + len(table.clients)
+        for split, tasks in table.numbers.items():
+            for task, sums in tasks.items():
+                places = numbers.setdefault(split, {}).setdefault(task, {})
+                for metric, values in sums.items():
+                    joined = places.setdefault(metric, np.zeros((total, values.shape[1])))
+                    joined[start:stop] = values
+        start = stop
+    return SumTable([name for table in tables for name in table.clients], numbers)

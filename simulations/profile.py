@@ -62,7 +62,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "server.exchange:MessageExchange._outcome",
         "server.exchange:BulkExchange._outcome",
         "server.strategy:TrunkStrategy._messages",
-        "server.strategy:TrunkStrategy._sift",
+        "server.replies:ReplyReader.read",
         "server.strategy:pack_arrays",
         "server.strategy:unpack_arrays",
         "simulations.loopback:LoopbackGrid.deliver",  # and what a client does in no section

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.agreement import Description
-from common.wire import EXAMPLES, pack_arrays, pack_sums, unpack_arrays
+from common.wire import pack_arrays, pack_sums, unpack_arrays
+from server.aggregation.mean import Mean
 from server.bulk import BulkReplies
 from server.roster import Roster
 from server.strategy import TrunkStrategy
@@ -36,8 +36,10 @@ EXPECTED_ALIKE = {**EXPECTED, "trunk.w": [2.0], "trunk.task-flag.w": [3.0, 5.0]}
 EXPECTED_ALIKE["trunk.task-kind.w"] = [4.0]
 
 
-class OtherStrategy(FedAvg):
-    """A strategy that is not known to be a plain mean."""
+class OtherRule(Mean):
+    """A rule that is not known to be a plain mean."""
+
+    is_mean = False
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +55,7 @@ def strategy_for(kind, **federation):
     }
     roster = Roster(experiment, dict(NODES), described)
     roster._by_id = {node_id: name for name, node_id in NODES.items()}
-    inner = kind(weighted_by_key=EXAMPLES, arrayrecord_key="arrays", configrecord_key="config")
-    return TrunkStrategy(inner, experiment, roster, pack_arrays(SENT))
+    return TrunkStrategy(kind(Mean.Options(), experiment), experiment, roster, pack_arrays(SENT))
 
 
 def by_messages(strategy, rows, clients=tuple(NODES)):
@@ -62,7 +63,7 @@ def by_messages(strategy, rows, clients=tuple(NODES)):
     replies = []
     for name, count, row in zip(NODES, EXAMPLE_COUNTS, rows, strict=True):
         asked = Message(RecordDict(), NODES[name], "train")
-        content = {"arrays": pack_arrays(strategy._cut(row)), "metrics": pack_sums(count, {})}
+        content = {"arrays": pack_arrays(strategy.form.cut(row)), "metrics": pack_sums(count, {})}
         if name in clients:
             replies.append(Message(RecordDict(content), reply_to=asked))
     return unpack_arrays(strategy.aggregate_train(1, reversed(replies))[0])
@@ -75,7 +76,7 @@ def in_bulk(strategy, rows):
 
 
 @pytest.mark.parametrize("way", [by_messages, in_bulk])
-@pytest.mark.parametrize("kind", [FedAvg, OtherStrategy])
+@pytest.mark.parametrize("kind", [Mean, OtherRule])
 @pytest.mark.parametrize(
     ("weight_by", "expected"), [("examples", EXPECTED), ("uniform", EXPECTED_ALIKE)]
 )
@@ -89,7 +90,7 @@ def test_a_tasks_parts_are_the_mean_of_its_holders(way, kind, weight_by, expecte
 
 
 @pytest.mark.parametrize("way", [by_messages, in_bulk])
-@pytest.mark.parametrize("kind", [FedAvg, OtherStrategy])
+@pytest.mark.parametrize("kind", [Mean, OtherRule])
 def test_a_holder_whose_reply_is_left_out_does_not_count(way, kind):
     rows = ROWS.copy()
     rows[1, 0] = np.nan
@@ -99,11 +100,13 @@ def test_a_holder_whose_reply_is_left_out_does_not_count(way, kind):
 
 
 def test_parts_stay_as_they_were_where_only_others_answer():
-    trunk = by_messages(strategy_for(FedAvg), ROWS, clients=["anna"])
+    trunk = by_messages(strategy_for(Mean), ROWS, clients=["anna"])
     assert trunk["trunk.task-flag.w"].tobytes() == SENT["trunk.task-flag.w"].tobytes()
     assert trunk["trunk.task-kind.w"] == [4]
 
 
-def test_heads_that_travel_are_no_parts_of_the_trunk():
-    shapes = {"trunk.task-size.w": (2,), "heads.task-size.w": (3,)}
-    assert TaskParts(shapes, lambda name, task: True).names == {"size": ["trunk.task-size.w"]}
+def test_heads_that_travel_are_parts_of_their_task():
+    columns = {"trunk.w": slice(0, 1), "trunk.task-size.w": slice(1, 3)}
+    columns |= {"heads.task-size.w": slice(3, 5), "heads.task-flag.w": slice(5, 6)}
+    places = {task: places.tolist() for task, places in TaskParts(columns).columns.items()}
+    assert places == {"size": [1, 2, 3, 4], "flag": [5]}

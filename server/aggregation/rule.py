@@ -6,7 +6,7 @@ rows that were checked before: the right size, finite, in the order of the clien
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,8 @@ class Updates:
     Attributes:
         round: its number.
         clients: names of the K clients, sorted.
-        before: [Q], the trunk that they were sent.
+        before: [Q], the trunk that they were sent; [K, Q], each client's own, where the rule keeps
+            one trunk per group of clients (`Rule.trunk_of`).
         rows: [K, Q], their local trunks; parts of tasks that a client lacks were replaced by the
             mean of those that hold the task, so that they say nothing of their own.
         weights: float64 [K], positive, each client's share of the mean; they sum to 1.
@@ -33,6 +34,8 @@ class Updates:
         losses: float64 [K], each client's mean training loss, weighted over tasks as in the round;
             NaN where it reported none.
         columns: parameter name -> its columns.
+        parts: a single task's own columns, and the K clients' shares of their mean, float64 [K];
+            given where those are others than `weights` (weight-by "labelled").
     """
 
     round: int
@@ -44,11 +47,25 @@ class Updates:
     tasks: Sequence[str]
     losses: NDArray[np.float64]
     columns: Columns
+    parts: Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]] = ()
+
+    def mean(self) -> FloatArray:
+        """Average the local trunks, [Q], each client by its share."""
+        mean = weighted_mean(self.rows, self.weights)
+        for columns, shares in self.parts:
+            mean[columns] = weighted_mean(self.rows[:, columns], shares)
+        return mean
 
     @property
     def steps(self) -> FloatArray:
         """The updates, [K, Q]: local trunk minus the trunk received."""
         return self.rows - self.before
+
+
+def weighted_mean(rows: FloatArray, shares: NDArray[np.float64]) -> FloatArray:
+    """Average rows by shares that sum to 1, [K, Q] and [K] -> [Q], as one product."""
+    mean: FloatArray = shares.astype(np.float32) @ rows
+    return mean
 
 
 class Rule:
@@ -57,7 +74,14 @@ class Rule:
     Args:
         options: an instance of the class's `Options`.
         experiment: the resolved experiment.
+
+    Attributes:
+        fewest: replies that it needs; a round with fewer leaves the trunk as it was.
+        is_mean: whether `combine` is `Updates.mean` and no more, which has a fast path.
     """
+
+    fewest: int = 1
+    is_mean: ClassVar[bool] = False
 
     class Options(Settings):
         """What ``federation.strategy-options`` may hold; nothing here."""
@@ -73,6 +97,14 @@ class Rule:
     def combine(self, updates: Updates) -> FloatArray:
         """Combine one round's trunks into the next, [Q]; `updates` is not changed."""
         raise NotImplementedError
+
+    def trunk_of(self, client: str) -> FloatArray | None:
+        """Get the trunk that a client is to be sent, [Q]; None: the one that `combine` returned.
+
+        For rules that keep one trunk per group. Clients whose trunks lie in the same memory are
+        asked together by the engine that answers for all.
+        """
+        return None
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Get what the rule remembers from round to round, by name; the checkpoint keeps it."""
