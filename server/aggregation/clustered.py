@@ -79,6 +79,10 @@ class Clustered(Rule):
         """Every client seen -> the number of its group."""
         return {name: int(self.group[place]) for name, place in self.places.items()}
 
+    def figures(self) -> dict[str, Any]:
+        """Say which group every client ended in."""
+        return {"groups": dict(sorted(self.groups.items()))}
+
     def trunk_of(self, client: str) -> FloatArray | None:
         """Give the trunk of a client's group, [Q]; None for a client never seen."""
         place = self.places.get(client)
