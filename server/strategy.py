@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -265,6 +266,20 @@ class TrunkStrategy(Strategy):
         """
         step: FloatArray = (rows - before).sum(axis=0) / np.float32(len(self.roster.node_ids))
         return before + step
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Get what rule and affinity remember from round to round, for the checkpoint."""
+        parts = {"rule": self.rule.state(), "affinity": self.affinity.state()}
+        return {f"{part}.{n}": array for part, kept in parts.items() for n, array in kept.items()}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what `state` returned."""
+        kept: dict[str, dict[str, NDArray[Any]]] = {"rule": {}, "affinity": {}}
+        for name, array in state.items():
+            part, _, own = name.partition(".")
+            kept[part][own] = array
+        self.rule.restore(kept["rule"])
+        self.affinity.restore(kept["affinity"])
 
     def summary(self) -> None:
         """Log which rule combines trunks."""
