@@ -222,6 +222,8 @@ class RoundLoop:
                 "sent-bytes": self.progress.sent_bytes,
                 "received-bytes": self.progress.received_bytes,
             },
+            "affinity": self.exchange.strategy.affinity.figures(),
+            **self.exchange.strategy.rule.figures(),
             "warnings": [
                 f"{name}: {why}"
                 for name, why in sorted({**self.roster.refused, **outcome.left_out}.items())
