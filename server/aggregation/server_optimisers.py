@@ -59,7 +59,7 @@ class FedAvgM(ServerOptimiser):
         if options.server_momentum == 0 and options.server_learning_rate == 1:
             yield (
                 "federation.strategy-options.server-momentum must be above 0 where "
-                "server-learning-rate is 1, got 0: that is federation.strategy 'fedavg'; set one of "
+                "server-learning-rate is 1, got 0: that is strategy 'fedavg'; set one of "
                 "them, or choose 'fedavg'"
             )
 
