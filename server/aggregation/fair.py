@@ -24,7 +24,6 @@ class QFedAvg(FlowerRule):
     """
 
     strategy: ClassVar[str] = "QFedAvg"
-    changes_input: ClassVar[bool] = True
 
     class Options(Settings):
         """Options of q-FedAvg."""

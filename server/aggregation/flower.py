@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from common.experiment import Experiment
-from common.wire import ARRAYS, EXAMPLES, METRICS, FloatArray, pack_arrays
+from common.lazy_array import LazyArray
+from common.wire import ARRAYS, EXAMPLES, METRICS, FloatArray
 from server.aggregation.rule import Rule
 
 FLAT = "flat"  # the one array of a message
@@ -30,6 +31,25 @@ class Answer:
         return False
 
 
+class FlatRecord(ArrayRecord):
+    """One flat array, given out as a copy that Flower's strategies may write into.
+
+    Flower's own serialises it to count its bytes, and collects garbage after each record: seconds
+    per round in a process that holds a federation.
+    """
+
+    @classmethod
+    def of(cls, row: FloatArray) -> "FlatRecord":
+        """Hold a row, which is not copied."""
+        record = cls()
+        record[FLAT] = LazyArray(row)
+        return record
+
+    def to_numpy_ndarrays(self, *, keep_input: bool = True) -> list[NDArray[Any]]:
+        """Copy the array out."""
+        return [self[FLAT].numpy().copy()]
+
+
 class FlowerRule(Rule):
     """Lets a strategy of `flwr.serverapp.strategy` combine one flat array per client.
 
@@ -40,12 +60,10 @@ class FlowerRule(Rule):
         strategy: name of the class in `flwr.serverapp.strategy`.
         remembers: its attributes that live from round to round, a list or a dictionary of arrays
             each, or None.
-        changes_input: whether it writes into the arrays of its messages.
     """
 
     strategy: ClassVar[str]
     remembers: ClassVar[tuple[str, ...]] = ()
-    changes_input: ClassVar[bool] = False
 
     def __init__(self, options: Any, experiment: Experiment) -> None:
         super().__init__(options, experiment)
@@ -83,20 +101,15 @@ class FlowerRule(Rule):
         for said, loss in zip(told, [] if losses is None else losses.tolist(), strict=False):
             said[LOSS] = loss
         answers = [
-            Answer(RecordDict({ARRAYS: self._record(row), METRICS: said}))
+            Answer(RecordDict({ARRAYS: FlatRecord.of(row), METRICS: said}))
             for row, said in zip(rows, told, strict=True)
         ]
         with quiet_flower():
             self.inner.current_arrays = None  # FedAvgM would keep those of its own last step
-            self.inner.configure_train(number, self._record(before), ConfigRecord(), None)
+            self.inner.configure_train(number, FlatRecord.of(before), ConfigRecord(), None)
             arrays, _ = self.inner.aggregate_train(number, answers)
         combined: FloatArray = np.array(arrays[FLAT].numpy(), rows.dtype)
         return combined
-
-    def _record(self, row: FloatArray) -> ArrayRecord:
-        if self.changes_input:
-            return ArrayRecord({FLAT: Array(row)})
-        return pack_arrays({FLAT: row})
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Get Flower's memory, [Q] each; nothing before the first round."""
