@@ -18,6 +18,8 @@ from server.sums import SumTable, join_tables
 
 Trunk = Mapping[str, FloatArray]
 
+Arrival = tuple[float, int]  # seconds after the round's start, and what breaks ties
+
 
 @dataclass(frozen=True)
 class BulkReplies:
@@ -29,15 +31,15 @@ class BulkReplies:
         sums: what their metric records would hold.
         rows: float32 [K, Q], each client's shared parameters, flat, in the order of the trunk that
             was sent; None in an evaluation.
-        arrived: the clients whose replies came before the round's deadline, in the order of their
-            arrival, where the engine simulates that; None where all came at once.
+        arrived: when the replies came that came before the round's deadline, where the engine
+            simulates that; None where all came at once.
     """
 
     clients: Sequence[str]
     examples: NDArray[np.int64]
     sums: SumTable
     rows: FloatArray | None = None
-    arrived: Sequence[str] | None = None
+    arrived: Mapping[str, Arrival] | None = None
 
     def only(self, clients: Collection[str]) -> "BulkReplies":
         """Keep the replies of these clients."""
@@ -97,12 +99,6 @@ def ask_groups(
     )
 
 
-def _join_arrivals(answers: Sequence[BulkReplies]) -> list[str] | None:
-    """Take turns in proportion to the groups' sizes, so that none is early as a whole."""
-    if all(replies.arrived is None for replies in answers):
-        return None
-    turns = []
-    for place, replies in enumerate(answers):
-        arrived = replies.clients if replies.arrived is None else replies.arrived
-        turns += [((i + 1) / len(arrived), place, name) for i, name in enumerate(arrived)]
-    return [name for _, _, name in sorted(turns)]
+def _join_arrivals(answers: Sequence[BulkReplies]) -> dict[str, Arrival] | None:
+    known = [replies.arrived for replies in answers if replies.arrived is not None]
+    return {name: time for times in known for name, time in times.items()} if known else None

@@ -50,7 +50,13 @@ class Outcome:
 
 
 class Exchange(Protocol):
-    """How a round reaches the clients."""
+    """How a round reaches the clients.
+
+    Attributes:
+        strategy: combines their trunks.
+    """
+
+    strategy: TrunkStrategy
 
     def train(
         self, trunk: Mapping[str, FloatArray], instruction: Instruction, attempt: int = 0
@@ -218,13 +224,16 @@ def nobody() -> Outcome:
 
 
 def close(replies: BulkReplies, tally: Tally) -> tuple[BulkReplies, dict[str, str]]:
-    """Keep the replies that were there when the round closed; also returns who was not, and why.
+    """Keep the replies that were there when the round closed.
 
     Faulty ones among them are left to the strategy, which tells of them, unless the round is lost.
+
+    Returns:
+        These replies, and who was not among them and why.
     """
     faults = find_faults(replies)
-    arrived = replies.clients if replies.arrived is None else replies.arrived
-    for name in arrived:
+    times = replies.arrived
+    for name in replies.clients if times is None else sorted(times, key=times.__getitem__):
         tally.take(name, faults.get(name))
     kept = {*tally.usable} if tally.loss else {*tally.usable, *tally.faults}
     missing = {n: why for n, why in tally.left_out(replies.clients).items() if n not in kept}

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from common.availability import trace_of
 from common.experiment import Experiment
-from common.seeding import sample_names
+from common.seeding import derive_key
+from server.bulk import Arrival
 
 
 class Arrivals:
@@ -27,15 +28,22 @@ class Arrivals:
         """Whether the deadline is one of simulated time, so that real time does not count."""
         return self.trace.has_delays
 
-    def order(self, clients: Sequence[str], round_number: int) -> list[str]:
-        """Name those whose replies come before the deadline, the first one first.
+    def times(self, clients: Sequence[str], round_number: int) -> dict[str, Arrival]:
+        """Say when the replies that come before the deadline arrive; client -> when.
 
         Ties are broken by the seed: by name, the same clients would always be first.
         """
-        names = sample_names(list(clients), len(clients), self.seed, "arrival", round_number)
-        delays = {name: self.trace.delay_s(name, round_number) for name in names}
-        in_time = [name for name in names if delays[name] <= self.deadline_s]
-        return sorted(in_time, key=delays.__getitem__)
+        delays = {name: self.trace.delay_s(name, round_number) for name in clients}
+        return {
+            name: (delay_s, derive_key(self.seed, "arrival", round_number, name))
+            for name, delay_s in delays.items()
+            if delay_s <= self.deadline_s
+        }
+
+    def order(self, clients: Sequence[str], round_number: int) -> list[str]:
+        """Name those whose replies come before the deadline, the first one first."""
+        times = self.times(clients, round_number)
+        return sorted(times, key=times.__getitem__)
 
 
 def make_arrivals(experiment: Experiment) -> Arrivals | None:

@@ -60,14 +60,15 @@ class BatchedGrid(LoopbackGrid, BulkGrid):
             rows = meet.hostile.distort_rows(clients, before, replies.rows)
             replies = replace(replies, rows=rows)
         if meet.arrivals is not None:
-            arrived = meet.arrivals.order(clients, instruction.round)
+            arrived = meet.arrivals.times(clients, instruction.round)
             replies = replace(replies, arrived=arrived)
         return replies
 
     def evaluate_all(
         self, clients: Sequence[str], trunk: Mapping[str, FloatArray], instruction: Instruction
     ) -> BulkReplies:
-        """Evaluate the trunk at these clients; nothing is kept."""
+        """Evaluate the trunk at these clients; what the instruction says is kept."""
+        self._trained |= set(clients) if instruction.keep else set()
         return self._open(instruction).evaluate(clients, trunk, instruction)
 
     def keep_clients(self, folder: Path, round_number: int) -> dict[str, str]:

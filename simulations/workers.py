@@ -21,7 +21,7 @@ from flwr.clientapp import ClientApp
 from common.errors import FedMTLError
 from simulations.circumstances import PLAIN, Circumstances
 from simulations.client_log import Own
-from simulations.loopback import FIRST_NODE, LoopbackGrid
+from simulations.loopback import FIRST_NODE, LoopbackGrid, keeps
 from simulations.shared_arrays import Shelf, anonymous_file, layout_of, round_up, size_of
 from simulations.worker_messages import (
     CONTENT,
@@ -186,7 +186,7 @@ class WorkerGrid(LoopbackGrid):
                 else:
                     whole = put_together(answer, self._shelf, slots[node_id])
                     replies[node_id] = Message(whole, reply_to=message)
-        if kind == "train":
+        if kind == "train" or keeps(content):
             self._changed |= set(asked)
         return replies
 

@@ -212,3 +212,15 @@ def test_killed_between_two_attempts_and_resumed_equals_never_killed(tmp_path, e
         json.loads((tmp_path / run / "results.json").read_text()) for run in ("whole", "broken")
     ]
     assert both[0]["repeats"] == both[1]["repeats"] > 0
+
+
+def test_engines_agree_where_groups_of_clients_are_sent_different_trunks(tmp_path):
+    trace = [f"{name},1,9,{number}" for number, name in enumerate(NAMES)]
+    groups = ["federation.strategy=clustered", "federation.strategy-options.every=1"]
+    few = ["federation.clients-per-round=4", "federation.over-selection=0.5"]
+    settings = experiment(tmp_path, trace, [*groups, *few, "federation.rounds=5"])
+    for engine in ("loopback", "batched"):
+        simulate(settings, engine=engine, out=tmp_path / engine)
+    assert who(tmp_path / "batched") == who(tmp_path / "loopback")
+    assert losses(tmp_path / "batched") == pytest.approx(losses(tmp_path / "loopback"), rel=1e-4)
+    assert all(line["clients"]["answered"] == 4 for line in who(tmp_path / "loopback"))

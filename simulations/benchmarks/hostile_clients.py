@@ -8,8 +8,9 @@ well, so that both are means over the same rows.
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ from common.strategies import STRATEGIES
 from simulations.formats import LOWER_IS_BETTER
 from simulations.hostile import ATTACKS, FACTOR, Hostile
 from simulations.simulate import choose_engine, simulate
+from simulations.terminal import told_in_lines
 
 CLEAN = "none"
 # The mean, and what claims to bear hostile clients; names that the table lacks are passed over.
@@ -31,9 +33,6 @@ STRATEGIES_TRIED = ("fedavg", "median", "trimmed-mean", "krum", "multikrum", "bu
 # Option of a strategy -> its value where so many of so many clients may be hostile.
 OPTIONS: dict[str, Callable[[int, int], int | float]] = {
     "beta": lambda hostile, clients: hostile / clients,
-    "hostile": lambda hostile, clients: hostile,
-    "malicious": lambda hostile, clients: hostile,
-    "num-malicious": lambda hostile, clients: hostile,
     "num-malicious-nodes": lambda hostile, clients: hostile,
 }
 # Experiment -> settings under which the differences can be seen: clients enough for Bulyan, which
@@ -92,7 +91,7 @@ def honest_mean(
 
 
 def trials(
-    name: str, strategy: str, share: float, seed: int, factor: float, settings: list[str]
+    name: str, strategy: str, share: float, seed: int, factor: float, settings: Sequence[str]
 ) -> Iterator[Trial]:
     """Set up the runs of one strategy and one seed: clean, then under each attack."""
     plain = load_experiment(name, settings, seed=seed)
@@ -120,6 +119,8 @@ def cell(figures: list[float], clean: list[float], *, lower_is_better: bool = Fa
     >>> cell([0.50, 0.52], [0.95, 0.97]), cell([0.95, 0.96], [0.95, 0.97])
     ('**0.5100 ± 0.0141**', '0.9550 ± 0.0071')
     """
+    if any(map(isnan, figures)):
+        return "**nothing learned**"
     spread = stdev(figures) if len(figures) > 1 else 0.0
     text = f"{mean(figures):.4f} ± {spread:.4f}"
     noise = max(2 * stdev(clean), LEAST_DROP) if len(clean) > 1 else LEAST_DROP
@@ -143,32 +144,53 @@ def main(
 ) -> None:
     """Train under every strategy and attack, and print a table."""
     logging.getLogger("fedmtl").setLevel(logging.ERROR)
+    chosen = strategies.split(",") if strategies else [*filter(STRATEGIES.get, STRATEGIES_TRIED)]
     settings = [*SETTINGS.get(experiment, ()), *(overrides or [])]
-    first = load_experiment(experiment, settings)
-    task = task or next(iter(first.tasks))
-    if task not in first.tasks:
-        raise ConfigError(f"--task must be one of {', '.join(first.tasks)}, got '{task}'.")
-    metric = first.tasks[task].metric_name
-    chosen = (
-        strategies.split(",") if strategies else [s for s in STRATEGIES_TRIED if s in STRATEGIES]
-    )
+    with told_in_lines():
+        lines: list[str] = []
+        for line in rows(experiment, task, chosen, share, seeds, factor, settings):
+            typer.echo(line)
+            lines.append(line)
+        if out is not None:
+            out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def rows(
+    name: str,
+    task: str,
+    strategies: Sequence[str],
+    share: float,
+    seeds: int,
+    factor: float,
+    settings: Sequence[str],
+) -> Iterator[str]:
+    """Write the table, in Markdown, line by line as its runs end.
+
+    Raises:
+        ConfigError: experiment, task or a setting is wrong.
+    """
+    tasks = load_experiment(name, settings).tasks
+    task = task or next(iter(tasks))
+    if task not in tasks:
+        raise ConfigError(f"--task must be one of {', '.join(tasks)}, got '{task}'.")
+    if unknown := [strategy for strategy in strategies if strategy not in STRATEGIES]:
+        known = ", ".join(STRATEGIES)
+        raise ConfigError(f"--strategies must be some of {known}, got '{unknown[0]}'.")
+    lower = tasks[task].metric_name in LOWER_IS_BETTER
     attacks = (CLEAN, *ATTACKS)
-    lines = [f"| strategy | {' | '.join(attacks)} |", f"|---{'|---:' * len(attacks)}|"]
-    typer.echo("\n".join(lines))
-    for strategy in chosen:
+    yield f"| strategy | {' | '.join(attacks)} |"
+    yield f"|---{'|---:' * len(attacks)}|"
+    for strategy in strategies:
         figures: dict[str, list[float]] = {attack: [] for attack in attacks}
         for seed in range(seeds):
-            for trial in trials(experiment, strategy, share, seed, factor, settings):
+            for trial in trials(name, strategy, share, seed, factor, settings):
                 figures[trial.attack].append(trial.measure(task))
-        cells = [
-            cell(figures[attack], figures[CLEAN], lower_is_better=metric in LOWER_IS_BETTER)
-            for attack in attacks
-        ]
-        lines.append(f"| `{strategy}` | {' | '.join(cells)} |")
-        typer.echo(lines[-1])
-    if out is not None:
-        out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        clean = figures[CLEAN]
+        cells = [cell(figures[attack], clean, lower_is_better=lower) for attack in attacks]
+        yield f"| `{strategy}` | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(pretty_exceptions_show_locals=False)
+    app.command()(main)
+    app()
