@@ -103,8 +103,8 @@ def federate(
     trunk = fresh if trunk is None else {name: trunk[name] for name in fresh}
     progress.agreement = roster.agreement.to_json()
     strategy = make_strategy(experiment, roster, pack_arrays(trunk))
-    strategy.rule.restore(checkpoints.load_strategy(progress))
-    checkpoints.strategy_state = strategy.rule.state
+    strategy.restore(checkpoints.load_strategy(progress))
+    checkpoints.strategy_state = strategy.state
     exchange: Exchange = (
         BulkExchange(grid, strategy, roster)
         if isinstance(grid, BulkGrid)

@@ -17,7 +17,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.state import INFO, OWN, round_of
-from common.wire import ARRAYS, arrays_of, config_of, pack_arrays, unpack_arrays
+from common.wire import ARRAYS, CONFIG, arrays_of, config_of, pack_arrays, unpack_arrays
 from simulations.circumstances import PLAIN, BeforeRound, Circumstances
 from simulations.client_log import ClientLog, Own
 
@@ -134,7 +134,7 @@ class LoopbackGrid(Grid):
         is_training = message.metadata.message_type == MessageType.TRAIN
         if is_training:
             self._rewind(message)
-        if is_training or config_of(content).get("keep"):
+        if is_training or keeps(content):
             self._changed.add(node_id)
         private = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
         try:
@@ -236,3 +236,9 @@ def _is_training(messages: Sequence[Message]) -> bool:
 
 def _round_of(message: Message) -> int:
     return cast(int, config_of(message.content)["round"])
+
+
+def keeps(content: RecordDict) -> bool:
+    """Whether clients keep what they make of a message to evaluate."""
+    record = content.get(CONFIG)
+    return isinstance(record, ConfigRecord) and record.get("keep") is True

@@ -33,7 +33,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "simulations.residents:Residents.__init__",
         "client.cohort:epoch_orders",
         "client.cohort:Steps.take",  # less the steps themselves: inputs, targets, what rows count
-        "client.training:Trainer._alone",
+        "client.training:Trainer.alone",
         "client.autograd:label_patterns",
         "client.autograd:epoch_order",
         "common.dataset:Rows.select",
@@ -48,8 +48,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "client.autograd:AutogradTrainer._backward",  # and the weighting of losses and gradients
     ),
     "optimiser": (
-        "client.cohort:make_optimiser",
-        "client.autograd:make_optimiser",
+        "client.phases:Phase.optimiser",
         "client.optimisers:PlainSGD.weight",
         "client.optimisers:PlainSGD.vector",
         "client.optimisers:SGD.step",
@@ -86,8 +85,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     REST: (  # time in no section, and functions that a section calls but that are no part of it
         "client.app:open_session",
         "simulations.residents:open_session",
-        "client.training:Trainer.train",
-        "simulations.residents:Residents._train",
+        "client.training:Trainer.complete",
+        "client.algorithms.algorithm:LocalAlgorithm.train",
     ),
 }
 WHOLE = frozenset({"evaluation"})  # keep what they call: its forward would hide that of training
