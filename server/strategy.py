@@ -220,7 +220,9 @@ class TrunkStrategy(Strategy):
         counts = self.weights.of(clients, examples)
         by_task = {t: self.weights.of_task(t, clients, counts) for t in self._parts.columns}
         before = self._starts(clients, sent[:width])
-        model, unheld = self._parts.stand_in(rows[:, :width], before, by_task)
+        model, unheld = self._parts.stand_in(
+            rows[:, :width], before, by_task, by_median=self.rule.is_robust
+        )
         updates = Updates(
             round=server_round,
             clients=clients,

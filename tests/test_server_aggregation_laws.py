@@ -221,10 +221,13 @@ def task_identity():
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
 
-def strategy_for(name):
+def strategy_for(name, holders=len(CLIENTS)):
+    """A strategy over nine clients, of which the first so many hold the task of parity."""
     experiment = experiment_for(name, options=OPTIONS.get(name, {}))
-    held = {"digit": 5, "parity": 4}
-    described = {c: Description(client=c, labelled=dict(held)) for c in CLIENTS}
+    described = {
+        client: Description(client=client, labelled={"digit": 5, "parity": 4 * (place < holders)})
+        for place, client in enumerate(CLIENTS)
+    }
     nodes = {client: 10 + k for k, client in enumerate(CLIENTS)}
     roster = Roster(experiment, nodes, described)
     roster._by_id = {node: client for client, node in nodes.items()}
@@ -299,3 +302,29 @@ def test_messages_and_rows_come_to_the_same(strategy):
     back = in_bulk(other, 1, SENT, rows_of(1), CLIENTS)
     for name in SENT:
         np.testing.assert_array_equal(there[name], back[name])
+
+
+ROBUST = [name for name, method in STRATEGIES.items() if method.load().is_robust]
+
+
+def parity_after_an_attack(strategy, way):
+    """A task's part where one of three holders is hostile, and the bounds of the honest ones."""
+    rows = rows_of(1)
+    rows[1] = 1000
+    found = way(strategy_for(strategy, holders=3), 1, SENT, rows, CLIENTS)["trunk.task-parity.w"]
+    honest = rows[[0, 2], 5:]
+    return found, honest.min(axis=0), honest.max(axis=0)
+
+
+@WAYS
+@pytest.mark.parametrize("strategy", ROBUST)
+def test_one_of_three_holders_cannot_drag_their_tasks_part_away(strategy, way):
+    found, lowest, highest = parity_after_an_attack(strategy, way)
+    assert (lowest - 1e-5 <= found).all()
+    assert (found <= highest + 1e-5).all()
+
+
+@WAYS
+def test_one_of_three_holders_drags_the_mean_away(way):
+    found, _, highest = parity_after_an_attack("fedavg", way)
+    assert (found > highest + 100).all()

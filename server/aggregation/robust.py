@@ -25,6 +25,8 @@ SOME_MALICIOUS = Field(
 class RobustRule(FlowerRule):
     """Base: refuses algorithms that would let hostile clients in at another door."""
 
+    is_robust: ClassVar[bool] = True
+
     @classmethod
     def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
         """What travels beside the trunk would be averaged, hostile or not."""
