@@ -18,7 +18,6 @@ from common.wire import (
 )
 from server.bulk import BulkGrid, BulkReplies, ask_groups
 from server.closing import NOBODY, Closing, Tally, warn
-from server.flat_trunk import model_arrays
 from server.patient_grid import PatientGrid
 from server.replies import NO_NUMBER
 from server.roster import Roster
@@ -106,7 +105,7 @@ class MessageExchange:
     def evaluate(self, trunk: Mapping[str, FloatArray], instruction: Instruction) -> Outcome:
         """Have all clients evaluate."""
         number = instruction.round
-        arrays, config = pack_arrays(model_arrays(trunk)), instruction.to_record()
+        arrays, config = pack_arrays(self.strategy.evaluated(trunk)), instruction.to_record()
         messages = list(self.strategy.configure_evaluate(number, arrays, config, self.grid))
         tally = Tally(Closing(len(messages), len(messages)))
         replies = self._deliver(messages, tally)
@@ -193,7 +192,7 @@ class BulkExchange:
 
     def evaluate(self, trunk: Mapping[str, FloatArray], instruction: Instruction) -> Outcome:
         """Have all clients evaluate."""
-        clients, trunk = self.roster.names, model_arrays(trunk)
+        clients, trunk = self.roster.names, self.strategy.evaluated(trunk)
         groups = self.strategy.address(clients, trunk)
         replies = ask_groups(
             lambda names, sent: self.grid.evaluate_all(names, sent, instruction), groups, clients

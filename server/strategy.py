@@ -110,9 +110,14 @@ class TrunkStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Address the model's arrays to all clients."""
-        groups = self.address(self.roster.names, model_arrays(unpack_arrays(arrays)))
+        """Address what an evaluation needs to all clients."""
+        groups = self.address(self.roster.names, self.evaluated(unpack_arrays(arrays)))
         return self._messages(groups, config, MessageType.EVALUATE)
+
+    def evaluated(self, trunk: Trunk) -> Trunk:
+        """Get what an evaluation needs: the model's arrays, and all where clients train first."""
+        is_personal = self.experiment.evaluation.model == "personal"
+        return trunk if is_personal else model_arrays(trunk)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -215,7 +220,9 @@ class TrunkStrategy(Strategy):
         counts = self.weights.of(clients, examples)
         by_task = {t: self.weights.of_task(t, clients, counts) for t in self._parts.columns}
         before = self._starts(clients, sent[:width])
-        model, unheld = self._parts.stand_in(rows[:, :width], before, by_task)
+        model, unheld = self._parts.stand_in(
+            rows[:, :width], before, by_task, by_median=self.rule.is_robust
+        )
         updates = Updates(
             round=server_round,
             clients=clients,

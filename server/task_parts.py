@@ -34,7 +34,12 @@ class TaskParts:
         self.columns = {task: np.concatenate(parts) for task, parts in places.items()}
 
     def stand_in(
-        self, rows: FloatArray, before: FloatArray, weights: Mapping[str, NDArray[np.int64]]
+        self,
+        rows: FloatArray,
+        before: FloatArray,
+        weights: Mapping[str, NDArray[np.int64]],
+        *,
+        by_median: bool = False,
     ) -> tuple[FloatArray, Sequence[str]]:
         """Replace the parts of a task, at clients that lack it, by the mean of those that hold it.
 
@@ -45,6 +50,7 @@ class TaskParts:
             rows: [K, Q], trunks; not changed.
             before: [Q] or [K, Q], what was sent.
             weights: task -> [K], each client's weight in the mean; 0 for one that lacks the task.
+            by_median: let the holders' median stand in, which one of three cannot drag away.
 
         Returns:
             The rows, and the tasks that nobody holds: their parts are to stay as they were.
@@ -59,6 +65,8 @@ class TaskParts:
                 unheld.append(task)
                 rows[:, columns] = before[..., columns]
             elif not held.all():
+                theirs = rows[np.ix_(held, columns)]
                 part = (weights[task][held] / weights[task].sum()).astype(np.float32)
-                rows[np.ix_(~held, columns)] = part @ rows[np.ix_(held, columns)]
+                stand_in = np.median(theirs, axis=0) if by_median else part @ theirs
+                rows[np.ix_(~held, columns)] = stand_in
         return rows, unheld

@@ -183,11 +183,11 @@ REFUSED = {
     "nobody is cut": ("trimmed-mean", {"beta": 0.1}, (9,), "at least 10"),
     "krum": ("krum", {"num_malicious_nodes": 2}, (6,), "at least 7"),
     "multikrum": ("multikrum", {"num_malicious_nodes": 2}, (6,), "at least 7"),
-    "more than there are": ("multikrum", {"num_nodes_to_select": 9}, (8,), "at least 9"),
+    "more than there are": ("multikrum", {"num_nodes_to_select": 9}, (8,), "at least 10"),
     "bulyan": ("bulyan", {"num_malicious_nodes": 1}, (6,), "at least 7"),
     "bulyan of nobody": ("bulyan", {"num_malicious_nodes": 0}, (), "num-malicious-nodes must be"),
     "unfair": ("qfedavg", {"q": -0.1}, (), "q must be"),
-    "only the mean": ("fedavgm", {"server_momentum": 0.0}, (), "is strategy 'fedavg'"),
+    "only the mean": ("fedavgm", {"server_momentum": 0.0}, (), "is federation.strategy 'fedavg'"),
     "what Flower does not use": ("fedadam", {"eta_l": 0.1}, (), "eta-l"),
 }
 
@@ -199,6 +199,13 @@ def test_what_cannot_work_is_refused_in_a_line(case):
     with pytest.raises(ConfigError, match=problem) as error:
         experiment_for(strategy, "digits", options, *more)
     assert "strategy-options" in str(error.value)
+
+
+@pytest.mark.parametrize("strategy", ["median", "trimmed-mean", "krum", "multikrum", "bulyan"])
+def test_control_variates_would_be_a_way_round_a_robust_rule(strategy):
+    sgd = ("training.optimiser=sgd", "training.momentum=0.0")
+    with pytest.raises(ConfigError, match=f"'{strategy}'.*'scaffold'.*averaged unprotected"):
+        experiment_for(strategy, "digits", {}, "federation.algorithm=scaffold", *sgd)
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def task_identity():
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
 
-def strategy_for(sent, kind=Highest, **federation):
-    experiment = make_experiment(federation=federation)
+def strategy_for(sent, kind=Highest, **tables):
+    experiment = make_experiment(**tables)
     roster = Roster(experiment, dict(NODES))
     roster._by_id = {node_id: name for name, node_id in NODES.items()}
     return TrunkStrategy(kind(Rule.Options(), experiment), experiment, roster, pack_arrays(sent))
@@ -94,22 +94,31 @@ def test_control_variates_stand_behind_the_model():
         FlatTrunk(pack_arrays({"control.trunk.w": np.zeros(1), "trunk.w": np.zeros(1)}))
 
 
-def test_an_evaluation_sends_the_model_alone():
-    strategy = strategy_for(SENT)
+# Clients that train before they evaluate need what they train with.
+EVALUATED = pytest.mark.parametrize(
+    ("model", "names"), [("shared", ["trunk.w", "trunk.b"]), ("personal", list(SENT))]
+)
+
+
+@EVALUATED
+def test_an_evaluation_sends_no_more_than_it_needs(model, names):
+    strategy = strategy_for(SENT, evaluation={"model": model})
     messages = strategy.configure_evaluate(1, pack_arrays(SENT), ConfigRecord(), None)
-    assert {tuple(message.content["arrays"]) for message in messages} == {("trunk.w", "trunk.b")}
+    assert [list(message.content["arrays"]) for message in messages] == [names] * 4
 
 
-def test_an_engine_evaluates_the_model_alone():
+@EVALUATED
+def test_an_engine_evaluates_no_more_than_it_needs(model, names):
     class Engine:
         def evaluate_all(self, clients, trunk, instruction):
             self.sent = trunk
             return BulkReplies(clients, np.full(len(clients), 5), SumTable(clients, {}))
 
-    strategy, engine = strategy_for(SENT), Engine()
+    strategy, engine = strategy_for(SENT, evaluation={"model": model}), Engine()
     outcome = BulkExchange(engine, strategy, strategy.roster).evaluate(SENT, Instruction("{}"))
-    assert list(engine.sent) == ["trunk.w", "trunk.b"]
-    assert outcome.sent_bytes == 4 * (12 + Instruction("{}").size_bytes())
+    assert list(engine.sent) == names
+    numbers = sum(SENT[name].size for name in names)
+    assert outcome.sent_bytes == 4 * (4 * numbers + Instruction("{}").size_bytes())
 
 
 @WAYS

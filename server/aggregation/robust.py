@@ -8,15 +8,38 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from common.algorithms import ALGORITHMS
 from common.experiment import Experiment, Settings
 from common.wire import FloatArray
 from server.aggregation.flower import FlowerRule, too_few_problem
 from server.aggregation.rule import Updates
 
-MALICIOUS = Field(0, ge=0, description="Clients of a round that may be hostile, f.")
+SOME_MALICIOUS = Field(
+    1,
+    ge=1,
+    description="Clients of a round that may be hostile, f. Flower's own default is 0, which is "
+    "the plain mean.",
+)
 
 
-class Median(FlowerRule):
+class RobustRule(FlowerRule):
+    """Base: refuses algorithms that would let hostile clients in at another door."""
+
+    is_robust: ClassVar[bool] = True
+
+    @classmethod
+    def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
+        """What travels beside the trunk would be averaged, hostile or not."""
+        federation = experiment.federation
+        if ALGORITHMS[federation.algorithm].travels:
+            yield (
+                f"federation.strategy '{federation.strategy}' keeps hostile clients from the trunk "
+                f"alone, and federation.algorithm '{federation.algorithm}' sends control variates "
+                "beside it, which are averaged unprotected; choose another of the two"
+            )
+
+
+class Median(RobustRule):
     """``w_j <- median_k w_kj`` of every parameter j (Yin et al. 2018, Definition 1)."""
 
     strategy: ClassVar[str] = "FedMedian"
@@ -26,7 +49,7 @@ class Median(FlowerRule):
         return self.aggregate(updates.round, updates.rows[0], updates.rows)
 
 
-class TrimmedMean(FlowerRule):
+class TrimmedMean(RobustRule):
     """Mean of every parameter without its lowest and highest (Yin et al. 2018, Definition 2).
 
     ``floor(beta K)`` are cut at either end. A round of so few replies that none would be cut leaves
@@ -47,6 +70,7 @@ class TrimmedMean(FlowerRule):
     @classmethod
     def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
         """A round must have enough clients to cut one at either end."""
+        yield from super().find_problems(options, experiment)
         yield from too_few_problem("trimmed-mean", fewest_trimmed(options.beta), experiment)
 
     def combine(self, updates: Updates) -> FloatArray:
@@ -54,7 +78,7 @@ class TrimmedMean(FlowerRule):
         return self.aggregate(updates.round, updates.rows[0], updates.rows)
 
 
-class Krum(FlowerRule):
+class Krum(RobustRule):
     """The one trunk that is nearest to others (Blanchard et al. 2017, section 4).
 
     A client's score is the sum of squared distances to its ``K - f - 2`` nearest; the lowest wins.
@@ -66,7 +90,9 @@ class Krum(FlowerRule):
     class Options(Settings):
         """Options of Krum."""
 
-        num_malicious_nodes: int = MALICIOUS
+        num_malicious_nodes: int = Field(
+            0, ge=0, description="Clients of a round that may be hostile, f."
+        )
 
     name: ClassVar[str] = "krum"
 
@@ -82,6 +108,7 @@ class Krum(FlowerRule):
     @classmethod
     def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
         """A round must have enough clients for the hostile ones among them."""
+        yield from super().find_problems(options, experiment)
         yield from too_few_problem(cls.name, cls.fewest_of(options), experiment)
 
     def combine(self, updates: Updates) -> FloatArray:
@@ -99,7 +126,7 @@ class MultiKrum(Krum):
     class Options(Settings):
         """Options of Multi-Krum."""
 
-        num_malicious_nodes: int = MALICIOUS
+        num_malicious_nodes: int = SOME_MALICIOUS
         num_nodes_to_select: int | None = Field(
             None,
             ge=2,
@@ -140,12 +167,7 @@ class Bulyan(Krum):
     class Options(Settings):
         """Options of Bulyan."""
 
-        num_malicious_nodes: int = Field(
-            1,
-            ge=1,
-            description="Clients of a round that may be hostile, f. Flower's own default is 0, "
-            "which is the plain mean.",
-        )
+        num_malicious_nodes: int = SOME_MALICIOUS
 
     @classmethod
     def fewest_of(cls, options: Any) -> int:

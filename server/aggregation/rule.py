@@ -27,7 +27,8 @@ class Updates:
         before: [Q], the trunk that they were sent; [K, Q], each client's own, where the rule keeps
             one trunk per group of clients (`Rule.trunk_of`).
         rows: [K, Q], their local trunks; parts of tasks that a client lacks were replaced by the
-            mean of those that hold the task, so that they say nothing of their own.
+            mean (median: `Rule.is_robust`) of those that hold the task, so that they say nothing of
+            their own.
         weights: float64 [K], positive, each client's share of the mean; they sum to 1.
         labelled: int64 [K, T], training rows with a label of each task.
         tasks: names of the T tasks, in the experiment's order.
@@ -78,10 +79,13 @@ class Rule:
     Attributes:
         fewest: replies that it needs; a round with fewer leaves the trunk as it was.
         is_mean: whether `combine` is `Updates.mean` and no more, which has a fast path.
+        is_robust: whether it withstands hostile clients; then those who lack a task stand in with
+            the median of its holders, not with their mean.
     """
 
     fewest: int = 1
     is_mean: ClassVar[bool] = False
+    is_robust: ClassVar[bool] = False
 
     class Options(Settings):
         """What ``federation.strategy-options`` may hold; nothing here."""
