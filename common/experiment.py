@@ -403,8 +403,11 @@ class Federation(Settings):
     strategy_options: dict[str, Any] = Field(
         default_factory=dict, description="What the strategy can be told; see below."
     )
-    weight_by: Literal["examples", "uniform"] = Field(
-        "examples", description="A client's weight in the mean: its training rows, or 1."
+    weight_by: Literal["examples", "uniform", "labelled"] = Field(
+        "examples",
+        description="A client's weight in the mean. examples: its training rows; uniform: 1; "
+        "labelled: its labelled training rows, summed over tasks, and in a task's own parts those "
+        "of the task.",
     )
     affinity_every: int = Field(
         10,

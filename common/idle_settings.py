@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from common.architectures.table import SHARINGS
 from common.errors import ConfigError
+from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_inputs(experiment),
         *_idle_trunk(experiment),
         *_idle_participation(experiment.federation),
+        *_idle_client_weights(experiment.federation),
         *_idle_rates(experiment),
         *_idle_task_parts(experiment),
         *(_idle_partition(experiment.partition) if experiment.partition else ()),
@@ -178,6 +180,15 @@ def _idle_participation(federation: "Federation") -> Iterator[str]:
         yield (
             "federation.most-repeats is for federation.too-few 'repeat', got "
             f"{federation.most_repeats} with '{federation.too_few}'; set too-few, or remove it"
+        )
+
+
+def _idle_client_weights(federation: "Federation") -> Iterator[str]:
+    if not STRATEGIES[federation.strategy].weighs and _is_given(federation, "weight_by"):
+        yield (
+            f"federation.weight-by must be left out under federation.strategy "
+            f"'{federation.strategy}', which does not weigh clients by it, got "
+            f"'{federation.weight_by}'; remove it"
         )
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -21,6 +22,7 @@ from common.errors import CheckpointError
 from common.wire import FloatArray
 
 MANIFEST = "checkpoint.json"
+RESTORE = "restore it, or start the run anew with another --out"
 
 
 @dataclass
@@ -41,7 +43,8 @@ class Progress:
         repeats: how often a round was asked again, over all rounds.
         agreement: what the clients agreed on, as JSON.
         loss_memory: task -> name -> what loss scaling and weighting remember, for all clients.
-        files: role -> file name; "trunk", and what an engine keeps of its clients.
+        files: role -> file name; "trunk"; "strategy", what the strategy remembers, where it does;
+            and what an engine keeps of its clients.
         run: names the run to its clients, over all sittings.
         heads_from: name of the earlier run with whose heads clients start.
     """
@@ -75,12 +78,16 @@ class Checkpoints:
         folder: made by the first save.
         keep_clients: writes the clients' own state, for engines that hold it.
         durable: survive a power failure, at the cost of waiting for the disk.
+
+    Attributes:
+        strategy_state: gets what the strategy remembers, by name; set once there is a strategy.
     """
 
     def __init__(
         self, folder: Path, keep_clients: KeepClients | None = None, durable: bool = False
     ) -> None:
         self.folder, self.keep_clients, self.durable = folder, keep_clients, durable
+        self.strategy_state: Callable[[], Mapping[str, NDArray[Any]]] = dict
 
     def save(self, progress: Progress, trunk: Mapping[str, FloatArray]) -> None:
         """Write a checkpoint and remove the files of earlier ones.
@@ -93,20 +100,23 @@ class Checkpoints:
 
     def _save(self, progress: Progress, trunk: Mapping[str, FloatArray]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        files = {"trunk": f"trunk-{progress.round:08d}.safetensors"}
-        path = self.folder / files["trunk"]
+        tensors: dict[str, Mapping[str, NDArray[Any]]] = {"trunk": trunk}
+        if state := self.strategy_state():
+            tensors["strategy"] = state
+        files = {role: f"{role}-{progress.round:08d}.safetensors" for role in tensors}
         try:
-            save_file(dict(trunk), path)
-            if self.durable:
-                write_through(path)
+            for role, arrays in tensors.items():
+                save_file(dict(arrays), self.folder / files[role])
+                if self.durable:
+                    write_through(self.folder / files[role])
             if self.keep_clients is not None:
                 files |= self.keep_clients(self.folder, progress.round)
             progress.files = files
             manifest = json.dumps(asdict(progress), indent=1)
             replace_text(self.folder / MANIFEST, manifest, durable=self.durable)
         except BaseException:
-            if path.name not in self._files_in_use():
-                path.unlink(missing_ok=True)  # it would only fill a full disk
+            for name in {files[role] for role in tensors} - self._files_in_use():
+                (self.folder / name).unlink(missing_ok=True)  # it would only fill a full disk
             raise
         for path in self.folder.iterdir():
             if path.name not in {MANIFEST, *files.values()} and path.is_file():
@@ -117,6 +127,20 @@ class Checkpoints:
             return set(json.loads((self.folder / MANIFEST).read_text())["files"].values())
         except (OSError, ValueError, KeyError):
             return set()
+
+    def load_strategy(self, progress: Progress) -> dict[str, NDArray[Any]]:
+        """Read what the strategy remembered; nothing where it remembers nothing.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        if "strategy" not in progress.files:
+            return {}
+        path = self.folder / progress.files["strategy"]
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}; {RESTORE}") from error
 
     def load(self, fingerprint: str) -> tuple[Progress, dict[str, FloatArray]]:
         """Read the newest checkpoint.
@@ -139,8 +163,7 @@ class Checkpoints:
                 return progress, load_file(self.folder / progress.files["trunk"])
         except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
             raise CheckpointError(
-                f"{manifest}, or a file that it names, cannot be read: {error}; restore it, or "
-                "start the run anew with another --out"
+                f"{manifest}, or a file that it names, cannot be read: {error}; {RESTORE}"
             ) from error
         raise CheckpointError(
             f"{manifest} belongs to another experiment (fingerprint {progress.fingerprint}, "

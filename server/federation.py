@@ -6,6 +6,7 @@ from secrets import token_hex
 from flwr.serverapp import Grid
 
 from common.agreement import Agreement, input_shapes
+from common.algorithms import ALGORITHMS
 from common.errors import ConfigError
 from common.experiment import Experiment
 from common.model import build_model
@@ -34,7 +35,7 @@ def initial_trunk(experiment: Experiment, agreement: Agreement) -> dict[str, Flo
     model = build_model(experiment, input_shapes(agreement))
     arrays = {name: p.detach().numpy() for name, p in model.named_parameters()}
     shared = shared_names(arrays, experiment)
-    if not shared:
+    if not shared and ALGORITHMS[experiment.federation.algorithm].shares != "nothing":
         raise ConfigError(
             "trunk.widths is empty, so there is no trunk to share under algorithm 'joint'; "
             "give the trunk a layer, or set federation.algorithm to 'whole-model'"
@@ -98,6 +99,8 @@ def federate(
     trunk = fresh if trunk is None else {name: trunk[name] for name in fresh}
     progress.agreement = roster.agreement.to_json()
     strategy = make_strategy(experiment, roster, pack_arrays(trunk))
+    strategy.restore(checkpoints.load_strategy(progress))
+    checkpoints.strategy_state = strategy.state
     exchange: Exchange = (
         BulkExchange(grid, strategy, roster)
         if isinstance(grid, BulkGrid)

@@ -230,6 +230,14 @@ class TrunkStrategy(Strategy):
         )
         self.affinity.observe(updates)
         following = self.rule.combine(updates)
+        if not np.isfinite(following).all():
+            logger.warning(
+                "round %d: strategy '%s' made %s; the trunk stays as it was",
+                server_round,
+                self.experiment.federation.strategy,
+                NO_NUMBER,
+            )
+            return None
         for task in unheld:
             following[self._parts.columns[task]] = sent[self._parts.columns[task]]
         control = self._step_control(rows[:, width:], sent[width:])

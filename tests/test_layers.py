@@ -48,7 +48,7 @@ def test_flower_stays_at_the_rims():
         "client/node/run.py", "client/node/supernode.py",
         "server/app.py", "server/strategy.py", "server/loop.py", "server/roster.py",
         "server/federation.py", "server/patient_grid.py", "server/exchange.py", "server/bulk.py",
-        "server/replies.py", "server/flat_trunk.py",
+        "server/replies.py", "server/flat_trunk.py", "server/aggregation/flower.py",
         "simulations/loopback.py", "simulations/workers.py", "simulations/worker_messages.py",
         "simulations/batched.py", "simulations/flower_engine.py",
         "simulations/benchmarks/quickstart/quickstart_app.py",

@@ -22,14 +22,19 @@ def keep_clients(folder, number):
     return {"clients": "clients.safetensors"}
 
 
+MEMORY = {"m_t": np.array([1.5, -2.5], np.float32), "count": np.array([7])}
+FILES = ["trunk-00000001.safetensors", "clients.safetensors", "strategy-00000001.safetensors"]
+
+
 @pytest.fixture
 def saved(tmp_path) -> Checkpoints:
     checkpoints = Checkpoints(tmp_path / "checkpoint", keep_clients)
+    checkpoints.strategy_state = lambda: MEMORY
     checkpoints.save(Progress("one", round=1), TRUNK)
     return checkpoints
 
 
-@pytest.mark.parametrize("file", ["trunk-00000001.safetensors", "clients.safetensors"])
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("content", [None, b"", b"garbage", "half"])
 def test_a_file_that_is_gone_or_damaged_is_told(saved, file, content):
     path = saved.folder / file
@@ -51,6 +56,45 @@ def test_a_full_disk_is_told_and_leaves_the_checkpoint_before(saved, monkeypatch
     progress, trunk = saved.load("one")
     assert progress.round == 1
     np.testing.assert_array_equal(trunk["trunk.w"], TRUNK["trunk.w"])
+    np.testing.assert_array_equal(saved.load_strategy(progress)["m_t"], MEMORY["m_t"])
+    files = {path.name for path in saved.folder.iterdir()}
+    assert files == {"checkpoint.json", *FILES}  # nothing of what could not be finished
+
+
+def test_what_the_strategy_remembers_is_kept_as_it_is(saved):
+    progress, _ = saved.load("one")
+    kept = saved.load_strategy(progress)
+    assert {name: array.tolist() for name, array in kept.items()} == {
+        "m_t": [1.5, -2.5],
+        "count": [7],
+    }
+    assert kept["m_t"].dtype == np.float32
+
+
+def test_a_later_checkpoint_removes_the_strategys_earlier_file(saved):
+    saved.save(Progress("one", round=2), TRUNK)
+    assert sorted(path.name for path in saved.folder.glob("strategy-*")) == [
+        "strategy-00000002.safetensors"
+    ]
+    saved.strategy_state = dict
+    saved.save(Progress("one", round=3), TRUNK)
+    assert not list(saved.folder.glob("strategy-*"))
+    progress, _ = saved.load("one")
+    assert "strategy" not in progress.files
+    assert saved.load_strategy(progress) == {}
+
+
+def test_a_state_that_cannot_be_written_leaves_the_checkpoint_before(saved, monkeypatch):
+    def refuse(tensors, path):
+        if "strategy" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_bytes(b"")
+
+    monkeypatch.setattr(checkpoint, "save_file", refuse)
+    with pytest.raises(CheckpointError, match="cannot be written: No space left"):
+        saved.save(Progress("one", round=2), TRUNK)
+    assert saved.load("one")[0].round == 1
+    assert {path.name for path in saved.folder.iterdir()} == {"checkpoint.json", *FILES}
 
 
 def test_a_record_that_cannot_be_written_is_told(tmp_path):

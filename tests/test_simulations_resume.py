@@ -14,6 +14,7 @@ from client.session import close_sessions
 from common.architectures.table import SHARINGS
 from common.errors import CheckpointError
 from common.experiment_file import load_experiment
+from common.strategies import STRATEGIES
 from simulations.client_log import ClientLog
 from simulations.simulate import simulate
 
@@ -43,10 +44,14 @@ simulate(load_experiment("digits", sys.argv[3:]), engine=engine, workers=int(wor
 
 
 def kept(run: Path) -> dict[str, bytes]:
-    """Everything the checkpoint holds: trunk and clients, as bytes."""
+    """Everything the checkpoint holds: trunk, strategy and clients, as bytes."""
     folder = run / "checkpoint"
     files = json.loads((folder / "checkpoint.json").read_text())["files"]
-    arrays = {f"trunk/{k}": v.tobytes() for k, v in load_file(folder / files["trunk"]).items()}
+    arrays = {
+        f"{role}/{k}": v.tobytes()
+        for role in {"trunk", "strategy"} & files.keys()
+        for k, v in load_file(folder / files[role]).items()
+    }
     for client, own in ClientLog().restore(folder, files).items():
         arrays[f"{client}/round"] = str(own.round).encode()
         arrays |= {f"{client}/{name}": array.tobytes() for name, array in own.arrays.items()}
@@ -183,6 +188,44 @@ def test_a_killed_run_goes_on_with_what_loss_weighting_remembers(tmp_path, case)
     simulate(experiment, engine="loopback", out=tmp_path / "broken", resume=True)
     assert kept(tmp_path / "broken") == kept(tmp_path / "whole")
     assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
+
+
+REMEMBER = {"fedavgm", "fedadam", "fedyogi", "fedadagrad", "clustered"}
+QUICK_STRATEGIES = ("fedadam", "bulyan", "clustered")  # the others: by hand, with -m slow
+
+
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(s, marks=() if s in QUICK_STRATEGIES else pytest.mark.slow) for s in STRATEGIES],
+)
+def test_what_a_strategy_remembers_survives_resuming_bit_for_bit(tmp_path, strategy, engine):
+    settings = [*SETTINGS, f"federation.strategy={strategy}", "federation.clients-per-round=8"]
+    longer = load_experiment("digits", [*settings, "federation.rounds=4"])
+    short = load_experiment("digits", [*settings, "federation.rounds=2"])
+    simulate(longer, engine=engine, out=tmp_path / "whole")
+    simulate(short, engine=engine, out=tmp_path / "broken")
+    close_sessions()  # as in a new process
+    simulate(longer, engine=engine, out=tmp_path / "broken", resume=True)
+    assert kept(tmp_path / "broken") == kept(tmp_path / "whole")
+    assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
+    memory = [name for name in kept(tmp_path / "whole") if name.startswith("strategy/")]
+    assert bool(memory) == (strategy in REMEMBER)
+
+
+def test_a_killed_run_goes_on_with_what_its_strategy_remembers(tmp_path):
+    settings = [*SETTINGS, "federation.strategy=fedadam", "federation.checkpoint-interval-s=0"]
+    simulate(load_experiment("digits", settings), engine="loopback", out=tmp_path / "whole")
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "broken"), "loopback:1", *settings],
+        env=os.environ,
+        timeout=120,
+    )
+    assert process.returncode == -signal.SIGKILL
+    simulate(
+        load_experiment("digits", settings), engine="loopback", out=tmp_path / "broken", resume=True
+    )
+    assert kept(tmp_path / "broken") == kept(tmp_path / "whole")
 
 
 def test_a_run_that_stopped_early_does_no_more_rounds_when_resumed(tmp_path):

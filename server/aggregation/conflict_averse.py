@@ -18,7 +18,7 @@ from server.aggregation.conflicts import (
     products,
 )
 from server.aggregation.rule import Rule, Updates
-from server.aggregation.sketch import common_part, common_problems, statistic_parts
+from server.aggregation.sketch import common_part, common_problems, plain_parts
 
 
 class ConflictAverse(Rule):
@@ -45,7 +45,7 @@ class ConflictAverse(Rule):
         name = options.aggregator
         yield from averse_problems(name, options, where="aggregator")
         by = experiment.federation.weight_by
-        if not AGGREGATORS[name].minds_shares and by == "uniform":
+        if not AGGREGATORS[name].minds_shares and by != "examples":
             users = ", ".join(f"'{n}'" for n, a in AGGREGATORS.items() if a.minds_shares)
             yield (
                 f"federation.weight-by is for strategy-options.aggregator {users}, got '{by}' with "
@@ -64,6 +64,6 @@ class ConflictAverse(Rule):
             normalise=options.normalise,
         )
         step: FloatArray = (options.server_lr * weights).astype(np.float32) @ steps
-        for place in statistic_parts(updates.columns):
+        for place in plain_parts(updates.columns):
             step[place] = updates.weights.astype(np.float32) @ steps[:, place]
         return updates.before + step

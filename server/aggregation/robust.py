@@ -1,0 +1,165 @@
+"""Rules that a minority of hostile clients cannot drag away: median, trimmed mean, Krum, Bulyan.
+
+They count clients alike: weights are what a hostile client says of itself.
+"""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from common.experiment import Experiment, Settings
+from common.wire import FloatArray
+from server.aggregation.flower import FlowerRule, too_few_problem
+from server.aggregation.rule import Updates
+
+MALICIOUS = Field(0, ge=0, description="Clients of a round that may be hostile, f.")
+
+
+class Median(FlowerRule):
+    """``w_j <- median_k w_kj`` of every parameter j (Yin et al. 2018, Definition 1)."""
+
+    strategy: ClassVar[str] = "FedMedian"
+
+    def combine(self, updates: Updates) -> FloatArray:
+        """Take the median of the trunks, number by number, [Q]."""
+        return self.aggregate(updates.round, updates.rows[0], updates.rows)
+
+
+class TrimmedMean(FlowerRule):
+    """Mean of every parameter without its lowest and highest (Yin et al. 2018, Definition 2).
+
+    ``floor(beta K)`` are cut at either end. A round of so few replies that none would be cut leaves
+    the trunk as it was: it would be open to any one of them.
+    """
+
+    strategy: ClassVar[str] = "FedTrimmedAvg"
+
+    class Options(Settings):
+        """Options of the trimmed mean."""
+
+        beta: float = Field(0.2, gt=0, lt=0.5, description="Share that is cut at either end.")
+
+    def __init__(self, options: Any, experiment: Experiment) -> None:
+        super().__init__(options, experiment)
+        self.fewest = fewest_trimmed(options.beta)
+
+    @classmethod
+    def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
+        """A round must have enough clients to cut one at either end."""
+        yield from too_few_problem("trimmed-mean", fewest_trimmed(options.beta), experiment)
+
+    def combine(self, updates: Updates) -> FloatArray:
+        """Average the trunks without what is cut, [Q]."""
+        return self.aggregate(updates.round, updates.rows[0], updates.rows)
+
+
+class Krum(FlowerRule):
+    """The one trunk that is nearest to others (Blanchard et al. 2017, section 4).
+
+    A client's score is the sum of squared distances to its ``K - f - 2`` nearest; the lowest wins.
+    Distances are taken between updates, which are those between trunks, with more digits.
+    """
+
+    strategy: ClassVar[str] = "Krum"
+
+    class Options(Settings):
+        """Options of Krum."""
+
+        num_malicious_nodes: int = MALICIOUS
+
+    name: ClassVar[str] = "krum"
+
+    def __init__(self, options: Any, experiment: Experiment) -> None:
+        super().__init__(options, experiment)
+        self.fewest = self.fewest_of(options)
+
+    @classmethod
+    def fewest_of(cls, options: Any) -> int:
+        """Count the replies that it needs: ``K > 2 f + 2`` (Blanchard et al. 2017, section 3)."""
+        return int(2 * options.num_malicious_nodes + 3)
+
+    @classmethod
+    def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
+        """A round must have enough clients for the hostile ones among them."""
+        yield from too_few_problem(cls.name, cls.fewest_of(options), experiment)
+
+    def combine(self, updates: Updates) -> FloatArray:
+        """Step from the trunk that was sent along what is chosen, [Q]."""
+        steps = updates.steps
+        return updates.before + self.aggregate(updates.round, steps[0], steps)
+
+
+class MultiKrum(Krum):
+    """The plain mean of the m trunks with the lowest scores (Blanchard et al. 2017, section 4)."""
+
+    strategy: ClassVar[str] = "MultiKrum"
+    name: ClassVar[str] = "multikrum"
+
+    class Options(Settings):
+        """Options of Multi-Krum."""
+
+        num_malicious_nodes: int = MALICIOUS
+        num_nodes_to_select: int | None = Field(
+            None,
+            ge=2,
+            description="Trunks that are averaged, m; default: all but the hostile ones, K - f. "
+            "Flower's own default is 1, which is 'krum'.",
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """Tell Flower's strategy how many to select; where that follows K, each round anew."""
+        selected = self.options.num_nodes_to_select or 2
+        return {**self.options.model_dump(), "num_nodes_to_select": selected}
+
+    @classmethod
+    def fewest_of(cls, options: Any) -> int:
+        """Count the replies that it needs: as Krum, and as many as are selected and hostile."""
+        malicious, selected = options.num_malicious_nodes, options.num_nodes_to_select or 1
+        return int(max(2 * malicious + 3, malicious + selected))
+
+    def combine(self, updates: Updates) -> FloatArray:
+        """Step from the trunk that was sent along the mean of those chosen, [Q]."""
+        if self.options.num_nodes_to_select is None:
+            kept = len(updates.rows) - self.options.num_malicious_nodes
+            self.inner.num_nodes_to_select = kept
+        return super().combine(updates)
+
+
+class Bulyan(Krum):
+    """Krum chooses, then a mean of what lies nearest the median (El Mhamdi et al. 2018, section 4).
+
+    The ``K - 2 f`` trunks with the lowest scores are kept; of every parameter the ``K - 4 f``
+    values nearest to their median are averaged. Scores are taken once, as in Flower; the paper
+    takes them anew after each choice.
+    """
+
+    strategy: ClassVar[str] = "Bulyan"
+    name: ClassVar[str] = "bulyan"
+
+    class Options(Settings):
+        """Options of Bulyan."""
+
+        num_malicious_nodes: int = Field(
+            1,
+            ge=1,
+            description="Clients of a round that may be hostile, f. Flower's own default is 0, "
+            "which is the plain mean.",
+        )
+
+    @classmethod
+    def fewest_of(cls, options: Any) -> int:
+        """Count the replies that it needs: ``K >= 4 f + 3`` (El Mhamdi et al. 2018, section 4)."""
+        return int(4 * options.num_malicious_nodes + 3)
+
+
+def fewest_trimmed(beta: float) -> int:
+    """Count the replies of which at least one is cut at either end, as Flower counts.
+
+    >>> fewest_trimmed(0.2), fewest_trimmed(0.1), fewest_trimmed(0.3)
+    (5, 10, 4)
+    """
+    count = 3
+    while int(beta * count) < 1:
+        count += 1
+    return count
