@@ -37,6 +37,7 @@ def updates_of(
     clients: Sequence[str] | None = None,
     weights: Sequence[float] | None = None,
     labelled: Sequence[Sequence[int]] | None = None,
+    losses: Sequence[float] | None = None,
     tasks: Sequence[str] = ("digit", "parity", "ink"),
     before: Any = 0.0,
     columns: Mapping[str, slice] | None = None,
@@ -53,7 +54,7 @@ def updates_of(
         weights=shares / shares.sum(),
         labelled=np.array(labelled or [[10] * len(tasks)] * len(moved)),
         tasks=list(tasks),
-        losses=np.zeros(len(moved)),
+        losses=np.array(losses or [0.0] * len(moved)),
         columns=columns or {"trunk.w": slice(0, moved.shape[1])},
     )
 
