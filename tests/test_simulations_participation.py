@@ -93,9 +93,11 @@ def test_a_straggler_has_trained_its_heads_and_lost_its_trunk(tmp_path, engine):
 
 @pytest.mark.parametrize("engine", ["loopback", "batched"])
 def test_a_client_that_is_asked_again_starts_from_the_heads_before_the_round(tmp_path, engine):
-    # All are asked in every attempt, so three attempts must leave what one leaves.
+    # All are asked in every attempt, so three attempts must leave what one leaves, in what the
+    # strategy remembers, too.
     late = ["client-000,2,2,20"]
     few = ["federation.round-timeout-s=10", "federation.least-replies=1.0"]
+    few += ["federation.strategy=fedavgm"]
     for rule in ("skip", "repeat"):
         settings = experiment(tmp_path, late, [*few, f"federation.too-few={rule}"])
         results = simulate(settings, engine=engine, out=tmp_path / rule)
