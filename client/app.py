@@ -15,10 +15,10 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.learners import Learners
 from client.place import Place
 from client.session import Session, client_name, open_rows, open_session
 from client.state import FolderState, OwnState, open_state, require_state
-from client.training import TaskSums
 from common.dataset import ClientData
 from common.errors import FedMTLError
 from common.wire import (
@@ -77,23 +77,25 @@ class Job:
         """Whether the model to evaluate is what local training makes of the trunk."""
         return self.session.experiment.evaluation.model == "personal"
 
-    def load(self, message: Message, before: int) -> None:
-        """Put the received trunk, and the client's own parameters before a round, to work."""
-        trunk = unpack_arrays(arrays_of(message.content) or ArrayRecord())
+    def begin(self, message: Message, round_number: int) -> Learners:
+        """Put what was received, and the client's own parameters before a round, to work."""
+        received = unpack_arrays(arrays_of(message.content) or ArrayRecord())
         if isinstance(self.state, FolderState) and self.instruction.run:
             self.state.save_run(self._about(), self.data.fitted.to_json())
-            self.state.save_trunk(before - 1, trunk)
-        self.session.trainer.load(trunk, self.state.load(before))
-
-    def train(self, round_number: int) -> TaskSums:
-        """Train for the round's local epochs."""
+            self.state.save_trunk(round_number - 1, received)
+        self.session.trainer.load(received, self.state.load(round_number))
         weights, memory = self.instruction.weights or {}, self.instruction.memory
-        return self.session.trainer.train(self.data, weights, round_number, memory)
+        return self.session.trainer.begin(self.data, weights, round_number, memory)
 
-    def evaluate(self) -> SplitSums:
-        """Evaluate on the rows that training did not see."""
+    def evaluate(self, learners: Learners) -> SplitSums:
+        """Evaluate the model that the client uses, on the rows that training did not see."""
         trainer = self.session.trainer
-        return {split: trainer.evaluate(self.data, split) for split in ("validation", "test")}
+        with trainer.lent(trainer.algorithm.model(learners)):
+            return {split: trainer.evaluate(self.data, split) for split in ("validation", "test")}
+
+    def keep(self, round_number: int) -> None:
+        """Keep at home what belongs there."""
+        self.state.save(round_number, self.session.trainer.own_arrays(self.data.tasks))
 
     def _about(self) -> dict[str, Any]:
         return {
@@ -129,19 +131,19 @@ def query(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train the received trunk and the client's own heads for the round's local epochs."""
     job = _open(message, context)
-    instruction, trainer, data = job.instruction, job.session.trainer, job.data
-    job.load(message, before=instruction.round)
+    instruction, trainer = job.instruction, job.session.trainer
+    learners = job.begin(message, instruction.round)
     sums: SplitSums = {}
     if instruction.evaluate and not job.personal:
-        sums |= job.evaluate()
-    sums["train"] = job.train(instruction.round)
+        sums |= job.evaluate(learners)
+    sums["train"] = trainer.complete(learners)
     if instruction.evaluate and job.personal:
-        sums |= job.evaluate()
-    job.state.save(instruction.round, trainer.own_arrays(data.tasks))  # before the trunk leaves
+        sums |= job.evaluate(learners)
+    job.keep(instruction.round)  # before the trunk leaves
     content = RecordDict(
         {
-            ARRAYS: pack_arrays(trainer.flat.read(trainer.shared)),
-            METRICS: pack_sums(len(data.train), sums),
+            ARRAYS: pack_arrays(trainer.sent_arrays(learners)),
+            METRICS: pack_sums(len(job.data.train), sums),
         }
     )
     return Message(content, reply_to=message)
@@ -152,12 +154,19 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received trunk with the client's own heads; nothing is kept.
 
-    A personal model is what the client's local epochs would make of the trunk.
+    A personal model is what the client's local epochs would make of the trunk. Where the run's last
+    evaluation fits heads (`Instruction.keep`), these are kept.
     """
     job = _open(message, context)
-    following = job.instruction.round + 1
-    job.load(message, before=following)
+    following, trainer = job.instruction.round + 1, job.session.trainer
+    learners = job.begin(message, following)
     if job.personal:
-        job.train(following)
-    content = RecordDict({METRICS: pack_sums(len(job.data.train), job.evaluate())})
+        trainer.complete(learners)
+    if job.instruction.keep:
+        learners.values.copy_(trainer.algorithm.model(learners))
+        job.keep(job.instruction.round)
+        sums = {split: trainer.evaluate(job.data, split) for split in ("validation", "test")}
+    else:
+        sums = job.evaluate(learners)
+    content = RecordDict({METRICS: pack_sums(len(job.data.train), sums)})
     return Message(content, reply_to=message)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from client.batches import epoch_order, label_patterns, shuffle_key
 from client.flat import TRUNK, FlatParameters
-from client.optimisers import Part, make_optimiser
+from client.phases import Parts, Phase
 from common.dataset import ClientData, Rows
 from common.experiment import Experiment
 from common.losses import ROW_LOSSES, combine_losses
@@ -54,7 +54,7 @@ class AutogradTrainer:
         experiment: settings of the run.
         model: one client's model.
         flat: its parameters.
-        parts: `TRUNK` and every task name -> the columns that step together.
+        parts: what moves -> `TRUNK` and every task name -> the columns that step together.
         compute: the model, or what calls it.
     """
 
@@ -63,7 +63,7 @@ class AutogradTrainer:
         experiment: Experiment,
         model: MultiTaskModel,
         flat: FlatParameters,
-        parts: Mapping[str, Part],
+        parts: Parts,
         compute: Callable[..., tuple[dict[str, Tensor], Tensor | None]],
     ) -> None:
         self.experiment, self.model, self.flat, self.parts = experiment, model, flat, parts
@@ -81,8 +81,9 @@ class AutogradTrainer:
         balance: Balance | None,
         round_number: int,
         generator: torch.Generator | None,
+        phase: Phase,
     ) -> dict[str, Sums]:
-        """Train for the round's local epochs.
+        """Train for a phase's epochs.
 
         Args:
             data: the client's rows, on any device.
@@ -90,6 +91,7 @@ class AutogradTrainer:
             balance: weighs every step's losses; None where the round's weights are all.
             round_number: names the random streams.
             generator: for dropout.
+            phase: what moves and for how long.
 
         Returns:
             Task -> summed loss and the labelled rows it was summed over.
@@ -97,21 +99,20 @@ class AutogradTrainer:
         settings, seed = self.experiment.training, self.experiment.seed
         key, count = shuffle_key(seed, data.name), len(data.train)
         patterns = label_patterns(data.train.labelled)
-        optimiser = make_optimiser(
-            self.flat.values.unsqueeze(0),
-            settings,
-            self.parts.values(),
-            self.flat.gradients.unsqueeze(0),
+        parts = self.parts[phase.moves]
+        optimiser = phase.optimiser(
+            self.flat.values.unsqueeze(0), settings, self.parts, self.flat.gradients.unsqueeze(0)
         )
         taught = Taught()
         self.model.train()
         self.model.give_generator(generator)
         # Some ways to balance gradients draw from PyTorch's global state.
+        later = (phase.first,) if phase.first else ()
         draws = balance is not None and balance.rules.gradients is not None
         with torch.random.fork_rng(devices=[], enabled=draws):
             if draws:
-                torch.manual_seed(derive_key(seed, "gradients", data.name, round_number))
-            for epoch in range(settings.epochs):
+                torch.manual_seed(derive_key(seed, "gradients", data.name, round_number, *later))
+            for epoch in range(phase.first, phase.first + phase.epochs):
                 if balance is not None:
                     balance.start_epoch(round_number, epoch)
                 order = epoch_order(count, patterns, settings.balance, key, round_number, epoch)
@@ -120,7 +121,7 @@ class AutogradTrainer:
                     batch = rows.select(slice(start, start + settings.batch_size))
                     losses, penalty = self._forward(batch, taught)
                     self._backward(losses, penalty, weights, balance)
-                    optimiser.step(1, [self.parts[name] for name in (TRUNK, *losses)])
+                    optimiser.step(1, [parts[name] for name in (TRUNK, *losses)])
                     if balance is not None:
                         self._learn(batch, balance)
         return {task: taught.sums(task) for task in data.tasks}

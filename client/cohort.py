@@ -21,7 +21,8 @@ from torch.nn.functional import pad
 from client.batches import Index, epoch_orders
 from client.compiling import Compiled
 from client.flat import TRUNK, FlatLayout
-from client.optimisers import Optimiser, Part, make_optimiser, make_parts, merge_parts
+from client.optimisers import Optimiser, Part, merge_parts
+from client.phases import Moves, Phase, divide_parts
 from client.row_store import RowStore
 from client.stacked_layers import NO_COUNTS, Sink
 from client.stacked_losses import count_taught, pad_rows, share_out
@@ -85,7 +86,7 @@ class CohortTrainer:
 
     def __init__(self, model: StackedModel, layout: FlatLayout, experiment: Experiment) -> None:
         self.model, self.settings = model, experiment.training
-        self.parts = make_parts(layout, experiment)
+        self.parts = divide_parts(layout, experiment)
         self._compiled = Compiled(model.step, "the step") if self.settings.compile else None
         self._scales: dict[tuple[object, ...], Scales] = {}
 
@@ -97,6 +98,7 @@ class CohortTrainer:
         round_number: int,
         generators: Sequence[torch.Generator] = (),
         balance: Balance | None = None,
+        phase: Phase | None = None,
     ) -> LossSums:
         """Train every client's row of parameters for the round's local epochs.
 
@@ -107,22 +109,24 @@ class CohortTrainer:
             round_number: names the random streams.
             generators: each client's for dropout; empty where the model has none.
             balance: weighs every step's losses, K rows; None where the round's weights are all.
+            phase: what moves and for how long; None for all of it, for the experiment's epochs.
 
         Returns:
             Training loss per task and client, for the tasks that any of the store's clients holds.
         """
-        store, epochs = cohort.store, self.settings.epochs
-        optimiser = make_optimiser(values, self.settings, self.parts.values())
+        store, phase = cohort.store, phase or Phase(self.settings.epochs)
+        optimiser = phase.optimiser(values, self.settings, self.parts)
         if balance is not None:  # it has the round's weights, too
             weights = dict.fromkeys(store.tasks, 1.0)
-        scales = self._get_scales(store, weights, values.device)
+        scales = self._get_scales(store, weights, values.device, phase.moves)
         size, step = self.settings.batch_size, self._compiled or self.model.step
-        arguments = (self.model, step, self.parts, store, values, size, scales, optimiser)
+        parts = self.parts[phase.moves]
+        arguments = (self.model, step, parts, store, values, size, scales, optimiser)
         steps = Steps(*arguments) if balance is None else WeighedSteps(*arguments, balance=balance)
         width = self.model.tasks.width
         for dropout in self.model.dropouts:
             dropout.generators = list(generators)
-        for epoch in range(epochs):
+        for epoch in range(phase.first, phase.first + phase.epochs):
             if balance is not None:
                 balance.start_epoch(round_number, epoch)
             for stretch in stretches(cohort, self.settings, round_number, epoch, width):
@@ -133,19 +137,19 @@ class CohortTrainer:
             layer.counts = NO_COUNTS
         sums = np.zeros((len(values), len(store.tasks), 2))
         sums[:, :, 0] = steps.sums.cpu().numpy()
-        sums[:, :, 1] = store.label_counts[cohort.members] * epochs
+        sums[:, :, 1] = store.label_counts[cohort.members] * phase.epochs
         return {task: sums[:, place] for place, task in enumerate(store.tasks)}
 
     def _get_scales(
-        self, store: RowStore, weights: Mapping[str, float], device: torch.device
+        self, store: RowStore, weights: Mapping[str, float], device: torch.device, moves: Moves
     ) -> "Scales":
         """Make the constant matrices of a round; for the weights of the last one, free."""
-        key = (store.tasks, store.taught, *(weights[task] for task in store.taught))
+        key = (moves, store.tasks, store.taught, *(weights[task] for task in store.taught))
         if key not in self._scales:
             heard = {task: weights[task] if task in store.taught else 0.0 for task in store.tasks}
             spread = self.model.tasks.spread(heard).to(device)
             owners, scales = self.model.tasks.owners(store.tasks, store.taught)
-            everything = merge_parts(self.parts[name] for name in (TRUNK, *store.taught))
+            everything = merge_parts(self.parts[moves][name] for name in (TRUNK, *store.taught))
             if len(self._scales) >= KEPT_SCALES:
                 self._scales.clear()
             factors = scales.to(device) if (scales != 1).any() else None

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from client.flat import FloatArray
-from client.training import MEMORY
+from client.own_arrays import used_arrays
 from common.agreement import Agreement, input_shapes
 from common.cells import list_names
 from common.errors import CheckpointError, ShapeError
@@ -84,11 +84,6 @@ class KeptModel:
         return model
 
 
-def without_memory(own: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    """Leave out what a client remembers of its losses, which is no parameter."""
-    return {name: array for name, array in own.items() if not name.startswith(MEMORY)}
-
-
 def open_kept(folder: Path, run: str = "", client: str = "") -> KeptModel:
     """Read a client's model from the state folder of its node.
 
@@ -117,14 +112,15 @@ def _read(about: Mapping[str, Any], place: Path) -> KeptModel:
         seen = int((file.metadata() or {})["round"])
         trunk: dict[str, FloatArray] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     own = load_file(_generation(place, seen))
+    experiment = Experiment.model_validate_json(json.dumps(about["experiment"]))
     return KeptModel(
         run=str(about["run"]),
         client=str(about["client"]),
         round=seen,
-        experiment=Experiment.model_validate_json(json.dumps(about["experiment"])),
+        experiment=experiment,
         agreement=Agreement.model_validate_json(json.dumps(about["agreement"])),
         fitted=Fitted.from_json((place / "fitted.json").read_text(encoding="utf-8")),
-        arrays={**trunk, **without_memory(own)},
+        arrays=used_arrays(experiment, trunk, own),
     )
 
 

@@ -114,10 +114,38 @@ class PlainSGD:
         """Nothing is left to do."""
 
 
+@dataclass(frozen=True)
+class Correction:
+    """What an algorithm makes of every gradient: ``g <- scale * g + pull * (w - anchor) + offset``.
+
+    Attributes:
+        scale: [P], the factor of each column; None for 1.
+        pull: [P], how strongly each column is drawn to the anchor; None for not at all.
+        anchor: [K, P].
+        offset: [K, P], added as it is; None for nothing.
+    """
+
+    scale: Tensor | None = None
+    pull: Tensor | None = None
+    anchor: Tensor | None = None
+    offset: Tensor | None = None
+
+    def apply(self, slope: Tensor, weight: Tensor, rows: int, place: slice) -> Tensor:
+        """Correct the gradient of the first rows' parameters at a place."""
+        if self.scale is not None:
+            slope = slope * self.scale[place]
+        if self.pull is not None and self.anchor is not None:
+            slope = torch.addcmul(slope, weight - self.anchor[:rows, place], self.pull[place])
+        if self.offset is not None:
+            slope = slope + self.offset[:rows, place]
+        return slope
+
+
 class GradientStore:
     """Keeps the gradients for optimisers that need them whole."""
 
     steps_late = True
+    correction: Correction | None = None
 
     def __init__(self, values: Tensor, gradients: Tensor | None = None) -> None:
         self.values = values
@@ -139,6 +167,8 @@ class GradientStore:
             slope = slope.add(weight, alpha=decay)
         if l1:
             slope = slope.add(weight.sign(), alpha=l1)
+        if self.correction is not None:
+            slope = self.correction.apply(slope, weight, rows, place)
         return slope
 
 
@@ -273,6 +303,9 @@ def make_optimiser(
     settings: Training,
     parts: Collection[Part],
     gradients: Tensor | None = None,
+    correction: Correction | None = None,
+    *,
+    partly: bool = False,
 ) -> Optimiser:
     """Make the optimiser that the experiment names, with fresh state.
 
@@ -281,11 +314,18 @@ def make_optimiser(
         settings: optimiser, lr, momentum.
         parts: all that may be asked to step.
         gradients: [K, P] where autograd fills them in; else they are taken by `weight`, `vector`.
+        correction: what is made of every gradient.
+        partly: whether there are parameters that must not move, those of no part.
     """
+    store: GradientStore
     if settings.optimiser != "sgd":
         decoupled = settings.optimiser == "adamw"
-        return Adam(values, settings, gradients, decoupled=decoupled)
-    penalised = any(part.decay or part.l1 for part in parts)
-    if gradients is None and not settings.momentum and not penalised:
-        return PlainSGD(settings.lr)
-    return SGD(values, settings, gradients)
+        store = Adam(values, settings, gradients, decoupled=decoupled)
+    else:
+        penalised = any(part.decay or part.l1 for part in parts)
+        plain = not (settings.momentum or penalised or correction or partly)
+        if gradients is None and plain:
+            return PlainSGD(settings.lr)
+        store = SGD(values, settings, gradients)
+    store.correction = correction
+    return store

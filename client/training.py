@@ -5,19 +5,23 @@ parameters it was sent and the client's own are written in, trained, and read ou
 stacked form (`client.stacked_model`) train there, as a cohort of one; any other trains by autograd.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from client.algorithms.algorithm import open_algorithm
 from client.autograd import AutogradTrainer
 from client.batches import label_patterns, shuffle_key
 from client.cohort import Cohort, CohortTrainer, LossSums
 from client.compiling import Compiled
 from client.flat import FlatParameters, FloatArray
-from client.optimisers import Part, make_parts
+from client.learners import Columns, Learners
+from client.own_arrays import BESIDE, KEPT, divide_own, memory_arrays
+from client.phases import Parts, Phase, divide_parts
 from client.row_store import RowStore
 from client.stacked_model import StackedModel, find_obstacle
 from common.dataset import ClientData, Rows
@@ -31,8 +35,6 @@ from common.seeding import torch_generator
 from common.sharing import shared_names, task_of, task_parts_travel
 from common.threads import set_threads
 from common.weighting.balance import Balance, Memory, Rules
-
-MEMORY = "loss-memory.task-"  # begins the name of what a client remembers of a task's loss
 
 TaskSums = dict[str, dict[str, Sums]]  # task -> "loss" or metric -> additive numbers
 
@@ -60,12 +62,6 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
-def memory_arrays(memory: Memory, tasks: Iterable[str]) -> dict[str, FloatArray]:
-    """Put what a client remembers of these tasks' losses into arrays to be kept with its heads."""
-    kept = {task: list(memory[task].values()) for task in tasks if task in memory}
-    return {f"{MEMORY}{task}": np.array(values, np.float32) for task, values in kept.items()}
-
-
 @dataclass
 class Trainer:
     """One resident model and what is done with it.
@@ -76,7 +72,10 @@ class Trainer:
         device: where it computes.
         flat: the model's parameters.
         shared: names of those that travel.
-        parts: "trunk" and task name -> what steps together, with its rates of regularisation.
+        parts: what moves -> "trunk" and task name -> what steps together, with its rates of
+            regularisation.
+        algorithm: what a client does with trunk and heads.
+        columns: which parameters are which.
         cohorts: trains the model's stacked form; None where it has none.
     """
 
@@ -85,7 +84,7 @@ class Trainer:
     device: torch.device
     flat: FlatParameters = field(init=False)
     shared: list[str] = field(init=False)
-    parts: dict[str, Part] = field(init=False)
+    parts: Parts = field(init=False)
     cohorts: CohortTrainer | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -95,7 +94,11 @@ class Trainer:
         self.initial = self.flat.values.clone()
         self.shared = shared_names(self.flat.layout.slices, self.experiment)
         self._own_names: dict[tuple[str, ...], list[str]] = {}
-        self.parts = make_parts(self.flat.layout, self.experiment)
+        self.parts = divide_parts(self.flat.layout, self.experiment)
+        self.algorithm = open_algorithm(self.experiment)
+        self.columns = Columns(self.flat.layout, self.experiment, self.device)
+        self.kept: dict[str, dict[str, FloatArray]] = {}  # of the loaded client's algorithm
+        self._received: dict[str, Tensor] = {}  # what came beside the trunk, name -> [P]
         self._row = self.flat.values.unsqueeze(0)
         self._cohorts: dict[str, tuple[ClientData, Cohort]] = {}
         self.rules = Rules(self.experiment)
@@ -126,27 +129,106 @@ class Trainer:
             ]
         return self._own_names[tasks]
 
-    def load(self, shared: Mapping[str, FloatArray], own: Mapping[str, FloatArray]) -> None:
-        """Start from a received trunk and what the client keeps; heads it never trained are new.
+    def load(self, received: Mapping[str, FloatArray], own: Mapping[str, FloatArray]) -> None:
+        """Start from what was received and what the client keeps; heads it never trained are new.
 
         Raises:
             ShapeError: an array does not fit this experiment's model.
         """
-        heads = {name: array for name, array in own.items() if not name.startswith(MEMORY)}
-        if len(shared) + len(heads) < len(self.flat.layout.slices):
+        kinds = divide_own(own)
+        beside = {name: a for name, a in received.items() if name.startswith(BESIDE)}
+        shared = {name: a for name, a in received.items() if name not in beside}
+        if len(shared) + len(kinds.parameters) < len(self.flat.layout.slices):
             self.flat.values.copy_(self.initial)
         self.flat.write(shared)
-        self.flat.write(heads)
-        self._memory = {
-            name.removeprefix(MEMORY): dict(
-                zip(self.rules.initial, own[name].tolist(), strict=True)
+        self.flat.write(kinds.parameters)
+        self.kept = kinds.kept
+        self._received = {
+            kind: self._lay_out(
+                {n.removeprefix(f"{kind}."): a for n, a in beside.items()},
+                torch.zeros_like(self.flat.values),
             )
-            for name in own.keys() - heads.keys()
+            for kind in {name.partition(".")[0] for name in beside}
         }
+        self._memory = {
+            task: dict(zip(self.rules.initial, values.tolist(), strict=True))
+            for task, values in kinds.memory.items()
+        }
+
+    def _lay_out(self, arrays: Mapping[str, FloatArray], row: Tensor) -> Tensor:
+        """Write named arrays into a row of parameters, [P], and return it."""
+        self.flat.layout.check(arrays)
+        for name, array in arrays.items():
+            values = torch.tensor(np.asarray(array).reshape(-1))
+            row[self.flat.layout.slices[name]] = values.to(row)
+        return row
 
     def own_arrays(self, tasks: tuple[str, ...]) -> dict[str, FloatArray]:
         """Get what stays with a client which holds these tasks; good until it changes."""
-        return self.flat.peek(self.own_names(tasks)) | memory_arrays(self._memory, tasks)
+        own = self.flat.peek(self.own_names(tasks)) | memory_arrays(self._memory, tasks)
+        for kind, arrays in self.kept.items():
+            names = self.kept_names(kind, tasks)
+            own |= {f"{KEPT}{kind}.{name}": arrays[name] for name in names}
+        return own
+
+    def kept_names(self, kind: str, tasks: tuple[str, ...]) -> list[str]:
+        """Name the parameters of which the algorithm keeps something at such a client."""
+        whole = self.algorithm.KEEPS[kind] == "model"
+        return [*self.shared, *(self.own_names(tasks) if whole else ())]
+
+    def begin(
+        self,
+        data: ClientData,
+        weights: Mapping[str, float],
+        round_number: int,
+        memory: Memory | None = None,
+    ) -> Learners:
+        """Let the algorithm make of the loaded client what a round starts from.
+
+        Args:
+            data: the client's rows, on any device.
+            weights: task name -> w_t of the round.
+            round_number: names the random streams of this round.
+            memory: what loss scaling and weighting remember, under scope "global".
+        """
+        rows, size = len(data.train), self.experiment.training.batch_size
+        learners = Learners(
+            values=self._row,
+            kept={},
+            received=self._received,
+            columns=self.columns,
+            initial=self.initial,
+            batches=np.array([-(-rows // size)], np.int64),
+            open_lesson=lambda: SoloLesson(self, data, weights, round_number, memory),
+        )
+        for kind in self.algorithm.KEEPS:
+            start = self.algorithm.start(kind, learners)
+            self._lay_out(self.kept.get(kind, {}), start[0])
+            learners.kept[kind] = start
+        self.algorithm.receive(learners)
+        return learners
+
+    def complete(self, learners: Learners) -> TaskSums:
+        """Train for one round, and keep what the algorithm keeps.
+
+        Returns:
+            Per task the summed training loss and the labelled rows it was summed over, and what
+            `Balance.report` adds.
+        """
+        self.algorithm.train(learners)
+        self.keep(learners)
+        written: TaskSums = {t: {"loss": both[0].tolist()} for t, both in learners.sums.items()}
+        if learners.lesson.balance is not None:
+            self._write_up(learners.lesson.balance, learners.sums, written)
+        return written
+
+    def keep(self, learners: Learners) -> None:
+        """Keep, for `own_arrays`, what the algorithm keeps."""
+        names = list(self.flat.layout.slices)
+        self.kept = {
+            kind: self.flat.layout.views(rows[0].cpu().numpy(), names)
+            for kind, rows in learners.kept.items()
+        }
 
     def train(
         self,
@@ -155,46 +237,58 @@ class Trainer:
         round_number: int,
         memory: Memory | None = None,
     ) -> TaskSums:
-        """Train the loaded model for the round's local epochs.
+        """Train the loaded client for one round: `begin` and `complete`."""
+        return self.complete(self.begin(data, weights, round_number, memory))
 
-        Args:
-            data: the client's rows, on any device.
-            weights: task name -> w_t of the round.
-            round_number: names the random streams of this round.
-            memory: what loss scaling and weighting remember, under scope "global".
+    def sent_arrays(self, learners: Learners) -> dict[str, FloatArray]:
+        """Copy out what is sent after a round."""
+        sent = self.flat.read(self.shared)
+        for kind, rows in learners.sends.items():
+            arrays = self.flat.layout.views(rows[0].cpu().numpy(), self.shared)
+            sent |= {f"{kind}.{name}": array for name, array in arrays.items()}
+        return sent
 
-        Returns:
-            Per task the summed training loss and the labelled rows it was summed over, and what
-            `Balance.report` adds.
-        """
-        generator = self._generator(data.name, round_number)
-        balance = None if self.rules.is_fixed else self._balance(weights, memory or {})
-        if self.cohorts is None:
-            # Parts of tasks that the client lacks go back as they came: no step moves them, but
-            # computing with them moves batch norm's running statistics.
-            places = [self.flat.layout.slices[name] for name in self._foreign_names(data.tasks)]
-            kept = [self.flat.values[place].clone() for place in places]
-            sums = self._autograd.train(data, weights, balance, round_number, generator)
-            for place, values in zip(places, kept, strict=True):
-                self.flat.values[place] = values
-            losses = {task: np.array([numbers]) for task, numbers in sums.items()}
-        else:
-            generators = [] if generator is None else [generator]
-            cohort = self._alone(self.cohorts.model, data)
-            losses = self.cohorts.train(
-                cohort, self._row, weights, round_number, generators, balance
-            )
-        written: TaskSums = {task: {"loss": both[0].tolist()} for task, both in losses.items()}
-        if balance is not None:
-            self._write_up(balance, losses, written)
-        return written
+    @contextmanager
+    def lent(self, values: Tensor) -> Iterator[None]:
+        """Put other parameters, [1, P], in the model's place; what became of them is theirs."""
+        if values is self._row:
+            yield
+            return
+        before = self._row.clone()
+        self._row.copy_(values)
+        try:
+            yield
+        finally:
+            values.copy_(self._row)
+            self._row.copy_(before)
+
+    def teach(
+        self,
+        data: ClientData,
+        weights: Mapping[str, float],
+        balance: Balance | None,
+        round_number: int,
+        generator: torch.Generator | None,
+        phase: Phase,
+    ) -> LossSums:
+        """Train the parameters at hand by autograd for one phase."""
+        # Parts of tasks that the client lacks go back as they came: no step moves them, but
+        # computing with them moves batch norm's running statistics.
+        places = [self.flat.layout.slices[name] for name in self._foreign_names(data.tasks)]
+        kept = [self.flat.values[place].clone() for place in places]
+        sums = self._autograd.train(data, weights, balance, round_number, generator, phase)
+        for place, values in zip(places, kept, strict=True):
+            self.flat.values[place] = values
+        return {task: np.array([numbers]) for task, numbers in sums.items()}
 
     def remember(self) -> dict[str, Tensor]:
         """Lay out what the loaded client's loss weighting remembers, as `Rules.remember`."""
         return self.rules.remember(self._memory, self.device)
 
-    def _balance(self, weights: Mapping[str, float], memory: Memory) -> Balance:
-        """Put the rules to work on what they remember."""
+    def balance(self, weights: Mapping[str, float], memory: Memory) -> Balance | None:
+        """Put the rules to work on what they remember; None where they are fixed."""
+        if self.rules.is_fixed:
+            return None
         local = self.experiment.loss.scope == "local"
         state = self.remember() if local else self.rules.remember(memory, self.device)
         return Balance(self.rules, state, {**dict.fromkeys(self.rules.tasks, 1.0), **weights})
@@ -225,13 +319,13 @@ class Trainer:
                 if bool(mask.any())
             }
 
-    def _generator(self, client: str, round_number: int) -> torch.Generator | None:
+    def generator(self, client: str, round_number: int) -> torch.Generator | None:
         """Make the generator of a client's dropout masks, where the model has any."""
         if not self.model.dropouts:
             return None
         return torch_generator(self.experiment.seed, "dropout", client, round_number)
 
-    def _alone(self, stack: StackedModel, data: ClientData) -> Cohort:
+    def alone(self, stack: StackedModel, data: ClientData) -> Cohort:
         """Make a cohort of one client; the second call for the same data is free."""
         kept = self._cohorts.get(data.name)
         if kept is None or kept[0] is not data:
@@ -268,3 +362,33 @@ class Trainer:
                 settings.metric_name, settings.kind, output, target, scale
             ),
         }
+
+
+class SoloLesson:
+    """Trains rows of one client in one message; see `client.learners.Lesson`."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        data: ClientData,
+        weights: Mapping[str, float],
+        round_number: int,
+        memory: Memory | None,
+    ) -> None:
+        self.trainer, self.data, self.weights, self.round = trainer, data, weights, round_number
+        self.generator = trainer.generator(data.name, round_number)
+        self.balance = trainer.balance(weights, memory or {})
+
+    def train(self, values: Tensor, phase: Phase) -> LossSums:
+        """Train one row, [1, P]."""
+        trainer, generator = self.trainer, self.generator
+        if trainer.cohorts is None:
+            with trainer.lent(values):
+                return trainer.teach(
+                    self.data, self.weights, self.balance, self.round, generator, phase
+                )
+        cohort = trainer.alone(trainer.cohorts.model, self.data)
+        generators = [] if generator is None else [generator]
+        return trainer.cohorts.train(
+            cohort, values, self.weights, self.round, generators, self.balance, phase
+        )

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from common.methods import Method
 
 MCMAHAN = "McMahan et al., Communication-efficient learning of deep networks, AISTATS 2017"
+CONTROL = "control"  # begins the names of SCAFFOLD's variates, which travel beside the trunk
+
+ONCE = "one message a round; the trunk each way"
 
 
 @dataclass(frozen=True)
@@ -13,9 +16,16 @@ class Algorithm(Method):
 
     Attributes:
         shares: what travels: "trunk"; "all", the heads too; "nothing".
+        travels: what travels beside that, each an array for every array of the trunk: it begins
+            their names.
+        keeps: what stays home beside heads, for people.
+        fits_last: whether the last evaluation fits what the clients keep.
     """
 
     shares: str = "trunk"
+    travels: tuple[str, ...] = ()
+    keeps: str = "heads"
+    fits_last: bool = False
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -23,15 +33,85 @@ ALGORITHMS: dict[str, Algorithm] = {
         "client.algorithms.joint:Joint",
         "the trunk is shared, heads stay home, both are trained together (FedPer)",
         "Arivazhagan et al., Federated learning with personalization layers, 2019, Algorithm 1",
-        "the trunk in both directions",
+        ONCE,
         always_fits=True,
+    ),
+    "fedrep": Algorithm(
+        "client.algorithms.fedrep:FedRep",
+        "heads are fitted to the trunk received, then the trunk to the heads",
+        "Collins et al., Exploiting shared representations for personalized federated learning, "
+        "ICML 2021, Algorithm 1",
+        f"{ONCE}; head epochs beside the trunk's",
+    ),
+    "fedbabu": Algorithm(
+        "client.algorithms.fedbabu:FedBABU",
+        "heads stand still, as initialised, while the trunk trains; they are fitted at the end",
+        "Oh et al., FedBABU: toward enhanced representation for federated image classification, "
+        "ICLR 2022, Algorithm 1",
+        f"{ONCE}; every evaluation fits heads",
+        fits_last=True,
+    ),
+    "fedprox": Algorithm(
+        "client.algorithms.fedprox:FedProx",
+        "joint, with the trunk drawn to the one received",
+        "Li et al., Federated optimization in heterogeneous networks, MLSys 2020, eq. 2",
+        ONCE,
+    ),
+    "ditto": Algorithm(
+        "client.algorithms.ditto:Ditto",
+        "a personal model beside the shared one, its trunk drawn to the shared trunk",
+        "Li et al., Ditto: fair and robust federated learning through personalization, ICML 2021, "
+        "Algorithm 1",
+        f"{ONCE}; two models trained",
+        keeps="heads, a personal trunk with heads of its own",
+    ),
+    "mr-mtl": Algorithm(
+        "client.algorithms.mr_mtl:MeanRegularised",
+        "every client has its own trunk, drawn to the mean of all",
+        "Liu et al., On privacy and personalization in cross-silo federated learning, NeurIPS "
+        "2022, Algorithm A1",
+        ONCE,
+        keeps="heads, the personal trunk",
+    ),
+    "scaffold": Algorithm(
+        "client.algorithms.scaffold:Scaffold",
+        "joint, with control variates that take the clients' drift out of every gradient",
+        "Karimireddy et al., SCAFFOLD: stochastic controlled averaging for federated learning, "
+        "ICML 2020, Algorithm 1, option II",
+        "one message a round; twice the trunk each way",
+        travels=(CONTROL,),
+        keeps="heads, the client's control variate",
+    ),
+    "apfl": Algorithm(
+        "client.algorithms.apfl:APFL",
+        "a mixture of a personal and the shared trunk",
+        "Deng et al., Adaptive personalized federated learning, 2020, Algorithm 1",
+        f"{ONCE}; two models trained",
+        keeps="heads, a personal trunk with heads of its own",
+    ),
+    "fedala": Algorithm(
+        "client.algorithms.fedala:FedALA",
+        "joint, after received and personal trunk were mixed by learned weights",
+        "Zhang et al., FedALA: adaptive local aggregation for personalized federated learning, "
+        "AAAI 2023, Algorithm 1",
+        f"{ONCE}; mixing epochs before the others",
+        keeps="heads, the personal trunk, mixing weights",
+    ),
+    "local": Algorithm(
+        "client.algorithms.joint:Joint",
+        "every client trains alone; only sums and counts travel",
+        cost="one message a round, without a trunk",
+        always_fits=True,
+        shares="nothing",
+        keeps="everything",
     ),
     "whole-model": Algorithm(
         "client.algorithms.joint:Joint",
         "heads are averaged too (FedAvg)",
         f"{MCMAHAN}, Algorithm 1",
-        "trunk and all heads in both directions",
+        "one message a round; trunk and all heads each way",
         always_fits=True,
         shares="all",
+        keeps="nothing",
     ),
 }

@@ -395,6 +395,11 @@ class Federation(Settings):
     algorithm_options: dict[str, Any] = Field(
         default_factory=dict, description="What the algorithm can be told; see below."
     )
+    heads: Literal["local", "per-task"] = Field(
+        "local",
+        description="local: every client keeps its own; per-task: they travel, and each task's "
+        "head is averaged over the clients that hold the task.",
+    )
     strategy: Annotated[str, one_of(STRATEGIES)[0]] = Field(
         "fedavg",
         description="How trunks become the next trunk; `fedmtl list strategies` explains each.",

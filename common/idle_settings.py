@@ -7,6 +7,7 @@ must load again.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.errors import ConfigError
 from common.strategies import STRATEGIES
@@ -29,6 +30,7 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_client_weights(experiment.federation),
         *_idle_rates(experiment),
         *_idle_task_parts(experiment),
+        *_idle_sharing(experiment),
         *(_idle_partition(experiment.partition) if experiment.partition else ()),
     ]
 
@@ -229,11 +231,39 @@ def _idle_task_parts(experiment: "Experiment") -> Iterator[str]:
             f"trunk.task-parts must be 'shared' under trunk.sharing '{sharing}', whose trunk "
             f"consists of the tasks' parts: nothing else would be shared, got '{given}'; remove it"
         )
-    elif experiment.federation.algorithm == "whole-model":
+    elif (shares := ALGORITHMS[experiment.federation.algorithm].shares) != "trunk":
         yield (
-            "trunk.task-parts is for federation.algorithm 'joint', got "
-            f"'{given}' with 'whole-model', which shares everything; remove it"
+            "trunk.task-parts is for a federation.algorithm that shares the trunk, got "
+            f"'{given}' with '{experiment.federation.algorithm}', which shares "
+            f"{'everything' if shares == 'all' else 'nothing'}; remove it"
         )
+
+
+def _idle_sharing(experiment: "Experiment") -> Iterator[str]:
+    """Name what says how something travels that an algorithm shares, or does not, anyway."""
+    federation, trunk = experiment.federation, experiment.trunk
+    shares = ALGORITHMS[federation.algorithm].shares
+    if shares != "trunk" and _is_given(federation, "heads"):
+        yield (
+            "federation.heads is for an algorithm that shares the trunk, got 'per-task' with "
+            f"federation.algorithm '{federation.algorithm}', which shares "
+            f"{'everything' if shares == 'all' else 'nothing'}; remove it"
+        )
+    if shares != "nothing":
+        return
+    if _is_given(trunk, "norm_parameters"):
+        yield (
+            "trunk.norm-parameters must be 'shared' under federation.algorithm "
+            f"'{federation.algorithm}', which shares nothing, got '{trunk.norm_parameters}'; "
+            "remove it"
+        )
+    for name in ("strategy", "weight_by"):
+        if _is_given(federation, name):
+            yield (
+                f"federation.{name.replace('_', '-')} must be left out under federation.algorithm "
+                f"'{federation.algorithm}', which sends nothing to combine, got "
+                f"'{getattr(federation, name)}'; remove it"
+            )
 
 
 def _idle_partition(partition: "Partition") -> Iterator[str]:

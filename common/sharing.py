@@ -1,7 +1,8 @@
 """Which parameters travel and which stay home: the one place that decides it.
 
 It goes by names. A parameter with ``task-NAME`` in its path belongs to that task, any other to all
-tasks. What is under ``heads.`` is the client's own; what is under ``trunk.`` is shared, except a
+tasks. What is under ``heads.`` is the client's own, unless ``federation.heads`` is 'per-task'; what
+is under ``trunk.`` is shared, except a
 task's own parts where the experiment keeps those at home, and the ``norm_...`` that
 ``trunk.norm-parameters`` keeps there. Client, server and the wire ask here; nothing else filters
 arrays.
@@ -19,6 +20,7 @@ from common.experiment import Experiment
 SHARED: dict[str, Callable[[str, bool], bool]] = {
     "trunk": lambda name, parts: name.startswith("trunk.") and (parts or task_of(name) is None),
     "all": lambda name, parts: True,
+    "nothing": lambda name, parts: False,
 }
 
 _NORM = re.compile(r"\.norm_[a-z]+$")
@@ -50,7 +52,12 @@ def shared_names(names: Iterable[str], experiment: Experiment) -> list[str]:
     stays = STAYS[experiment.trunk.norm_parameters]
     places = SHARINGS[experiment.trunk.sharing].task_parts
     parts = (experiment.trunk.task_parts or "".join(places[:1])) == "shared"
-    return [name for name in names if travels(name, parts) and not stays(name)]
+    heads = experiment.federation.heads == "per-task"
+    return [
+        name
+        for name in names
+        if (travels(name, parts) or (heads and name.startswith("heads."))) and not stays(name)
+    ]
 
 
 def task_parts_travel(experiment: Experiment) -> bool:

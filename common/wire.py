@@ -55,6 +55,7 @@ class Instruction:
         run: names the run, the same after a resume; what a client keeps on disk is kept by it.
         clients: how many clients are asked in this round.
         heads_from: name of an earlier run, with whose heads a client starts that has none yet.
+        keep: whether what an evaluation fitted, such as heads under 'fedbabu', is kept at home.
     """
 
     experiment: str
@@ -66,6 +67,7 @@ class Instruction:
     run: str = ""
     clients: int = 0
     heads_from: str = ""
+    keep: bool = False
 
     def to_record(self) -> ConfigRecord:
         """Pack for a message."""
@@ -88,6 +90,7 @@ class Instruction:
             "run": self.run,
             "clients": self.clients,
             "heads-from": self.heads_from,
+            "keep": self.keep,
         }
 
     @classmethod
@@ -115,6 +118,7 @@ class Instruction:
             run=cast(str, record["run"]),
             clients=cast(int, record["clients"]),
             heads_from=cast(str, record["heads-from"]),
+            keep=cast(bool, record["keep"]),
         )
 
 

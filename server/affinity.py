@@ -117,10 +117,11 @@ class Affinity:
         }
         if self.clients is not None:
             names = np.array([name.encode() for name in self.clients])
+            above = np.triu_indices(len(names), 1)  # symmetric, without a diagonal
             state |= {
                 "client_names": names.view(np.uint8).reshape(len(names), -1),
-                "client_sums": self._client_sums,
-                "client_pairs": self._client_pairs,
+                "client_sums": self._client_sums[above],
+                "client_pairs": self._client_pairs[above].astype(np.int32),
             }
         return state
 
@@ -134,8 +135,15 @@ class Affinity:
         if "client_names" in state:
             rows = np.ascontiguousarray(state["client_names"])
             self.clients = [bytes(row).rstrip(b"\0").decode() for row in rows]
-            self._client_sums = state["client_sums"].copy()
-            self._client_pairs = state["client_pairs"].copy()
+            self._client_sums = _symmetric(state["client_sums"], len(rows))
+            self._client_pairs = _symmetric(state["client_pairs"], len(rows))
+
+
+def _symmetric(above: NDArray[Any], size: int) -> Floats:
+    """Fill a matrix from what is above its diagonal, row by row."""
+    matrix = np.zeros((size, size))
+    matrix[np.triu_indices(size, 1)] = above
+    return matrix + matrix.T
 
 
 def _means(sums: Floats, pairs: Floats) -> list[list[float | None]]:

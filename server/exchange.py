@@ -50,7 +50,13 @@ class Outcome:
 
 
 class Exchange(Protocol):
-    """How a round reaches the clients."""
+    """How a round reaches the clients.
+
+    Attributes:
+        strategy: combines their trunks.
+    """
+
+    strategy: TrunkStrategy
 
     def train(
         self, trunk: Mapping[str, FloatArray], instruction: Instruction, attempt: int = 0

@@ -3,6 +3,7 @@
 import logging
 from secrets import token_hex
 
+import numpy as np
 from flwr.serverapp import Grid
 
 from common.agreement import Agreement, input_shapes
@@ -27,20 +28,23 @@ logger = logging.getLogger("fedmtl.server")
 
 
 def initial_trunk(experiment: Experiment, agreement: Agreement) -> dict[str, FloatArray]:
-    """Make what the clients share before round 1, from the seed alone.
+    """Make what is sent in round 1, from the seed alone: trunk, and what travels beside it.
 
     Raises:
         ConfigError: the algorithm shares no parameter of this model.
     """
     model = build_model(experiment, input_shapes(agreement))
     arrays = {name: p.detach().numpy() for name, p in model.named_parameters()}
-    shared = shared_names(arrays, experiment)
-    if not shared and ALGORITHMS[experiment.federation.algorithm].shares != "nothing":
+    shared, algorithm = shared_names(arrays, experiment), experiment.federation.algorithm
+    if not shared and ALGORITHMS[algorithm].shares != "nothing":
         raise ConfigError(
-            "trunk.widths is empty, so there is no trunk to share under algorithm 'joint'; "
+            f"trunk.widths is empty, so there is no trunk to share under algorithm '{algorithm}'; "
             "give the trunk a layer, or set federation.algorithm to 'whole-model'"
         )
-    return {name: arrays[name] for name in shared}
+    trunk = {name: arrays[name] for name in shared}
+    for kind in ALGORITHMS[algorithm].travels:
+        trunk |= {f"{kind}.{name}": np.zeros_like(arrays[name]) for name in shared}
+    return trunk
 
 
 def federate(

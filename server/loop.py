@@ -9,10 +9,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from flwr.serverapp import Grid
 
+from common.algorithms import ALGORITHMS
 from common.errors import NothingLearnedError
 from common.experiment import Experiment
 from common.weighting.balance import STATE, Rules
@@ -189,14 +191,17 @@ class RoundLoop:
         progress.usable_rounds += 1
         return following
 
-    def evaluate(self, trunk: Mapping[str, FloatArray]) -> Outcome:
-        """Ask all clients to evaluate a trunk with their own heads."""
-        instruction = self._instruct(self.progress.round, evaluate=True)
+    def evaluate(self, trunk: Mapping[str, FloatArray], *, keep: bool = False) -> Outcome:
+        """Ask all clients to evaluate a trunk with their own heads, maybe to keep what they fit."""
+        instruction = replace(self._instruct(self.progress.round, evaluate=True), keep=keep)
         return self._count(self.exchange.evaluate(trunk, instruction))
 
     def finish(self, trunk: Mapping[str, FloatArray], stopped: str) -> Figures:
         """Evaluate the last trunk on all clients and write results.json."""
-        outcome = self.evaluate(trunk)
+        fits = ALGORITHMS[self.experiment.federation.algorithm].fits_last
+        outcome = self.evaluate(trunk, keep=fits)
+        if fits and self.checkpoints.keep_clients is not None:
+            self.checkpoints.save(self.progress, trunk)
         if not self.progress.usable_rounds or not outcome.sums.clients:
             raise NothingLearnedError(self._what_failed(), self.progress.best)
         results = {
@@ -217,6 +222,8 @@ class RoundLoop:
                 "sent-bytes": self.progress.sent_bytes,
                 "received-bytes": self.progress.received_bytes,
             },
+            "affinity": self.exchange.strategy.affinity.figures(),
+            **self.exchange.strategy.rule.figures(),
             "warnings": [
                 f"{name}: {why}"
                 for name, why in sorted({**self.roster.refused, **outcome.left_out}.items())

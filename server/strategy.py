@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -14,6 +15,7 @@ from common.experiment import Experiment
 from common.methods import make_options
 from common.strategies import STRATEGIES
 from common.wire import ARRAYS, CONFIG, FloatArray, pack_arrays, unpack_arrays
+from server.affinity import Affinity
 from server.aggregation.rule import Rule, Updates, weighted_mean
 from server.bulk import BulkReplies
 from server.client_weights import ClientWeights, Counts
@@ -55,6 +57,7 @@ class TrunkStrategy(Strategy):
         self.form = FlatTrunk(trunk)
         self.reader = ReplyReader(experiment, roster, self.form)
         self.weights = ClientWeights(experiment.federation.weight_by, roster)
+        self.affinity = Affinity(list(experiment.tasks), experiment.federation.affinity_every)
         self.last = RoundReplies()
         self._parts = TaskParts(self.form.columns)
         self._sent: Trunk = unpack_arrays(trunk)
@@ -119,7 +122,7 @@ class TrunkStrategy(Strategy):
         clients, examples = list(self.last.examples), np.array([*self.last.examples.values()])
         if not clients:
             return None, None
-        if self._is_plain:
+        if self._is_plain and not self.affinity.is_due(server_round):
             following = self.form.cut(self._mean(clients, examples, rows))
             return pack_arrays(following), None
         sums = SumTable.of(self.last.sums)
@@ -147,7 +150,7 @@ class TrunkStrategy(Strategy):
             raise ShapeError("replies to a training round hold trunks")
         self._sent = trunk
         faults = self.leave_out(replies)
-        if self._is_plain and not faults:
+        if self._is_plain and not faults and not self.affinity.is_due(server_round):
             mean = self._mean(replies.clients, replies.examples, replies.rows)
             if np.isfinite(mean).all():
                 return self.form.cut(mean)  # what is not finite in a row is not in the mean
@@ -213,20 +216,20 @@ class TrunkStrategy(Strategy):
         by_task = {t: self.weights.of_task(t, clients, counts) for t in self._parts.columns}
         before = self._starts(clients, sent[:width])
         model, unheld = self._parts.stand_in(rows[:, :width], before, by_task)
-        following = self.rule.combine(
-            Updates(
-                round=server_round,
-                clients=clients,
-                before=before,
-                rows=model,
-                weights=counts / counts.sum(),
-                labelled=self._labelled(clients),
-                tasks=tuple(self.experiment.tasks),
-                losses=mean_losses(sums, self.experiment.task_weights()),
-                columns=self.form.columns,
-                parts=self._shares(by_task),
-            )
+        updates = Updates(
+            round=server_round,
+            clients=clients,
+            before=before,
+            rows=model,
+            weights=counts / counts.sum(),
+            labelled=self._labelled(clients),
+            tasks=tuple(self.experiment.tasks),
+            losses=mean_losses(sums, self.experiment.task_weights()),
+            columns=self.form.columns,
+            parts=self._shares(by_task),
         )
+        self.affinity.observe(updates)
+        following = self.rule.combine(updates)
         if not np.isfinite(following).all():
             logger.warning(
                 "round %d: strategy '%s' made %s; the trunk stays as it was",
@@ -271,6 +274,20 @@ class TrunkStrategy(Strategy):
         """
         step: FloatArray = (rows - before).sum(axis=0) / np.float32(len(self.roster.node_ids))
         return before + step
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Get what rule and affinity remember from round to round, for the checkpoint."""
+        parts = {"rule": self.rule.state(), "affinity": self.affinity.state()}
+        return {f"{part}.{n}": array for part, kept in parts.items() for n, array in kept.items()}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what `state` returned."""
+        kept: dict[str, dict[str, NDArray[Any]]] = {"rule": {}, "affinity": {}}
+        for name, array in state.items():
+            part, _, own = name.partition(".")
+            kept[part][own] = array
+        self.rule.restore(kept["rule"])
+        self.affinity.restore(kept["affinity"])
 
     def summary(self) -> None:
         """Log which rule combines trunks."""

@@ -48,7 +48,11 @@ def make_trainer(experiment: Experiment, agreement: Agreement) -> Trainer:
     """
     device = choose_device(experiment.training.device)
     loss = experiment.loss.model_copy(update={"scope": "local"})
-    own = experiment.model_copy(update={"loss": loss})
+    plain: dict[str, Any] = {"algorithm": "joint", "algorithm_options": {}, "heads": "local"}
+    if experiment.federation.algorithm == "whole-model":
+        plain["algorithm"] = "whole-model"
+    federation = experiment.federation.model_copy(update=plain)
+    own = experiment.model_copy(update={"loss": loss, "federation": federation})
     return Trainer(own, input_shapes(agreement), device)
 
 

@@ -67,7 +67,8 @@ class BatchedGrid(LoopbackGrid, BulkGrid):
     def evaluate_all(
         self, clients: Sequence[str], trunk: Mapping[str, FloatArray], instruction: Instruction
     ) -> BulkReplies:
-        """Evaluate the trunk at these clients; nothing is kept."""
+        """Evaluate the trunk at these clients; what the instruction says is kept."""
+        self._trained |= set(clients) if instruction.keep else set()
         return self._open(instruction).evaluate(clients, trunk, instruction)
 
     def keep_clients(self, folder: Path, round_number: int) -> dict[str, str]:

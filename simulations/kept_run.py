@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from client.kept_model import KeptModel, without_memory
+from client.kept_model import KeptModel
+from client.own_arrays import used_arrays
 from common.agreement import Agreement
 from common.cells import list_names
 from common.clients import open_clients
@@ -39,7 +40,7 @@ def open_run(folder: Path, client: str = "", data: str | None = None) -> KeptMod
         experiment=experiment,
         agreement=agreement,
         fitted=encode(table, experiment, agreement).fitted,
-        arrays={**trunk, **without_memory(own.arrays)},
+        arrays=used_arrays(experiment, trunk, own.arrays),
     )
 
 

@@ -133,8 +133,9 @@ class LoopbackGrid(Grid):
         content = RecordDict({key: record.copy() for key, record in message.content.items()})
         is_training = message.metadata.message_type == MessageType.TRAIN
         if is_training:
-            self._changed.add(node_id)
             self._rewind(message)
+        if is_training or config_of(content).get("keep"):
+            self._changed.add(node_id)
         private = Message(content, metadata=message.metadata)  # type: ignore[call-overload]
         try:
             reply = self.client_app(private, self.context(node_id))

@@ -8,19 +8,21 @@ matrix. A round gathers its clients' parameters as rows of a matrix and trains t
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from client.batches import Index, label_patterns, shuffle_key
-from client.cohort import Cohort, largest_first
+from client.cohort import Cohort, LossSums, largest_first
 from client.cohort_evaluation import EvaluationStore, evaluate_cohort
+from client.learners import Learners
+from client.own_arrays import BESIDE, KEPT, memory_arrays
+from client.phases import Phase
 from client.place import Place
 from client.row_store import RowStore
 from client.session import open_session
-from client.training import memory_arrays
 from common.metrics import METRICS
 from common.model import output_width
 from common.preparation import UnusableClientError
@@ -35,6 +37,21 @@ EVALUATED = ("validation", "test")
 CHUNK_BYTES = 8 * 2**20  # parameters of clients that train together: bounds memory, fits a cache
 
 Sums = dict[str, dict[str, dict[str, Matrix]]]  # as in SumTable
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """What a message brought.
+
+    Attributes:
+        columns: of what clients share.
+        trunk: [Q], its values.
+        beside: name -> [P], what travels beside it.
+    """
+
+    columns: Tensor | slice
+    trunk: Tensor
+    beside: dict[str, Tensor]
 
 
 class Residents:
@@ -71,13 +88,17 @@ class Residents:
         if self.experiment.loss.scope == "local":
             first = self.trainer.rules.remember({}, self.own.device)
             self.memory = {name: row.repeat(len(data), 1) for name, row in first.items()}
+        self.algorithm = self.trainer.algorithm
+        # What the algorithm keeps at home, each like the parameters, [clients, P].
+        blank = self.trainer.initial.expand(len(data), self.layout.size)
+        self.kept = {kind: blank.clone() for kind in self.algorithm.KEEPS}
         self.chunk = max(1, CHUNK_BYTES // (4 * self.layout.size))
         # Kept from round to round: fresh memory costs a page fault per page.
         self._values = self.own.new_empty(0, self.layout.size)
         self._known_cuts: dict[tuple[str, ...], list[tuple[str, slice, tuple[int, ...]]]] = {}
 
     def train(
-        self, clients: Sequence[str], trunk: Mapping[str, FloatArray], instruction: Instruction
+        self, clients: Sequence[str], received: Mapping[str, FloatArray], instruction: Instruction
     ) -> BulkReplies:
         """Train clients, chunk by chunk; their own parameters are kept.
 
@@ -85,49 +106,61 @@ class Residents:
         """
         members = self._members(clients)
         order = largest_first(self.train_store.counts[members])
-        shared, flat = self._columns(list(trunk)), self._flatten(trunk)
+        arrived = self._read(received)
         values = self._get_values(len(members))
+        beside = {kind: torch.empty_like(values) for kind in arrived.beside}
         trained: dict[str, dict[str, Matrix]] = {task: {} for task in self.train_store.tasks}
         personal = self.experiment.evaluation.model == "personal"
         sums: Sums = self._blank_sums(len(members)) if instruction.evaluate else {}
         for begin in range(0, len(members), self.chunk):
             places = order[begin : begin + self.chunk]
-            own_values = values[begin : begin + len(places)]
-            self._load(own_values, members[places], flat, shared)
+            here = slice(begin, begin + len(places))
+            learners = self._begin(members[places], values[here], arrived, instruction)
             if instruction.evaluate and not personal:
-                self._evaluate(members, places, own_values, sums)
-            found = self._train(members[places], own_values, instruction, keep=True)
+                self._evaluate(members, places, self.algorithm.model(learners), sums)
+            self.algorithm.train(learners)
+            found = self._write_up(members[places], learners, keep=True)
             if instruction.evaluate and personal:
-                self._evaluate(members, places, own_values, sums)
-            here = torch.from_numpy(members[places]).to(self.own.device)
-            self.own.index_copy_(0, here, own_values[:, self.own_columns])
+                self._evaluate(members, places, self.algorithm.model(learners), sums)
+            self._keep(members[places], learners)
+            for kind, sends in learners.sends.items():
+                beside[kind][here] = sends
             for task, numbers in found.items():
                 for name, matrix in numbers.items():
                     trained[task].setdefault(name, np.zeros((len(members), 2)))[places] = matrix
         self.rounds[members] = instruction.round
         sums["train"] = trained
-        rows = values[:, shared].cpu().numpy()
+        sent = [values[:, arrived.columns], *(r[:, arrived.columns] for r in beside.values())]
+        rows: FloatArray = (sent[0] if len(sent) == 1 else torch.cat(sent, 1)).cpu().numpy()
         if (order[1:] < order[:-1]).any():
             rows = rows[np.argsort(order)]
         examples = self.train_store.counts[members]
         return BulkReplies(clients, examples, SumTable(clients, sums), rows)
 
     def evaluate(
-        self, clients: Sequence[str], trunk: Mapping[str, FloatArray], instruction: Instruction
+        self, clients: Sequence[str], received: Mapping[str, FloatArray], instruction: Instruction
     ) -> BulkReplies:
         """Evaluate clients, chunk by chunk; a personal model trains first and is thrown away."""
         members = self._members(clients)
         order = largest_first(self.train_store.counts[members])
-        shared, flat = self._columns(list(trunk)), self._flatten(trunk)
+        arrived = self._read(received)
         sums = self._blank_sums(len(members))
         following = replace(instruction, round=instruction.round + 1)
         for begin in range(0, len(members), self.chunk):
             places = order[begin : begin + self.chunk]
-            own_values = self._get_values(len(places))
-            self._load(own_values, members[places], flat, shared)
+            values = self._get_values(len(places))
+            learners = self._begin(members[places], values, arrived, following)
             if self.experiment.evaluation.model == "personal":
-                self._train(members[places], own_values, following, keep=False)
-            self._evaluate(members, places, own_values, sums)
+                self.algorithm.train(learners)
+                if instruction.keep:
+                    self._write_up(members[places], learners, keep=True)
+            model = self.algorithm.model(learners)
+            if instruction.keep:
+                learners.values.copy_(model)
+                self._keep(members[places], learners)
+            self._evaluate(members, places, model, sums)
+        if instruction.keep:
+            self.rounds[members] = instruction.round
         examples = self.train_store.counts[members]
         return BulkReplies(clients, examples, SumTable(clients, sums))
 
@@ -142,6 +175,10 @@ class Residents:
             if self.memory:
                 recalled = self.trainer.rules.recall(self.memory, place)
                 arrays |= memory_arrays(recalled, self.tasks[place])
+            for kind, rows in self.kept.items():
+                names = self.trainer.kept_names(kind, self.tasks[place])
+                cut = self.layout.views(rows[place].cpu().numpy(), names)
+                arrays |= {f"{KEPT}{kind}.{name}": array for name, array in cut.items()}
             states[client] = Own(int(self.rounds[place]), arrays)
         return states
 
@@ -172,6 +209,59 @@ class Residents:
                 for name, row in self.trainer.remember().items():
                     self.memory[name][place] = row[0]
             self.own[place] = self.trainer.flat.values[self.own_columns]
+            for kind, arrays in self.trainer.kept.items():
+                if kind in self.kept:
+                    row = self.kept[kind][place]
+                    for name, array in arrays.items():
+                        row[self.layout.slices[name]] = torch.tensor(array.reshape(-1)).to(row)
+
+    def _read(self, received: Mapping[str, FloatArray]) -> "Arrived":
+        """Lay out what was received: the trunk, and what travels beside it."""
+        beside: dict[str, dict[str, FloatArray]] = {}
+        trunk: dict[str, FloatArray] = {}
+        for name, array in received.items():
+            if name.startswith(BESIDE):
+                kind, _, parameter = name.partition(".")
+                beside.setdefault(kind, {})[parameter] = array
+            else:
+                trunk[name] = array
+        columns = self._columns(list(trunk))
+        rows = {}
+        for kind, arrays in beside.items():
+            rows[kind] = self.own.new_zeros(self.layout.size)
+            rows[kind][self._columns(list(arrays))] = self._flatten(arrays)
+        return Arrived(columns, self._flatten(trunk), rows)
+
+    def _begin(
+        self, members: Index, values: Tensor, arrived: "Arrived", instruction: Instruction
+    ) -> Learners:
+        """Let the algorithm make what one chunk of clients starts from."""
+        self._load(values, members, arrived.trunk, arrived.columns)
+        size = self.experiment.training.batch_size
+        learners = Learners(
+            values=values,
+            kept={},
+            received=arrived.beside,
+            columns=self.trainer.columns,
+            initial=self.trainer.initial,
+            batches=-(-self.train_store.counts[members] // size),
+            open_lesson=lambda: ChunkLesson(self, members, instruction),
+        )
+        if self.kept:
+            here = torch.from_numpy(members).to(self.own.device)
+            new = torch.from_numpy(self.rounds[members] == 0).to(self.own.device).unsqueeze(1)
+            for kind, rows in self.kept.items():
+                start = self.algorithm.start(kind, learners)
+                learners.kept[kind] = torch.where(new, start, rows.index_select(0, here))
+        self.algorithm.receive(learners)
+        return learners
+
+    def _keep(self, members: Index, learners: Learners) -> None:
+        """Keep what stays home of one chunk of clients."""
+        here = torch.from_numpy(members).to(self.own.device)
+        self.own.index_copy_(0, here, learners.values[:, self.own_columns])
+        for kind, rows in learners.kept.items():
+            self.kept[kind].index_copy_(0, here, rows)
 
     def _members(self, clients: Sequence[str]) -> Index:
         return np.array([self.place[name] for name in clients], np.int64)
@@ -192,7 +282,8 @@ class Residents:
         return self._values[:clients]
 
     def _flatten(self, trunk: Mapping[str, FloatArray]) -> Tensor:
-        flat = np.concatenate([array.reshape(-1) for array in trunk.values()])
+        parts = [array.reshape(-1) for array in trunk.values()]
+        flat = np.concatenate(parts) if parts else np.empty(0, np.float32)
         return torch.from_numpy(flat).to(self.own.device)
 
     def _load(self, values: Tensor, members: Index, flat: Tensor, shared: Tensor | slice) -> None:
@@ -201,48 +292,31 @@ class Residents:
         here = torch.from_numpy(members).to(self.own.device)
         values[:, self.own_columns] = self.own.index_select(0, here)
 
-    def _train(
-        self, members: Index, values: Tensor, instruction: Instruction, *, keep: bool
+    def _write_up(
+        self, members: Index, learners: Learners, *, keep: bool
     ) -> dict[str, dict[str, Matrix]]:
-        """Train one chunk of clients.
+        """Write up what one chunk of clients trained.
 
         Args:
             members: [K].
-            values: [K, P], their parameters.
-            instruction: of the round.
+            learners: of these clients.
             keep: whether they keep what their loss weighting learned.
 
         Returns:
             Task -> "loss" and what `Balance.report` adds -> [K, 2].
         """
-        generators = []
-        if self.cohorts.model.dropouts:
-            names = list(self.place)
-            seed, number = self.experiment.seed, instruction.round
-            generators = [torch_generator(seed, "dropout", names[m], number) for m in members]
-        cohort = Cohort(
-            self.train_store,
-            members,
-            self.keys[members],
-            [self.patterns[m] for m in members],
-        )
-        weights = instruction.weights or {}
-        rules, number = self.trainer.rules, instruction.round
-        balance = None
-        if not rules.is_fixed:
-            balance = Balance(rules, self._remembered(members, instruction), weights)
-        losses = self.cohorts.train(cohort, values, weights, number, generators, balance)
-        trained = {task: {"loss": numbers} for task, numbers in losses.items()}
+        trained = {task: {"loss": numbers} for task, numbers in learners.sums.items()}
+        balance = learners.lesson.balance
         if balance is None:
             return trained
-        report = balance.close(losses, values.device)
+        report = balance.close(learners.sums, learners.values.device)
         if keep and self.memory:
             here = torch.from_numpy(members).to(self.own.device)
             for name, state in balance.state.items():
                 self.memory[name].index_copy_(0, here, state)
         return {task: numbers | report[task] for task, numbers in trained.items()}
 
-    def _remembered(self, members: Index, instruction: Instruction) -> dict[str, Tensor]:
+    def remembered(self, members: Index, instruction: Instruction) -> dict[str, Tensor]:
         """Get what these clients' loss weighting starts the round with: name -> [K, T]."""
         if self.memory:
             here = torch.from_numpy(members).to(self.own.device)
@@ -273,3 +347,38 @@ class Residents:
             for task, numbers in grouped.items():
                 for name, matrix in numbers.items():
                     sums[split][task][name][places] = matrix.cpu().numpy()
+
+
+class ChunkLesson:
+    """Trains rows of one chunk of clients in one message; see `client.learners.Lesson`."""
+
+    def __init__(self, residents: Residents, members: Index, instruction: Instruction) -> None:
+        self.residents, self.instruction = residents, instruction
+        self.generators = []
+        if residents.cohorts.model.dropouts:
+            names = list(residents.place)
+            seed, number = residents.experiment.seed, instruction.round
+            self.generators = [torch_generator(seed, "dropout", names[m], number) for m in members]
+        self.cohort = Cohort(
+            residents.train_store,
+            members,
+            residents.keys[members],
+            [residents.patterns[m] for m in members],
+        )
+        self.weights, rules = instruction.weights or {}, residents.trainer.rules
+        self.balance = None
+        if not rules.is_fixed:
+            state = residents.remembered(members, instruction)
+            self.balance = Balance(rules, state, self.weights)
+
+    def train(self, values: Tensor, phase: Phase) -> LossSums:
+        """Train rows, [K, P]."""
+        return self.residents.cohorts.train(
+            self.cohort,
+            values,
+            self.weights,
+            self.instruction.round,
+            self.generators,
+            self.balance,
+            phase,
+        )

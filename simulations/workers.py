@@ -19,6 +19,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from common.errors import FedMTLError
+from common.wire import config_of
 from simulations.circumstances import PLAIN, Circumstances
 from simulations.client_log import Own
 from simulations.loopback import FIRST_NODE, LoopbackGrid
@@ -186,7 +187,7 @@ class WorkerGrid(LoopbackGrid):
                 else:
                     whole = put_together(answer, self._shelf, slots[node_id])
                     replies[node_id] = Message(whole, reply_to=message)
-        if kind == "train":
+        if kind == "train" or config_of(content).get("keep"):
             self._changed |= set(asked)
         return replies
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
+from client.own_arrays import MEMORY
 from client.state import open_state
-from client.training import MEMORY, Trainer
+from client.training import Trainer
 from common.weighting.balance import Balance
 from common.weighting.scaling import SCALINGS
 from common.weighting.table import WEIGHTINGS

@@ -117,6 +117,22 @@ def test_a_client_of_all_tasks_cannot_tell_them_apart():
     assert len(rule.trunks) == 1
 
 
+def test_a_trunk_that_was_sent_stays_as_it_was():
+    rule = rule_for("clustered")
+    run(rule, [1], [EAST, EAST])
+    sent = rule.trunk_of("client-0")
+    before = sent.copy()
+    run(rule, [2], [EAST, EAST])
+    np.testing.assert_array_equal(sent, before)
+
+
+def test_clients_of_a_group_are_sent_the_same_memory():
+    rule = rule_for("clustered", every=1, min_clients=2)
+    run(rule, [1], [EAST, EAST, WEST, WEST])
+    places = [rule.trunk_of(f"client-{k}").ctypes.data for k in range(4)]
+    assert places[0] == places[1] != places[2] == places[3]
+
+
 def test_resuming_equals_never_stopping():
     rng = np.random.default_rng(3)
     steps = (rng.normal(size=(8, 1500)) + np.repeat([[1.0], [-1.0]], 4, axis=0)).tolist()

@@ -8,8 +8,8 @@ import pytest
 from flwr.app import Message
 
 from client.app import app
+from client.own_arrays import MEMORY
 from client.state import OWN
-from client.training import MEMORY
 from common.clients import open_clients
 from common.experiment_file import load_experiment
 from common.wire import Instruction, arrays_of, config_of, metrics_of

@@ -22,6 +22,7 @@ from flwr.app import (
 )
 from numpy.typing import NDArray
 
+from client.algorithms.algorithm import open_algorithm
 from client.node.policy import Leaves, Policy
 from common.agreement import MOST_CATEGORIES, Description, collects_categories
 from common.columns import fits_input
@@ -211,6 +212,7 @@ def _read_sums(content: RecordDict, leaves: Leaves, experiment: Experiment) -> M
     if metrics is None or not isinstance(examples, int):
         raise PolicyError(f"the reply's metrics lack {EXAMPLES}")
     sums, form = unpack_sums(metrics), SumsForm(experiment)
+    often = open_algorithm(experiment).passes
     kept: SplitSums = {}
     expected = {EXAMPLES}
     for split, tasks in sums.items():
@@ -218,7 +220,7 @@ def _read_sums(content: RecordDict, leaves: Leaves, experiment: Experiment) -> M
             expected |= {f"{split}/{task}/{name}" for name in numbers}
             if fault := form.fault(task, numbers):
                 raise PolicyError(f"{split} sums of task {task}: {fault}")
-            passes = experiment.training.epochs if split == SPLITS[0] else 1
+            passes = often if split == SPLITS[0] else 1
             rows = int(numbers["loss"][1] / passes) if "loss" in numbers else 0
             if _may_leave(split, task, rows, leaves):
                 kept.setdefault(split, {})[task] = numbers

@@ -79,6 +79,10 @@ class Clustered(Rule):
         """Every client seen -> the number of its group."""
         return {name: int(self.group[place]) for name, place in self.places.items()}
 
+    def figures(self) -> dict[str, Any]:
+        """Say which group every client ended in."""
+        return {"groups": dict(sorted(self.groups.items()))}
+
     def trunk_of(self, client: str) -> FloatArray | None:
         """Give the trunk of a client's group, [Q]; None for a client never seen."""
         place = self.places.get(client)
@@ -90,6 +94,7 @@ class Clustered(Rule):
         if not len(self.trunks):
             first = updates.before if updates.before.ndim == 1 else updates.before[0]
             self.trunks, self.anchors = first[None].copy(), first[None].copy()
+        self.trunks = self.trunks.copy()  # those that were sent stay as they were
         places = self._remember(updates, directions(common_part(steps, updates.columns)))
         for number in range(len(self.trunks)):
             ours = self.group[places] == number

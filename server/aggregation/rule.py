@@ -106,6 +106,10 @@ class Rule:
         """
         return None
 
+    def figures(self) -> dict[str, Any]:
+        """Get what results.json is to say of it, by key."""
+        return {}
+
     def state(self) -> dict[str, NDArray[Any]]:
         """Get what the rule remembers from round to round, by name; the checkpoint keeps it."""
         return {}

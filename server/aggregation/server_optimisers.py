@@ -10,7 +10,7 @@ from common.experiment import Experiment, Settings
 from common.wire import FloatArray
 from server.aggregation.flower import FlowerRule
 from server.aggregation.rule import Updates
-from server.aggregation.sketch import plain_parts
+from server.aggregation.sketch import statistic_parts
 
 BETA_1 = Field(0.9, ge=0, lt=1, description="Decay of the mean of updates, m.")
 BETA_2 = Field(0.99, ge=0, lt=1, description="Decay of the mean of squared updates, v.")
@@ -30,7 +30,7 @@ class ServerOptimiser(FlowerRule):
         following = self.aggregate(updates.round, updates.before, mean[None])
         if not np.isfinite(following).all():
             self.restore(kept)  # the round leaves the trunk as it was, and the memory too
-        for place in plain_parts(updates.columns):
+        for place in statistic_parts(updates.columns):
             following[place] = mean[place]
         return following
 
@@ -59,8 +59,8 @@ class FedAvgM(ServerOptimiser):
         if options.server_momentum == 0 and options.server_learning_rate == 1:
             yield (
                 "federation.strategy-options.server-momentum must be above 0 where "
-                "server-learning-rate is 1, got 0: that is federation.strategy 'fedavg'; set one of "
-                "them, or choose 'fedavg'"
+                "server-learning-rate is 1, got 0: that is federation.strategy 'fedavg'; set one "
+                "of them, or choose 'fedavg'"
             )
 
 

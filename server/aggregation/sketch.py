@@ -41,17 +41,12 @@ def common_problems(experiment: Experiment, strategy: str) -> Iterator[str]:
         )
 
 
-def plain_parts(columns: Columns) -> list[slice]:
-    """List the columns that no loss pulls on and that are to be averaged whatever the rule.
+def statistic_parts(columns: Columns) -> list[slice]:
+    """List the columns of running statistics, which are to be averaged whatever the rule.
 
-    These are running statistics, of which another combination could give a negative variance, and
-    SCAFFOLD's control variates.
+    No loss pulls on them, and another combination could give a negative variance.
     """
-    return [
-        place
-        for name, place in columns.items()
-        if is_statistic(name) or name.startswith("control.")
-    ]
+    return [place for name, place in columns.items() if is_statistic(name)]
 
 
 def directions(steps: FloatArray) -> FloatArray:

@@ -1,0 +1,125 @@
+"""What is received and what was at home, mixed weight by weight."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from client.algorithms.algorithm import Keeps, LocalAlgorithm
+from client.flat import HEADS
+from client.learners import Learners
+from client.optimisers import GradientStore, Part
+from common.experiment import Finite, Settings
+
+
+class MixingWeights(GradientStore):
+    """Moves how much of every parameter is taken over: ``W <- clip(W - rate * g * d, 0, 1)``.
+
+    Zhang et al., "FedALA: adaptive local aggregation for personalized federated learning", AAAI
+    2023, eqs. 4 and 5; the parameters follow as ``personal + d * W`` with ``d = received -
+    personal``.
+
+    Args:
+        values: [K, P], moved in place.
+        gradients: [K, P] where autograd fills them in.
+        personal: [K, P].
+        difference: [K, P], d; 0 where nothing is mixed.
+        weights: [K, P], moved in place.
+        rate: the step size.
+    """
+
+    def __init__(
+        self,
+        values: Tensor,
+        gradients: Tensor | None,
+        personal: Tensor,
+        difference: Tensor,
+        weights: Tensor,
+        rate: float,
+    ) -> None:
+        super().__init__(values, gradients)
+        self.personal, self.difference = personal, difference
+        self.weights, self.rate = weights, rate
+
+    def step(self, rows: int, parts: Sequence[Part]) -> None:
+        """Move the first clients' weights, and their parameters with them."""
+        difference = self.difference[:rows]
+        weights = self.weights[:rows]
+        weights.sub_(self.gradients[:rows] * difference, alpha=self.rate).clamp_(0, 1)
+        mixed = torch.addcmul(self.personal[:rows], difference, weights)
+        self.values[:rows] = torch.where(difference != 0, mixed, self.values[:rows])
+
+
+class FedALA(LocalAlgorithm):
+    """Before it trains, a client mixes the trunk received with its own, by learned weights.
+
+    Zhang et al., "FedALA: adaptive local aggregation for personalized federated learning", AAAI
+    2023, Algorithm 1. The last layers of the trunk are mixed, those below are taken over. The paper
+    learns the weights until they stand still in a client's second round, on a sample of its rows;
+    here for a number of epochs, on all of them. Heads stay home and are not mixed.
+    """
+
+    KEEPS: ClassVar[Keeps] = {"personal": "shared", "mixing": "shared"}
+
+    class Options(Settings):
+        """See `LocalAlgorithm.Options`."""
+
+        layers: int = Field(
+            1, ge=1, description="How many of the trunk's last layers are mixed; the paper's p."
+        )
+        mixing_epochs: int = Field(1, ge=1, description="Epochs in which the weights are learned.")
+        mixing_lr: Finite = Field(1.0, gt=0, description="Their step size; the paper's eta.")
+
+    def start(self, name: str, learners: Learners) -> Tensor:
+        """Take all of what is received."""
+        if name == "mixing":
+            return torch.ones_like(learners.values)
+        return super().start(name, learners)
+
+    def receive(self, learners: Learners) -> None:
+        """Learn how much to take over, and take it."""
+        personal, weights = learners.kept["personal"], learners.kept["mixing"]
+        mixed = self._last_layers(learners)
+        difference = torch.where(mixed, learners.values - personal, 0)
+        if not difference.any():
+            return  # nobody here has trained before
+        start = torch.addcmul(personal, difference, weights)
+        learners.values.copy_(torch.where(mixed, start, learners.values))
+        options = self.options
+
+        def make(values: Tensor, gradients: Tensor | None) -> MixingWeights:
+            rate = options.mixing_lr
+            return MixingWeights(values, gradients, personal, difference, weights, rate)
+
+        learners.aside(learners.values).learn(options.mixing_epochs, make=make)
+
+    def train(self, learners: Learners) -> None:
+        """Train jointly, and keep the trunk."""
+        super().train(learners)
+        learners.kept["personal"].copy_(learners.values)
+
+    def _last_layers(self, learners: Learners) -> Tensor:
+        """Mark the shared trunk's last layers, each a weight and what follows it, bool [P]."""
+        columns, found = learners.columns, []
+        layers = 0
+        layout = columns.layout
+        shared = [n for n in layout.slices if n in columns.names and not n.startswith(HEADS)]
+        for name in reversed(shared):
+            found.append(layout.slices[name])
+            layers += len(layout.shapes[name]) > 1
+            if layers == self.options.layers:
+                break
+        return columns.mask(found).to(columns.shared.device) & columns.common
+
+    def model(self, learners: Learners) -> Tensor:
+        """Use the mixture that `receive` made, or after training what became of it."""
+        return learners.values
+
+    def use(self, values: Tensor, kept: Mapping[str, Tensor], shared: Tensor) -> Tensor:
+        """Mix, by the weights that were learned last."""
+        if "personal" not in kept:
+            return values
+        personal = kept["personal"]
+        return torch.addcmul(personal, values - personal, kept["mixing"])
