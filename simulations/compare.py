@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.algorithms import ALGORITHMS
 from common.errors import CheckpointError, ConfigError
 from common.experiment import Experiment
 from common.json_gaps import without_gaps
@@ -21,7 +22,7 @@ from simulations.jobs import run_jobs
 FIGURES = "comparison.json"
 FEDERATED, WHOLE_MODEL = "federated trunk, local heads", "whole-model FedAvg"
 ORDER = (YARDSTICK, "multi-task local", FEDERATED, WHOLE_MODEL, "centralised")
-RUNS = {FEDERATED: "joint", WHOLE_MODEL: "whole-model"}  # their algorithms, which name run folders
+WHOLE = "whole-model"
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,12 @@ def compare(
         jobs,
         lambda job, figures: done.update({job[0].seed: figures}),
     )
+    algorithms = run_algorithms(experiment)
     rows = {seed: done[seed].contenders for seed in seeds}
     yardsticks = [rows[seed][YARDSTICK] for seed in seeds]
     contenders = {
         name: {
-            **({"folder": RUNS[name]} if name in RUNS else {}),
+            **({"folder": algorithms[name]} if name in algorithms else {}),
             **summarise(experiment, [rows[seed][name] for seed in seeds], yardsticks),
         }
         for name in ORDER
@@ -104,31 +106,48 @@ def compare_once(experiment: Experiment, out: Path, holdout: Holdout | None = No
     experiment, held_out = divide(experiment, holdout)
     clients, agreement = read_clients(experiment)
     figures = {name: train_baseline(name, experiment, agreement, clients) for name in BASELINES}
-    runs = {}
-    for name, algorithm in RUNS.items():
-        federation = experiment.federation.model_copy(update={"algorithm": algorithm})
-        trunk = experiment.trunk
-        if algorithm == "whole-model":  # shares everything, and takes no other word for it
-            trunk = trunk.model_copy(update={"task_parts": None})
-        runs[name] = experiment.model_copy(update={"federation": federation, "trunk": trunk})
+    algorithms = run_algorithms(experiment)
+    runs = {name: with_algorithm(experiment, algorithm) for name, algorithm in algorithms.items()}
     possible = {
         FEDERATED: bool(make_trainer(runs[FEDERATED], agreement).shared),
         WHOLE_MODEL: all(set(data.tasks) == set(experiment.tasks) for data in clients),
     }
     for name, run in runs.items():
         if possible[name]:
-            figures[name] = train_federation(run, "loopback", out / RUNS[name])
+            figures[name] = train_federation(run, "loopback", out / algorithms[name])
     newcomers = None
     if holdout is not None:
-        newcomers = fit_newcomers(runs[FEDERATED], out / RUNS[FEDERATED], held_out, holdout)
+        newcomers = fit_newcomers(runs[FEDERATED], out / algorithms[FEDERATED], held_out, holdout)
     write_figures(out / FIGURES, {**figures, **describe_seed(newcomers)})
     return SeedFigures(figures, newcomers)
+
+
+def run_algorithms(experiment: Experiment) -> dict[str, str]:
+    """Say which algorithm each federation of a comparison runs; it names the run folder.
+
+    The federated trunk is trained by the experiment's own algorithm where that shares one.
+    """
+    own = experiment.federation.algorithm
+    return {FEDERATED: own if ALGORITHMS[own].shares == "trunk" else "joint", WHOLE_MODEL: WHOLE}
+
+
+def with_algorithm(experiment: Experiment, algorithm: str) -> Experiment:
+    """Give an experiment another algorithm; its own stays as it is."""
+    federation, trunk = experiment.federation, experiment.trunk
+    if algorithm == federation.algorithm:
+        return experiment
+    update: dict[str, Any] = {"algorithm": algorithm, "algorithm_options": {}, "heads": "local"}
+    if algorithm == WHOLE:  # shares everything, and takes no other word for it
+        trunk = trunk.model_copy(update={"task_parts": None})
+    federation = federation.model_copy(update=update)
+    return experiment.model_copy(update={"federation": federation, "trunk": trunk})
 
 
 def describe_comparison(experiment: Experiment, seeds: Sequence[int]) -> dict[str, Any]:
     """Say what was compared: experiment, fingerprint, seeds, each task's metric, the command."""
     return {
         "experiment": experiment.name,
+        "algorithm": experiment.federation.algorithm,
         "fingerprint": experiment.fingerprint(),
         "command": command_line(),
         "seeds": list(seeds),
