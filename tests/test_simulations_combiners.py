@@ -58,6 +58,7 @@ def stop_after(number):
     return listen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, rule):
     settings = [*SKEWED, *RULES[rule], "federation.clients-per-round=7",
@@ -72,6 +73,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, rule):
     assert whole["affinity"]["rounds"] == 4  # 1, 2, 4, 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_engines_agree(tmp_path, rule):
     settings = [*SKEWED, *RULES[rule], "federation.affinity-every=1"]
@@ -83,6 +85,7 @@ def test_engines_agree(tmp_path, rule):
     assert found["loopback"].get("groups") == found["batched"].get("groups")
 
 
+@pytest.mark.slow
 def test_measuring_affinity_changes_nothing(tmp_path):
     never = run(tmp_path / "never", [*SKEWED, "federation.affinity-every=0"])
     always = run(tmp_path / "always", [*SKEWED, "federation.affinity-every=1"])
@@ -102,6 +105,7 @@ def test_clients_with_disjoint_tasks_train_one_trunk_and_their_affinity_shows(tm
     assert len(affinity["clients"]["names"]) == 10
 
 
+@pytest.mark.slow
 def test_clusters_send_every_client_its_own_trunk(tmp_path):
     """Disjoint tasks end in a group each: three trunks, of clients 0 3 6 9, 1 4 7 and 2 5 8."""
     settings = [*SKEWED, *RULES["clustered"], "federation.rounds=10", "trunk.widths=[32]"]

@@ -91,11 +91,23 @@ def test_a_straggler_has_trained_its_heads_and_lost_its_trunk(tmp_path, engine):
     assert late_state != state  # the trunk is another
 
 
-@pytest.mark.parametrize("engine", ["loopback", "batched"])
-def test_a_client_that_is_asked_again_starts_from_the_heads_before_the_round(tmp_path, engine):
-    # All are asked in every attempt, so three attempts must leave what one leaves.
+@pytest.mark.parametrize(
+    ("engine", "more"),
+    [
+        ("loopback", []),
+        ("batched", []),
+        ("loopback", ["federation.algorithm=scaffold", "training.optimiser=sgd"]),
+        ("loopback", ["federation.algorithm=ditto"]),
+    ],
+)
+def test_a_client_that_is_asked_again_starts_from_what_it_kept_before_the_round(
+    tmp_path, engine, more
+):
+    # All are asked in every attempt, so three attempts must leave what one leaves, in what the
+    # strategy remembers, too.
     late = ["client-000,2,2,20"]
     few = ["federation.round-timeout-s=10", "federation.least-replies=1.0"]
+    few += more or ["federation.strategy=fedavgm"]
     for rule in ("skip", "repeat"):
         settings = experiment(tmp_path, late, [*few, f"federation.too-few={rule}"])
         results = simulate(settings, engine=engine, out=tmp_path / rule)

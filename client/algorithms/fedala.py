@@ -93,7 +93,10 @@ class FedALA(LocalAlgorithm):
             rate = options.mixing_lr
             return MixingWeights(values, gradients, personal, difference, weights, rate)
 
-        learners.aside(learners.values).learn(options.mixing_epochs, make=make)
+        mixture = learners.aside(learners.values.clone())
+        mixture.learn(options.mixing_epochs, make=make)
+        # Batch norm's running statistics have moved too, and are not what is mixed.
+        learners.values.copy_(torch.where(mixed, mixture.values, learners.values))
 
     def train(self, learners: Learners) -> None:
         """Train jointly, and keep the trunk."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -46,7 +47,8 @@ class FedBABU(LocalAlgorithm):
         fitted = learners.aside(learners.values.clone())
         self._reset(learners, fitted.values)
         fitted.learn(self.options.fit_epochs, "heads")
-        return fitted.values
+        # Batch norm's running statistics have moved too; the trunk is to stay as it is.
+        return torch.where(learners.columns.heads, fitted.values, learners.values)
 
     @staticmethod
     def _reset(learners: Learners, values: Tensor) -> None:

@@ -18,7 +18,7 @@ from server.aggregation.conflicts import (
     products,
 )
 from server.aggregation.rule import Rule, Updates
-from server.aggregation.sketch import common_part, common_problems, statistic_parts
+from server.aggregation.sketch import common_part, common_problems, plain_parts
 
 
 class ConflictAverse(Rule):
@@ -64,6 +64,6 @@ class ConflictAverse(Rule):
             normalise=options.normalise,
         )
         step: FloatArray = (options.server_lr * weights).astype(np.float32) @ steps
-        for place in statistic_parts(updates.columns):
+        for place in plain_parts(updates.columns):
             step[place] = updates.weights.astype(np.float32) @ steps[:, place]
         return updates.before + step

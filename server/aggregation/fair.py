@@ -10,7 +10,7 @@ from common.experiment import Settings
 from common.wire import FloatArray
 from server.aggregation.flower import FlowerRule
 from server.aggregation.rule import Updates
-from server.aggregation.sketch import statistic_parts
+from server.aggregation.sketch import plain_parts
 
 logger = logging.getLogger("fedmtl.server")
 
@@ -50,6 +50,6 @@ class QFedAvg(FlowerRule):
             return updates.before.copy()
         rows, losses = updates.rows[told], updates.losses[told]
         following = self.aggregate(updates.round, updates.before, rows, losses=losses)
-        for place in statistic_parts(updates.columns):
+        for place in plain_parts(updates.columns):
             following[place] = rows[:, place].mean(axis=0, dtype=np.float64)
         return following

@@ -10,7 +10,7 @@ from common.experiment import Experiment, Settings
 from common.wire import FloatArray
 from server.aggregation.flower import FlowerRule
 from server.aggregation.rule import Updates
-from server.aggregation.sketch import statistic_parts
+from server.aggregation.sketch import plain_parts
 
 BETA_1 = Field(0.9, ge=0, lt=1, description="Decay of the mean of updates, m.")
 BETA_2 = Field(0.99, ge=0, lt=1, description="Decay of the mean of squared updates, v.")
@@ -30,7 +30,7 @@ class ServerOptimiser(FlowerRule):
         following = self.aggregate(updates.round, updates.before, mean[None])
         if not np.isfinite(following).all():
             self.restore(kept)  # the round leaves the trunk as it was, and the memory too
-        for place in statistic_parts(updates.columns):
+        for place in plain_parts(updates.columns):
             following[place] = mean[place]
         return following
 

@@ -41,7 +41,7 @@ def common_problems(experiment: Experiment, strategy: str) -> Iterator[str]:
         )
 
 
-def statistic_parts(columns: Columns) -> list[slice]:
+def plain_parts(columns: Columns) -> list[slice]:
     """List the columns of running statistics, which are to be averaged whatever the rule.
 
     No loss pulls on them, and another combination could give a negative variance.

@@ -20,7 +20,7 @@ from server.aggregation.conflicts import (
     products,
 )
 from server.aggregation.rule import Rule, Updates
-from server.aggregation.sketch import common_part, statistic_parts
+from server.aggregation.sketch import common_part, plain_parts
 
 
 class TaskAware(Rule):
@@ -75,7 +75,7 @@ class TaskAware(Rule):
             row = updates.tasks.index(task) if task in updates.tasks else -1
             if row in tasks:
                 step[place] = rate * (shares[row].astype(np.float32) @ steps[:, place])
-        for place in statistic_parts(updates.columns):
+        for place in plain_parts(updates.columns):
             step[place] = updates.weights.astype(np.float32) @ steps[:, place]
         return updates.before + step
 

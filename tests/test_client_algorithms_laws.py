@@ -1,0 +1,461 @@
+"""What holds for every algorithm of the client's side, whatever it does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import MessageType
+from pydantic import ValidationError
+from safetensors.numpy import load_file
+
+import client.app
+from client.algorithms.algorithm import open_algorithm
+from client.kept_model import open_kept
+from client.session import close_sessions
+from client.state import OWN
+from client.training import Trainer
+from common.agreement import input_shapes
+from common.algorithms import ALGORITHMS
+from common.losses import ROW_LOSSES
+from common.wire import arrays_of, unpack_arrays
+from server.federation import initial_trunk
+from simulations.baselines import read_clients
+from simulations.kept_run import open_run
+from simulations.loopback import LoopbackGrid
+from simulations.simulate import simulate
+from tests.algorithm_runs import (
+    Run,
+    assert_close,
+    assert_equal,
+    assert_same_figures,
+    plan,
+    run,
+    stop_after,
+    write_clients,
+)
+
+SHARING_TRUNK = [name for name, line in ALGORITHMS.items() if line.shares == "trunk"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two folders of rows: of clients that hold all tasks, and of such that do not."""
+    root = tmp_path_factory.mktemp("rows")
+    return {
+        "whole": write_clients(root / "whole", lacking=""),
+        "partial": write_clients(root / "partial"),
+    }
+
+
+@pytest.fixture
+def planned(folders):
+    """Make an experiment; one client lacks a task, where the algorithm can do with that."""
+
+    def make(algorithm, *, whole=False, **tables):
+        needs_all = whole or ALGORITHMS[algorithm].shares == "all"
+        return plan(folders["whole" if needs_all else "partial"], algorithm, **tables)
+
+    return make
+
+
+def plan_or_none(planned, algorithm, **tables):
+    """Make an experiment, or None where the algorithm refuses such settings."""
+    try:
+        return planned(algorithm, **tables)
+    except ValidationError as error:
+        assert algorithm in str(error)  # what does not fit, it says itself
+        return None
+
+
+def plan_or_skip(planned, algorithm, **tables):
+    """Make an experiment, or skip the test."""
+    experiment = plan_or_none(planned, algorithm, **tables)
+    if experiment is None:
+        pytest.skip(f"'{algorithm}' refuses these settings")
+    return experiment
+
+
+# The engines --------------------------------------------------------------------------------------
+
+SAMPLED = {"clients-per-round": 2, "rounds": 4}
+BATCH_NORM = {"norm": "batch", "norm-parameters": "local"}
+DROPOUT = {"dropout": 0.3}
+CASES = {
+    "plain": {},
+    "sampled": {"federation": SAMPLED},
+    "uncertainty": {"loss": {"weighting": "uncertainty"}, "federation": SAMPLED},
+    "own uncertainty": {
+        "loss": {"weighting": "uncertainty", "scope": "local"},
+        "federation": SAMPLED,
+    },
+    "batch norm": {"trunk": {"norm": "batch"}, "federation": SAMPLED},
+    "batch norm at home": {"trunk": BATCH_NORM, "federation": SAMPLED},
+    "statistics at home": {
+        "trunk": {"norm": "batch", "norm-parameters": "local-statistics"},
+        "federation": SAMPLED,
+    },
+    "dropout": {"trunk": DROPOUT, "federation": SAMPLED},
+    "adam": {"training": {"optimiser": "adam", "lr": 0.01}},
+    "rates": {"training": {"weight-decay": 0.1, "l1": 0.01}},
+    "personal": {"evaluation": {"model": "personal"}, "federation": SAMPLED},
+    "personal by message": {
+        "evaluation": {"model": "personal", "by": "message"},
+        "federation": SAMPLED,
+    },
+    "per-task heads": {"federation": SAMPLED | {"heads": "per-task"}},
+    "late": {"federation": {"availability": ["client,from-round,to-round", "b,3,9", "c,9,9"]}},
+}
+
+
+def merge(federation, tables):
+    """Merge a table over those of a case."""
+    return {**tables, "federation": {**tables.get("federation", {}), **federation}}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_batched_equals_loopback(planned, tmp_path, algorithm, case):
+    experiment = plan_or_skip(planned, algorithm, **CASES[case])
+    one = run(experiment, tmp_path / "loopback")
+    other = run(experiment, tmp_path / "batched", "batched")
+    assert_close(one, other)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_number_of_workers_changes_no_bit(planned, tmp_path, algorithm):
+    experiment = planned(algorithm, federation={"clients-per-round": 3}, trunk=DROPOUT)
+    one = run(experiment, tmp_path / "one")
+    assert_equal(one, run(experiment, tmp_path / "two", workers=2))
+
+
+# What a run that is cut in two keeps --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+@pytest.mark.parametrize("case", ["sampled", "own uncertainty", "batch norm at home", "personal"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_run_stopped_in_the_middle_and_resumed_is_the_run_never_stopped(
+    planned, tmp_path, algorithm, case, engine
+):
+    experiment = plan_or_skip(planned, algorithm, **CASES[case])
+    with pytest.raises(KeyboardInterrupt):
+        simulate(experiment, engine=engine, out=tmp_path / "cut", listener=stop_after(2))
+    cut = run(experiment, tmp_path / "cut", engine, resume=True)
+    assert_equal(run(experiment, tmp_path / "whole", engine), cut)
+
+
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+@pytest.mark.parametrize("case", ["sampled", "own uncertainty", "batch norm at home", "personal"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_more_rounds_after_the_last_evaluation_are_those_of_a_longer_run(
+    planned, tmp_path, algorithm, case, engine
+):
+    tables = CASES[case]
+    short = plan_or_skip(planned, algorithm, **merge({"rounds": 2}, tables))
+    longer = planned(algorithm, **merge({"rounds": 4}, tables))
+    run(short, tmp_path / "cut", engine)
+    cut = run(longer, tmp_path / "cut", engine, resume=True)
+    whole = run(longer, tmp_path / "whole", engine)
+    assert cut.lines == whole.lines
+    assert_equal(whole, cut)
+
+
+@pytest.mark.parametrize("case", ["sampled", "own uncertainty", "batch norm at home"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_nodes_that_restart_before_every_message_lose_nothing(
+    planned, tmp_path, monkeypatch, algorithm, case
+):
+    experiment = plan_or_skip(planned, algorithm, **CASES[case])
+    expected = run(experiment, tmp_path / "memory")
+    opened = client.app.open_session
+
+    def open_anew(*arguments):
+        close_sessions()
+        return opened(*arguments)
+
+    monkeypatch.setattr("client.app.open_session", open_anew)
+    monkeypatch.setenv("FEDMTL_STATE", str(tmp_path / "state"))
+    restarted = run(experiment, tmp_path / "folders")
+    for name, values in expected.trunk.items():
+        np.testing.assert_array_equal(restarted.trunk[name], values, err_msg=name)
+    assert restarted.lines == expected.lines
+    assert restarted.results == expected.results
+    for name, own in expected.clients.items():
+        (place,) = (tmp_path / "state" / "runs").glob(f"*/{name}")
+        found = load_file(max(place.glob("own-*")))
+        assert found.keys() == own.arrays.keys()
+        for array, values in own.arrays.items():
+            np.testing.assert_array_equal(found[array], values, err_msg=array)
+
+
+# What is predicted --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["sampled", "batch norm", "batch norm at home", "per-task heads"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_kept_model_is_the_one_that_was_evaluated_last(
+    planned, tmp_path, monkeypatch, algorithm, case
+):
+    experiment = plan_or_skip(planned, algorithm, **CASES[case])
+    simulated = run(experiment, tmp_path / "run")
+    monkeypatch.setenv("FEDMTL_STATE", str(tmp_path / "state"))
+    run(experiment, tmp_path / "folders")
+    data, _ = read_clients(experiment)
+    for one in data:
+        figures = simulated.results["clients"][one.name]["tasks"]
+        models = [open_run(tmp_path / "run", one.name), open_kept(tmp_path / "state", "", one.name)]
+        for model in models:
+            for task in figures:
+                expected = figures[task]["test"]["loss"]
+                assert loss_on_test(model.build(), experiment, one, task) == pytest.approx(
+                    expected, rel=1e-4
+                ), (one.name, task)
+
+
+@torch.inference_mode()
+def loss_on_test(model, experiment, data, task):
+    rows = data.splits["test"]
+    outputs, _ = model(rows.inputs, (task,))
+    mask = rows.labelled[task]
+    rule = ROW_LOSSES[experiment.tasks[task].kind]
+    return float(rule(outputs[task][mask], rows.targets[task][mask]).mean())
+
+
+# What leaves a client -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Every message to train, with the arrays that came, that were sent back and that were kept."""
+    found = []
+    deliver = LoopbackGrid.deliver
+
+    def listen(grid, message):
+        reply = deliver(grid, message)
+        if message.metadata.message_type == MessageType.TRAIN:
+            node = message.metadata.dst_node_id
+            came = unpack_arrays(arrays_of(message.content))
+            sent = unpack_arrays(arrays_of(reply.content))
+            kept = {n: a.copy() for n, a in unpack_arrays(grid.context(node).state[OWN]).items()}
+            found.append((grid.name_of(node), came, sent, kept, reply.content))
+        return reply
+
+    monkeypatch.setattr(LoopbackGrid, "deliver", listen)
+    return found
+
+
+@pytest.mark.parametrize("heads", ["local", "per-task"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_what_travels_is_what_the_table_says(planned, tmp_path, captured, algorithm, heads):
+    experiment = plan_or_skip(planned, algorithm, federation={"heads": heads})
+    run(experiment, tmp_path / "run")
+    line = ALGORITHMS[algorithm]
+    _, agreement = read_clients(experiment)
+    names = set(initial_trunk(experiment, agreement))
+    own_kinds = open_algorithm(experiment).KEEPS
+    assert len(captured) == 12
+    for _, came, sent, kept, content in captured:
+        assert set(came) == set(sent) == names
+        assert not any(name.startswith("kept.") for name in sent)
+        if heads == "local" and line.shares != "all":
+            assert not any("heads." in name for name in sent)
+        assert all(name.startswith(("trunk.", "heads.", *line.travels)) for name in sent)
+        if line.shares == "nothing":
+            assert not sent
+        # What stays whole at home is not among what leaves under another name either.
+        left = b"".join(array.tobytes() for array in sent.values())
+        for name, array in kept.items():
+            private = not name.startswith("kept.") or own_kinds[name.split(".")[1]] == "model"
+            assert not (private and array.tobytes() in left), name
+        numbers = {name for record in content.metric_records.values() for name in record}
+        assert not any("trunk" in name or "heads" in name or "kept" in name for name in numbers)
+    kinds = {name.split(".")[1] for *_, kept, _ in captured for name in kept if "kept." in name}
+    assert kinds == set(own_kinds)
+
+
+def test_a_tasks_head_is_moved_by_its_holders_alone(planned, tmp_path, captured):
+    for algorithm in SHARING_TRUNK:
+        captured.clear()
+        experiment = plan_or_none(
+            planned, algorithm, federation={"heads": "per-task", "rounds": 1}
+        )
+        if experiment is None:
+            continue
+        after = run(experiment, tmp_path / algorithm).trunk
+        rows = {data.name: len(data.train) for data in read_clients(experiment)[0]}
+        for name in [n for n in after if n.startswith("heads.")]:
+            holders = set("abcd") if "size" in name else set("abc")
+            sent = {client: arrays[name] for client, _, arrays, _, _ in captured}
+            came = captured[0][1][name]
+            moved = {client for client, array in sent.items() if (array != came).any()}
+            assert moved == holders
+            mean = sum(rows[c] * sent[c] for c in holders) / sum(rows[c] for c in holders)
+            np.testing.assert_allclose(after[name], mean, rtol=1e-5, atol=1e-6)
+
+
+# Evaluation ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_evaluation_changes_nothing_that_is_trained(planned, tmp_path, algorithm, engine):
+    tables = {"trunk": {"norm": "batch", "dropout": 0.3}, "loss": {"weighting": "uncertainty"}}
+    numbers = {}
+    for name, evaluation in {
+        "never": {"every": 9},
+        "always": {},
+        "by message": {"by": "message"},
+        "personal": {"model": "personal"},
+        "personal by message": {"model": "personal", "by": "message"},
+    }.items():
+        experiment = planned(algorithm, evaluation=evaluation, federation=SAMPLED, **tables)
+        numbers[name] = run(experiment, tmp_path / name, engine).numbers()
+    expected = numbers.pop("never")
+    fitted = ALGORITHMS[algorithm].fits_last
+    for how, found in numbers.items():
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            if not (fitted and "/heads." in name and "personal" in how):
+                np.testing.assert_array_equal(found[name], values, err_msg=f"{how}: {name}")
+
+
+@pytest.mark.parametrize("algorithm", ["local", "ditto", "mr-mtl"])
+def test_a_personal_model_is_evaluated_as_it_will_be_before_the_next_round(
+    planned, tmp_path, algorithm
+):
+    before = run(planned(algorithm), tmp_path / "shared").lines
+    after = run(planned(algorithm, evaluation={"model": "personal"}), tmp_path / "own").lines
+    for number in (0, 1):
+        for split in ("validation", "test"):
+            one, other = after[number]["evaluation"][split], before[number + 1]["evaluation"][split]
+            assert one == other
+
+
+# Algorithms that are others in disguise -----------------------------------------------------------
+
+FULL = {"batch-size": 1000, "epochs": 3}
+SAME = {  # algorithm, its options and the kind that is kept -> the algorithm it is then
+    "fedprox without a pull": ("fedprox", {"mu": 1e-12}, "joint"),
+    "scaffold in its first round": ("scaffold", {}, "joint"),
+    "fedala in its first round": ("fedala", {}, "joint"),
+    "ditto's shared model": ("ditto", {"pull": 0.7}, "joint"),
+    "apfl's shared model": ("apfl", {"alpha": 0.3}, "joint"),
+}
+PERSONAL = {
+    "ditto without a pull": ("ditto", {"pull": 0.0}),
+    "mr-mtl without a pull": ("mr-mtl", {"pull": 0.0}),
+    "apfl with nothing shared": ("apfl", {"alpha": 1.0}),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_what_is_shared_is_joint_training(planned, tmp_path, case):
+    algorithm, options, other = SAME[case]
+    federation = {"rounds": 1 if "first" in case else 3}
+    expected = run(planned(other, federation=federation), tmp_path / "joint").numbers()
+    federation |= {"algorithm-options": options}
+    found = run(planned(algorithm, federation=federation), tmp_path / "run").numbers()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("case", PERSONAL)
+def test_without_a_pull_a_personal_model_is_trained_alone(planned, tmp_path, case):
+    algorithm, options = PERSONAL[case]
+    alone = run(planned("local", training=FULL), tmp_path / "local").clients
+    federation = {"algorithm-options": options}
+    found = run(planned(algorithm, training=FULL, federation=federation), tmp_path / "run").clients
+    for client_name, own in alone.items():
+        for name, values in own.arrays.items():
+            arrays = found[client_name].arrays
+            ours = arrays.get(f"kept.personal.{name}", arrays.get(name))
+            np.testing.assert_allclose(ours, values, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+def test_heads_per_task_at_clients_with_all_tasks_are_the_whole_model(planned, tmp_path, engine):
+    per_task = planned("joint", whole=True, federation={"heads": "per-task"})
+    one = run(per_task, tmp_path / "heads", engine)
+    assert_close(one, run(planned("whole-model"), tmp_path / "whole", engine), 1e-6)
+
+
+# Autograd -----------------------------------------------------------------------------------------
+
+BY_AUTOGRAD = {
+    "plain": {},
+    "adam": {"training": {"optimiser": "adam", "lr": 0.01}},
+    "batch norm": {"trunk": {"norm": "batch"}},
+    "dropout": {"trunk": DROPOUT},
+    "momentum": {"training": {"momentum": 0.9}},
+    "own uncertainty": {"loss": {"weighting": "uncertainty", "scope": "local"}},
+    "per-task heads": {"federation": {"heads": "per-task"}},
+}
+
+
+@pytest.mark.parametrize("case", BY_AUTOGRAD)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_autograd_trains_as_the_stacked_form_does(planned, algorithm, case):
+    experiment = plan_or_skip(planned, algorithm, **BY_AUTOGRAD[case])
+    clients, agreement = read_clients(experiment)
+    found = []
+    for is_stacked in (True, False):
+        trainer = Trainer(experiment, input_shapes(agreement), torch.device("cpu"))
+        if not is_stacked:
+            trainer.cohorts = None
+        for data in (clients[0], clients[-1]):
+            received, own = initial_trunk(experiment, agreement), {}
+            for number in (1, 2, 3):
+                trainer.load(received, own)
+                learners = trainer.begin(data, experiment.task_weights(), number)
+                model = trainer.algorithm.model(learners).clone()
+                trained = trainer.complete(learners)
+                # Another's trunk comes back.
+                received = {
+                    name: array * np.float32(0.9) + np.float32(0.01)
+                    for name, array in trainer.sent_arrays(learners).items()
+                }
+                own = {name: array.copy() for name, array in trainer.own_arrays(data.tasks).items()}
+                found.append((is_stacked, received, own, {"model": model.numpy()}, trained))
+    half = len(found) // 2
+    for stacked, plain in zip(found[:half], found[half:], strict=True):
+        for one, other in zip(stacked[1:4], plain[1:4], strict=True):
+            assert one.keys() == other.keys()
+            for name, values in one.items():
+                np.testing.assert_allclose(
+                    other[name], values, rtol=1e-4, atol=1e-5, err_msg=name
+                )
+        assert_same_figures(stacked[4], plain[4])
+
+
+# Flower's own engine ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_flowers_simulation_runtime_gives_what_loopback_gives(folders, planned, tmp_path):
+    """In a process of its own: Ray and the runtime leave threads behind."""
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from common.experiment_file import load_experiment\n"
+        "from simulations.simulate import simulate\n"
+        "folder = Path(sys.argv[1])\n"
+        "for name in sys.argv[2:]:\n"
+        "    simulate(load_experiment(str(folder / name / 'experiment.toml')), engine='flower',"
+        " out=folder / f'{name}-flower')\n"
+    )
+    for algorithm in ALGORITHMS:
+        run(planned(algorithm, federation={"rounds": 2}), tmp_path / algorithm)
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), *ALGORITHMS],
+        cwd=Path(__file__).parent.parent,
+        check=True,
+        timeout=580,
+    )
+    for algorithm in ALGORITHMS:
+        expected, found = Run(tmp_path / algorithm), Run(tmp_path / f"{algorithm}-flower")
+        assert expected.trunk.keys() == found.trunk.keys()
+        for name, values in expected.trunk.items():
+            np.testing.assert_allclose(found.trunk[name], values, rtol=1e-6, atol=1e-6)
+        assert_same_figures(expected.results, found.results)
