@@ -221,7 +221,7 @@ def task_identity():
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
 
-def strategy_for(name, holders=len(CLIENTS)):
+def strategy_for(name, holders=9):
     """A strategy over nine clients, of which the first so many hold the task of parity."""
     experiment = experiment_for(name, options=OPTIONS.get(name, {}))
     described = {
