@@ -209,7 +209,7 @@ def test_what_a_strategy_remembers_survives_resuming_bit_for_bit(tmp_path, strat
     simulate(longer, engine=engine, out=tmp_path / "broken", resume=True)
     assert kept(tmp_path / "broken") == kept(tmp_path / "whole")
     assert figures(tmp_path / "broken") == figures(tmp_path / "whole")
-    memory = [name for name in kept(tmp_path / "whole") if name.startswith("strategy/")]
+    memory = [name for name in kept(tmp_path / "whole") if name.startswith("strategy/rule.")]
     assert bool(memory) == (strategy in REMEMBER)
 
 
