@@ -340,7 +340,7 @@ def make_strategy(experiment: Experiment, roster: Roster, trunk: ArrayRecord) ->
     if roster.asked_per_round < rule.fewest:
         raise ConfigError(
             f"federation.strategy '{federation.strategy}' with these options needs {rule.fewest} "
-            f"clients per round, {roster.asked_per_round} would be asked; start more clients and "
-            "raise federation.clients-per-round, or change its options"
+            f"clients per round, {roster.asked_per_round} would be asked; start more clients, for "
+            "which federation.min-clients waits, ask more of them, or change strategy-options"
         )
     return TrunkStrategy(rule, experiment, roster, trunk)

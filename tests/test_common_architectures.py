@@ -286,7 +286,7 @@ def test_what_cannot_work_is_refused_in_a_line(sharing):
         (
             {"sharing": "mmoe", "task-parts": "home"},
             {"algorithm": "whole-model"},
-            "is for federation.algorithm 'joint'",
+            "is for a federation.algorithm that shares the trunk",
         ),
     ],
 )

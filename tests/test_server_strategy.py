@@ -7,6 +7,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from common.errors import ConfigError
 from common.wire import pack_arrays, pack_sums, size_bytes, unpack_arrays
 from server.roster import Roster
 from server.strategy import make_strategy
@@ -173,3 +174,9 @@ def test_integer_arrays_keep_their_type():
     arrays = pack_arrays({"trunk.n": np.array([3])})
     result, _ = strategy.aggregate_train(1, [reply("anna", [], arrays=arrays)])
     assert result["trunk.n"].numpy().dtype == np.int64
+
+
+def test_fewer_clients_than_a_rule_needs_are_told_before_the_first_round():
+    with pytest.raises(ConfigError, match=r"'bulyan'.*needs 7 clients per round, 3 would be asked"):
+        strategy_for(strategy="bulyan")
+    assert strategy_for(strategy="krum").rule.fewest == 3
