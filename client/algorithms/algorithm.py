@@ -8,6 +8,7 @@ from torch import Tensor
 
 from client.learners import Learners
 from common.algorithms import ALGORITHMS
+from common.architectures.table import SHARINGS
 from common.experiment import Experiment, Settings
 from common.methods import make_options
 
@@ -86,3 +87,15 @@ def open_algorithm(experiment: Experiment) -> LocalAlgorithm:
 def pulled(learners: Learners, strength: float) -> Tensor:
     """Lay out how strongly every column is pulled, [P]: those that travel, and are trained."""
     return learners.columns.shared.to(torch.float32) * strength
+
+
+def lacks_common_layers(experiment: Experiment) -> Iterator[str]:
+    """Say that a trunk has nothing that all tasks share, where an algorithm works on that alone."""
+    trunk, name = experiment.trunk, experiment.federation.algorithm
+    if not trunk.has_layers or not SHARINGS[trunk.sharing].has_common_parts:
+        yield (
+            f"federation.algorithm '{name}' needs trunk layers that all tasks share, got "
+            f"trunk.sharing '{trunk.sharing}' with trunk.widths = {list(trunk.widths)}, where it "
+            "would change nothing; take another sharing, give the trunk a layer, or set "
+            "federation.algorithm to 'joint'"
+        )

@@ -1,17 +1,18 @@
 """What is received and what was at home, mixed weight by weight."""
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from client.algorithms.algorithm import Keeps, LocalAlgorithm
+from client.algorithms.algorithm import Keeps, LocalAlgorithm, lacks_common_layers
 from client.flat import HEADS
 from client.learners import Learners
 from client.optimisers import GradientStore, Part
-from common.experiment import Finite, Settings
+from common.experiment import Experiment, Finite, Settings
+from common.sharing import task_of
 
 
 class MixingWeights(GradientStore):
@@ -72,6 +73,23 @@ class FedALA(LocalAlgorithm):
         mixing_epochs: int = Field(1, ge=1, description="Epochs in which the weights are learned.")
         mixing_lr: Finite = Field(1.0, gt=0, description="Their step size; the paper's eta.")
 
+    @classmethod
+    def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
+        """No more layers can be mixed than there are."""
+        yield from lacks_common_layers(experiment)
+        trunk = experiment.trunk
+        if trunk.sharing != "hard" or not trunk.has_layers:
+            return
+        layers = len(trunk.widths)
+        if trunk.architecture == "cnn":
+            images = sum(one.kind == "image" for one in experiment.inputs.values())
+            layers += len(trunk.channels) * images
+        if options.layers > layers:
+            yield (
+                f"federation.algorithm-options.layers must be at most {layers}, the number of the "
+                f"trunk's layers, got {options.layers}; lower it, or give the trunk more layers"
+            )
+
     def start(self, name: str, learners: Learners) -> Tensor:
         """Take all of what is received."""
         if name == "mixing":
@@ -104,12 +122,12 @@ class FedALA(LocalAlgorithm):
         learners.kept["personal"].copy_(learners.values)
 
     def _last_layers(self, learners: Learners) -> Tensor:
-        """Mark the shared trunk's last layers, each a weight and what follows it, bool [P]."""
+        """Mark the last layers that all tasks share, each a weight and its followers, bool [P]."""
         columns, found = learners.columns, []
         layers = 0
         layout = columns.layout
         shared = [n for n in layout.slices if n in columns.names and not n.startswith(HEADS)]
-        for name in reversed(shared):
+        for name in reversed([n for n in shared if task_of(n) is None]):
             found.append(layout.slices[name])
             layers += len(layout.shapes[name]) > 1
             if layers == self.options.layers:

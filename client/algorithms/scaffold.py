@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from client.algorithms.algorithm import Keeps, LocalAlgorithm
+from client.algorithms.algorithm import Keeps, LocalAlgorithm, lacks_common_layers
 from client.learners import Learners
 from client.optimisers import Correction
 from common.experiment import Experiment
@@ -25,7 +25,8 @@ class Scaffold(LocalAlgorithm):
 
     @classmethod
     def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
-        """A variate is a mean gradient: only plain steps show it."""
+        """A variate is a mean gradient: only plain steps show it, and only what all tasks share."""
+        yield from lacks_common_layers(experiment)
         training = experiment.training
         if training.optimiser != "sgd" or training.momentum:
             got = f"'{training.optimiser}'" + (
