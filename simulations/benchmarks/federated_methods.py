@@ -2,13 +2,15 @@
 
 Every method trains the same experiments on the same splits and seeds; plain FedAvg with joint
 training is the yardstick. A method with options is tried with each of those listed here, and the
-one with the lowest validation loss, over all seeds, is the one whose test figures are shown.
+one with the lowest validation loss, over all seeds, is the one whose test figures are shown. Called
+again with the same ``--out`` after it was stopped, it goes on.
 """
 
 import argparse
 import json
 import logging
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +69,8 @@ METHODS: dict[str, list[str]] = {
     "qfedavg": ["federation.strategy=qfedavg"],
     "median": ["federation.strategy=median"],
     "trimmed-mean": ["federation.strategy=trimmed-mean"],
-    "conflict-averse, upgrad": told("conflict-averse", "aggregator", "upgrad"),
-    "conflict-averse, fedmgda+": told("conflict-averse", "aggregator", "fedmgda+"),
-    "task-aware": ["federation.strategy=task-aware"],
+    "conflict-averse": ["federation.strategy=conflict-averse"],
+    "task-aware": told("task-aware", "across", "mean", "mgda"),
     "clustered": ["federation.strategy=clustered"],
 }
 
@@ -121,12 +122,22 @@ def run_job(job: Job) -> Figures:
         experiment = job.experiment
         place = "-".join((job.data, job.method, job.settings, str(job.seed)))
         out = job.folder / "".join(c if c.isalnum() else "_" for c in place)
-        results = simulate(experiment, engine=choose_engine(experiment)[0], out=out)
+        results = read_results(out)  # of a benchmark that was stopped
+        if results is None:
+            shutil.rmtree(out, ignore_errors=True)
+            results = simulate(experiment, engine=choose_engine(experiment)[0], out=out)
     except FedMTLError as error:
         return Figures(math.inf, {}, str(error).splitlines()[0])
     read = results["best"] or results["final"]
     loss = (read["validation"] or {}).get("loss", math.nan)
     return Figures(loss, task_metrics(experiment, read["test"] or {}))
+
+
+def read_results(out: Path) -> dict[str, Any] | None:
+    """Read what a finished run came to; None where there is none."""
+    file = out / "results.json"
+    read: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
+    return read
 
 
 def summarise(
