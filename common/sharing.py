@@ -9,11 +9,16 @@ arrays.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
 
 from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.experiment import Experiment
+
+FloatArray = NDArray[np.float32]
 
 # What an algorithm shares -> whether a parameter travels, by its name and whether the trunk's task
 # parts do.
@@ -34,6 +39,7 @@ STAYS: dict[str, Callable[[str], bool]] = {
     "local-statistics": lambda name: bool(_STATISTIC.search(name)),
 }
 
+_BESIDE = tuple(f"{kind}." for method in ALGORITHMS.values() for kind in method.travels)
 _TASK = re.compile(r"(?:^|\.)task-([^.]+)\.")
 
 
@@ -58,6 +64,22 @@ def shared_names(names: Iterable[str], experiment: Experiment) -> list[str]:
         for name in names
         if (travels(name, parts) or (heads and name.startswith("heads."))) and not stays(name)
     ]
+
+
+def travels_beside(name: str) -> bool:
+    """Whether an array travels beside what is shared, such as SCAFFOLD's control variates.
+
+    >>> travels_beside("control.trunk.w"), travels_beside("trunk.w")
+    (True, False)
+    """
+    return name.startswith(_BESIDE)
+
+
+def with_beside(trunk: Mapping[str, FloatArray], experiment: Experiment) -> dict[str, FloatArray]:
+    """Add to what is shared what travels beside it, as it is before round 1: zeros."""
+    kinds = ALGORITHMS[experiment.federation.algorithm].travels
+    beside = {f"{kind}.{name}": np.zeros_like(trunk[name]) for kind in kinds for name in trunk}
+    return {**trunk, **beside}
 
 
 def task_parts_travel(experiment: Experiment) -> bool:

@@ -18,7 +18,7 @@ from client.batches import Index, label_patterns, shuffle_key
 from client.cohort import Cohort, LossSums, largest_first
 from client.cohort_evaluation import EvaluationStore, evaluate_cohort
 from client.learners import Learners
-from client.own_arrays import BESIDE, KEPT, memory_arrays
+from client.own_arrays import KEPT, memory_arrays
 from client.phases import Phase
 from client.place import Place
 from client.row_store import RowStore
@@ -27,6 +27,7 @@ from common.metrics import METRICS
 from common.model import output_width
 from common.preparation import UnusableClientError
 from common.seeding import torch_generator
+from common.sharing import travels_beside
 from common.weighting.balance import Balance
 from common.wire import FloatArray, Instruction
 from server.bulk import BulkReplies
@@ -220,7 +221,7 @@ class Residents:
         beside: dict[str, dict[str, FloatArray]] = {}
         trunk: dict[str, FloatArray] = {}
         for name, array in received.items():
-            if name.startswith(BESIDE):
+            if travels_beside(name):
                 kind, _, parameter = name.partition(".")
                 beside.setdefault(kind, {})[parameter] = array
             else:
