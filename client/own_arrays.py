@@ -83,6 +83,9 @@ def used_arrays(
     used: dict[str, FloatArray] = {}
     for name, array in parameters.items():
         kept = {k: torch.tensor(rows[name]) for k, rows in divided.kept.items() if name in rows}
+        if not kept:  # a head of another task
+            used[name] = array
+            continue
         values = algorithm.use(torch.tensor(array), kept, torch.tensor(name in shared))
         used[name] = values.numpy()
     return used

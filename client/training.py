@@ -18,7 +18,7 @@ from client.autograd import AutogradTrainer
 from client.batches import label_patterns, shuffle_key
 from client.cohort import Cohort, CohortTrainer, LossSums
 from client.compiling import Compiled
-from client.flat import FlatParameters, FloatArray
+from client.flat import HEADS, FlatParameters, FloatArray
 from client.learners import Columns, Learners
 from client.own_arrays import KEPT, divide_own, memory_arrays
 from client.phases import Parts, Phase, divide_parts
@@ -172,9 +172,13 @@ class Trainer:
         return own
 
     def kept_names(self, kind: str, tasks: tuple[str, ...]) -> list[str]:
-        """Name the parameters of which the algorithm keeps something at such a client."""
+        """Name the parameters of which the algorithm keeps something at such a client.
+
+        Heads that travel and are of other tasks are as they were received.
+        """
         whole = self.algorithm.KEEPS[kind] == "model"
-        return [*self.shared, *(self.own_names(tasks) if whole else ())]
+        shared = [n for n in self.shared if task_of(n) in (None, *tasks) or not n.startswith(HEADS)]
+        return [*shared, *(self.own_names(tasks) if whole else ())]
 
     def begin(
         self,
