@@ -120,10 +120,10 @@ class Residents:
             if instruction.evaluate and not personal:
                 self._evaluate(members, places, self.algorithm.model(learners), sums)
             self.algorithm.train(learners)
-            found = self._write_up(members[places], learners, keep=True)
+            found = self._write_up(members[places], learners)
             if instruction.evaluate and personal:
                 self._evaluate(members, places, self.algorithm.model(learners), sums)
-            self._keep(members[places], learners)
+            self._keep(members[places], learners, learners.values)
             for kind, sends in learners.sends.items():
                 beside[kind][here] = sends
             for task, numbers in found.items():
@@ -147,19 +147,18 @@ class Residents:
         arrived = self._read(received)
         sums = self._blank_sums(len(members))
         following = replace(instruction, round=instruction.round + 1)
+        remembered = {name: state.clone() for name, state in self.memory.items()}
         for begin in range(0, len(members), self.chunk):
             places = order[begin : begin + self.chunk]
             values = self._get_values(len(places))
             learners = self._begin(members[places], values, arrived, following)
+            if instruction.keep:  # what is fitted to the trunk received
+                self._keep(members[places], learners, self.algorithm.model(learners))
             if self.experiment.evaluation.model == "personal":
                 self.algorithm.train(learners)
-                if instruction.keep:
-                    self._write_up(members[places], learners, keep=True)
-            model = self.algorithm.model(learners)
-            if instruction.keep:
-                learners.values.copy_(model)
-                self._keep(members[places], learners)
-            self._evaluate(members, places, model, sums)
+                self._write_up(members[places], learners)
+            self._evaluate(members, places, self.algorithm.model(learners), sums)
+        self.memory = remembered
         if instruction.keep:
             self.rounds[members] = instruction.round
         examples = self.train_store.counts[members]
@@ -257,10 +256,10 @@ class Residents:
         self.algorithm.receive(learners)
         return learners
 
-    def _keep(self, members: Index, learners: Learners) -> None:
-        """Keep what stays home of one chunk of clients."""
+    def _keep(self, members: Index, learners: Learners, values: Tensor) -> None:
+        """Keep what stays home of one chunk of clients, with these parameters, [K, P]."""
         here = torch.from_numpy(members).to(self.own.device)
-        self.own.index_copy_(0, here, learners.values[:, self.own_columns])
+        self.own.index_copy_(0, here, values[:, self.own_columns])
         for kind, rows in learners.kept.items():
             self.kept[kind].index_copy_(0, here, rows)
 
@@ -293,15 +292,12 @@ class Residents:
         here = torch.from_numpy(members).to(self.own.device)
         values[:, self.own_columns] = self.own.index_select(0, here)
 
-    def _write_up(
-        self, members: Index, learners: Learners, *, keep: bool
-    ) -> dict[str, dict[str, Matrix]]:
-        """Write up what one chunk of clients trained.
+    def _write_up(self, members: Index, learners: Learners) -> dict[str, dict[str, Matrix]]:
+        """Write up what one chunk of clients trained; they keep what their weighting learned.
 
         Args:
             members: [K].
             learners: of these clients.
-            keep: whether they keep what their loss weighting learned.
 
         Returns:
             Task -> "loss" and what `Balance.report` adds -> [K, 2].
@@ -311,7 +307,7 @@ class Residents:
         if balance is None:
             return trained
         report = balance.close(learners.sums, learners.values.device)
-        if keep and self.memory:
+        if self.memory:
             here = torch.from_numpy(members).to(self.own.device)
             for name, state in balance.state.items():
                 self.memory[name].index_copy_(0, here, state)
