@@ -76,8 +76,8 @@ def test_ten_rounds_on_three_hosts_equal_ten_rounds_in_one_process(tmp_path, sou
                 np.testing.assert_allclose(kept[name], values, **CLOSE, err_msg=name)
 
 
-# What travels beside the trunk passes the guard; what stays home lies in the state folder, also what
-# the last evaluation fitted; a strategy's own trunks reach the nodes that they are meant for.
+# What travels beside the trunk passes the guard; what stays home lies in the state folder, also
+# what the last evaluation fitted; a strategy's own trunks reach the nodes they are meant for.
 FEDERATED = {
     "scaffold": ["federation.algorithm=scaffold"],
     "ditto": ["federation.algorithm=ditto", "federation.strategy=fedavgm"],
