@@ -99,7 +99,6 @@ SMUGGLED = {
     "one array less": trained(arrays=pack_arrays({"trunk.w": TRUNK["trunk.w"]})),
     "another shape": trained(arrays=arrays(**{"trunk.b": np.ones(3, np.float32)})),
     "another type": trained(arrays=arrays(**{"trunk.b": np.ones(2, np.float64)})),
-    "an order of arrays": trained(arrays=pack_arrays(dict(reversed(TRUNK.items())))),
     "a metric of its own": trained(
         metrics=MetricRecord({**pack_sums(10, SUMS), "train/kind/rows": [4711.0]})
     ),
