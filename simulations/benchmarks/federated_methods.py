@@ -25,7 +25,7 @@ from simulations.simulate import choose_engine, simulate
 
 YARDSTICK = "joint"
 SGD = "training.optimiser=sgd training.momentum=0"
-PLAIN_DIGITS = f"digits {SGD} training.lr=0.1 federation.rounds=40"
+PLAIN_DIGITS = f"digits {SGD} training.lr=0.05 federation.rounds=40"
 DATA_SETS = {
     "School": "school",
     "Landmine": "landmine",
@@ -55,16 +55,16 @@ METHODS: dict[str, list[str]] = {
     "fedrep": options("fedrep", "head-epochs", 1, 5),
     "fedbabu": options("fedbabu", "fit-epochs", 5),
     "fedprox": options("fedprox", "mu", 0.01, 0.1),
-    "ditto": options("ditto", "pull", 0.01, 0.1, 1),
-    "mr-mtl": options("mr-mtl", "pull", 0.01, 0.1, 1),
+    "ditto": options("ditto", "pull", 0.1, 1, 10),
+    "mr-mtl": options("mr-mtl", "pull", 0.1, 1, 10),
     "scaffold": [f"federation.algorithm=scaffold {SGD}"],
     "apfl": options("apfl", "alpha", 0.25, 0.75),
     "fedala": options("fedala", "layers", 1),
     "local": ["federation.algorithm=local"],
     "whole-model": ["federation.algorithm=whole-model"],
     "fedavgm": ["federation.strategy=fedavgm"],
-    "fedadam": told("fedadam", "eta", 0.01, 0.03),
-    "fedyogi": told("fedyogi", "eta", 0.01),
+    "fedadam": told("fedadam", "eta", 0.003, 0.03),
+    "fedyogi": told("fedyogi", "eta", 0.003, 0.01),
     "fedadagrad": told("fedadagrad", "eta", 0.03),
     "qfedavg": ["federation.strategy=qfedavg"],
     "median": ["federation.strategy=median"],
