@@ -9,7 +9,11 @@ arrays.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
@@ -63,6 +67,22 @@ def shared_names(names: Iterable[str], experiment: Experiment) -> list[str]:
 def task_parts_travel(experiment: Experiment) -> bool:
     """Whether the trunk's parts of single tasks are shared; so every client has those of all."""
     return bool(shared_names(["trunk.task-any.weight"], experiment))
+
+
+def add_beside(
+    trunk: Mapping[str, NDArray[Any]], experiment: Experiment
+) -> dict[str, NDArray[Any]]:
+    """Add what the algorithm sends beside a trunk, as it is before round 1: zeros.
+
+    >>> from common.experiment_file import load_experiment
+    >>> scaffold = ["federation.algorithm=scaffold", "training.optimiser=sgd"]
+    >>> add_beside({"trunk.w": np.ones(2)}, load_experiment("digits", scaffold))
+    {'trunk.w': array([1., 1.]), 'control.trunk.w': array([0., 0.])}
+    """
+    sent = dict(trunk)
+    for kind in ALGORITHMS[experiment.federation.algorithm].travels:
+        sent |= {f"{kind}.{name}": np.zeros_like(array) for name, array in trunk.items()}
+    return sent
 
 
 def is_statistic(name: str) -> bool:

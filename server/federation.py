@@ -3,7 +3,6 @@
 import logging
 from secrets import token_hex
 
-import numpy as np
 from flwr.serverapp import Grid
 
 from common.agreement import Agreement, input_shapes
@@ -11,7 +10,7 @@ from common.algorithms import ALGORITHMS
 from common.errors import ConfigError
 from common.experiment import Experiment
 from common.model import build_model
-from common.sharing import shared_names
+from common.sharing import add_beside, shared_names
 from common.wire import FloatArray, pack_arrays
 from server.bulk import BulkGrid
 from server.checkpoint import KeepClients, Progress
@@ -41,10 +40,7 @@ def initial_trunk(experiment: Experiment, agreement: Agreement) -> dict[str, Flo
             f"trunk.widths is empty, so there is no trunk to share under algorithm '{algorithm}'; "
             "give the trunk a layer, or set federation.algorithm to 'whole-model'"
         )
-    trunk = {name: arrays[name] for name in shared}
-    for kind in ALGORITHMS[algorithm].travels:
-        trunk |= {f"{kind}.{name}": np.zeros_like(arrays[name]) for name in shared}
-    return trunk
+    return add_beside({name: arrays[name] for name in shared}, experiment)
 
 
 def federate(
