@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
+from torch import Tensor
 
 from client.flat import FloatArray
 from client.own_arrays import used_arrays
 from common.agreement import Agreement, input_shapes
+from common.algorithms import ALGORITHMS
 from common.cells import list_names
 from common.errors import CheckpointError, ShapeError
 from common.experiment import Experiment
@@ -60,7 +63,7 @@ class KeptModel:
         """Build the model, ready to evaluate; other tasks' heads are as they were initialised.
 
         Raises:
-            CheckpointError: parameters are missing.
+            CheckpointError: parameters are missing, or heads were never fitted.
             ShapeError: one does not fit the experiment's model.
         """
         if not self.tasks:
@@ -73,6 +76,7 @@ class KeptModel:
                 f"run '{self.run}', client '{self.client}': {len(missing)} parameters of the model "
                 f"are not there: {list_names(missing)}; {OLD}"
             )
+        self._require_fitted(parameters)
         with torch.no_grad():
             for name, array in self.arrays.items():
                 if name not in parameters or parameters[name].shape != array.shape:
@@ -82,6 +86,25 @@ class KeptModel:
                     )
                 parameters[name].copy_(torch.tensor(array))
         return model
+
+    def _require_fitted(self, initial: Mapping[str, Tensor]) -> None:
+        """Refuse heads as they were initialised, where only a run's last evaluation fits them.
+
+        Raises:
+            CheckpointError: they are.
+        """
+        algorithm = self.experiment.federation.algorithm
+        heads = {name: array for name, array in self.arrays.items() if name.startswith("heads.")}
+        if ALGORITHMS[algorithm].fits_last and all(
+            np.array_equal(array, initial[name].detach().numpy())
+            for name, array in heads.items()
+            if name in initial
+        ):
+            raise CheckpointError(
+                f"run '{self.run}', client '{self.client}' has heads that were never fitted: under "
+                f"federation.algorithm '{algorithm}' the run's last evaluation does that, and it "
+                "has not reached this client; let the run end first"
+            )
 
 
 def open_kept(folder: Path, run: str = "", client: str = "") -> KeptModel:

@@ -33,6 +33,7 @@ class Columns:
         shared: those that travel.
         common: of these, the trunk's that all tasks share and that are trained: they step with
             every batch.
+        trained: those that steps move; running statistics are not among them.
         heads: those that are a head's (`client.phases.is_head`).
         own: those that stay home.
     """
@@ -43,6 +44,8 @@ class Columns:
         self.names = set(names)
         self.shared = self.mask([layout.slices[name] for name in names]).to(device)
         self.common = self.shared & self.mask(layout.segments[TRUNK]).to(device)
+        trained = [place for places in layout.segments.values() for place in places]
+        self.trained = self.mask(trained).to(device)
         heads = [p for name, p in layout.slices.items() if is_head(name, self.names)]
         self.heads = self.mask(heads).to(device)
         self.own = ~self.shared

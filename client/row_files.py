@@ -73,7 +73,8 @@ def read_rows(path: Path) -> RowFile:
         return RowFile(path, frame_columns(frame), frame)
     columns = read_columns(path)
     flat = {name: column for name, column in columns.items() if column.ndim == 1}
-    return RowFile(path, columns, pd.DataFrame(flat))
+    rows = len(next(iter(columns.values()), ()))  # a frame of no column has none of its own
+    return RowFile(path, columns, pd.DataFrame(flat, index=range(rows)))
 
 
 def write_predictions(rows: RowFile, predictions: Predictions, out: Path) -> None:

@@ -218,7 +218,7 @@ def write_personalised(made: Personalised, out: Path) -> None:
     about = {
         "run": model.run,
         "client": model.client,
-        "experiment": model.experiment.model_dump(mode="json"),
+        "experiment": json.loads(model.experiment.for_clients()),
         "agreement": json.loads(model.agreement.to_json()),
     }
     state = FolderState(place)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.agreement import require_clients
+from common.algorithms import ALGORITHMS
 from common.availability import require_known
 from common.clients import open_clients
 from common.errors import ConfigError
@@ -78,11 +79,8 @@ def simulate(
 
     if engine == "auto":
         engine, _ = choose_engine(experiment, workers)
-    if hostile is not None and engine not in IN_PROCESS:
-        raise ConfigError(
-            f"--hostile is for the engines {' and '.join(IN_PROCESS)}, got '{engine}'; choose one "
-            "of them, or remove it"
-        )
+    if hostile is not None:
+        check_hostile(experiment, engine)
     check_options(experiment, engine, workers=workers, profile=profile)
     folder = RunFolder(out)
     if resume:
@@ -98,6 +96,25 @@ def simulate(
             hostile.save(out)
     run = Run(experiment, folder, resume, workers, listener, hostile)
     return run_profiled(engine, run) if profile else ENGINES[engine](run)
+
+
+def check_hostile(experiment: Experiment, engine: str) -> None:
+    """Refuse hostile clients where none can be simulated, or where they could do no harm.
+
+    Raises:
+        ConfigError: names the option and a way out.
+    """
+    if engine not in IN_PROCESS:
+        raise ConfigError(
+            f"--hostile is for the engines {' and '.join(IN_PROCESS)}, got '{engine}'; choose one "
+            "of them, or remove it"
+        )
+    algorithm = experiment.federation.algorithm
+    if ALGORITHMS[algorithm].shares == "nothing":
+        raise ConfigError(
+            f"--hostile is for a federation.algorithm that sends a trunk, got '{algorithm}', which "
+            "sends none; choose another, or remove the option"
+        )
 
 
 def check_options(experiment: Experiment, engine: str, *, workers: int, profile: bool) -> None:

@@ -14,11 +14,14 @@ from safetensors.numpy import load_file
 import client.app
 from client.algorithms.algorithm import open_algorithm
 from client.kept_model import open_kept
+from client.node.dry_run import dry_run
+from client.node.policy import Policy
 from client.session import close_sessions
 from client.state import OWN
 from client.training import Trainer
 from common.agreement import input_shapes
 from common.algorithms import ALGORITHMS
+from common.errors import CheckpointError
 from common.losses import ROW_LOSSES
 from common.wire import arrays_of, unpack_arrays
 from server.federation import initial_trunk
@@ -242,6 +245,15 @@ def test_nodes_that_restart_before_every_message_lose_nothing(
             np.testing.assert_array_equal(found[array], values, err_msg=array)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_under_batch_norm_every_reply_is_usable(planned, tmp_path, algorithm):
+    """Unlike clients' variances move far in a round; a variance below 0 would give no number."""
+    tables = {"trunk": {"norm": "batch"}, "training": {"epochs": 5}}
+    made = run(planned(algorithm, **tables), tmp_path / "run")
+    assert [line["clients"]["left-out"] for line in made.lines] == [{}] * 3
+    assert all(np.isfinite(values).all() for values in made.numbers().values())
+
+
 # What is predicted --------------------------------------------------------------------------------
 
 
@@ -271,6 +283,14 @@ def test_a_kept_model_is_the_one_that_was_evaluated_last(
                 assert loss_on_test(model.build(), experiment, one, task) == pytest.approx(
                     expected, rel=1e-4
                 ), (one.name, task)
+
+
+def test_heads_that_no_evaluation_has_fitted_yet_are_not_predicted_with(planned, tmp_path):
+    experiment = planned("fedbabu")
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment, tmp_path / "run", listener=stop_after(2))
+    with pytest.raises(CheckpointError, match="'a' has heads that were never fitted.*let the run"):
+        open_run(tmp_path / "run", "a").build()
 
 
 def assert_mixed_by_weights_learned_last(run_of):
@@ -350,6 +370,15 @@ def test_what_travels_is_what_the_table_says(planned, tmp_path, captured, algori
         assert not any("trunk" in name or "heads" in name or "kept" in name for name in numbers)
     kinds = {name.split(".")[1] for *_, kept, _ in captured for name in kept if "kept." in name}
     assert kinds == set(own_kinds)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_node_that_is_checked_without_a_server_lets_its_replies_out(planned, tmp_path, algorithm):
+    config = {"client": "a", "device": "cpu", "state": str(tmp_path / "state")}
+    made = dry_run(planned(algorithm), config, Policy())
+    assert [(one.kind, one.refused, one.withheld) for one in made.exchanges] == [
+        (kind, "", []) for kind in (MessageType.QUERY, MessageType.TRAIN, MessageType.EVALUATE)
+    ]
 
 
 @pytest.mark.parametrize("algorithm", SHARING_TRUNK)

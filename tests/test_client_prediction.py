@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from client.answers import read_output
 from client.kept_model import open_kept
-from client.prediction import name_columns, predict
+from client.prediction import Predictions, name_columns, predict
+from client.row_files import read_rows, write_predictions
 from common.clients import open_clients
 from common.dataset import TargetScale
 from common.encoding import encode, encode_rows
@@ -314,6 +315,14 @@ def test_csv_and_parquet_say_the_same(trained, fedmtl, new_rows, tmp_path):
             frames.append(frame[[c for c in frame if c.startswith("predicted.")]])
     for frame in frames[1:]:
         pd.testing.assert_frame_equal(frame, frames[0], check_dtype=False, rtol=1e-6)
+
+
+def test_a_file_of_images_alone_is_written_with_a_row_for_each(tmp_path):
+    np.savez(tmp_path / "new.npz", pixels=np.zeros((3, 8, 8), np.float32))
+    rows = read_rows(tmp_path / "new.npz")
+    found = Predictions({"predicted.t": np.array([2, 0, 1])}, np.ones(3, dtype=bool), ())
+    write_predictions(rows, found, tmp_path / "p.csv")
+    assert (tmp_path / "p.csv").read_text().split() == ["predicted.t", "2", "0", "1"]
 
 
 def test_named_rows_of_a_parquet_file_keep_their_names(trained, fedmtl, tmp_path):

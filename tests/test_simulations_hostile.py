@@ -81,6 +81,14 @@ def test_engines_send_the_same_wrong_trunks(tmp_path, attack):
     assert losses["batched", 1] == pytest.approx(losses["loopback", 1], rel=1e-3)
 
 
+def test_who_sends_no_trunk_cannot_be_hostile(tmp_path):
+    settings = load_experiment("digits", [*SMALL, "federation.algorithm=local"])
+    attackers = Hostile("nan", frozenset({"client-001"}))
+    with pytest.raises(ConfigError, match="sends a trunk, got 'local'.*remove the option"):
+        simulate(settings, engine="loopback", out=tmp_path / "run", hostile=attackers)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("engine", ["loopback", "batched"])
 def test_only_the_trunk_that_is_sent_is_wrong(tmp_path, engine):
     settings = load_experiment("digits", [*SMALL, "federation.rounds=1"])

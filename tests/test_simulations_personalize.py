@@ -278,6 +278,19 @@ def test_a_task_that_the_newcomer_lacks_is_left_out(fedmtl, run, tmp_path):
     assert open_kept(tmp_path / "mine").tasks == tuple(figures["metrics"])
 
 
+def test_the_kept_model_does_not_tell_when_which_client_was_there(fedmtl, tmp_path):
+    """As a node's own folder, which has of a trace what the server sent: a digest."""
+    trace = ["client,from-round,to-round", "b,2,77"]
+    federation = {"rounds": 1, "availability": trace}
+    made = write_federation(tmp_path, federation=federation)
+    simulate(made, engine="loopback", out=tmp_path / "run")
+    write_newcomers(tmp_path / "data")
+    out = tmp_path / "kept"
+    done(fedmtl("personalize", tmp_path / "run", "--client", "c", "--epochs", 1, "--out", out))
+    assert open_kept(out).experiment.fingerprint() == made.fingerprint()
+    assert b"b,2,77" not in b"".join(contents(out).values())
+
+
 def test_a_weighting_that_learns_is_said_to_be_the_federations(fedmtl, tmp_path):
     loss = {"weighting": "uncertainty"}
     simulate(write_federation(tmp_path, loss=loss), engine="loopback", out=tmp_path / "run")

@@ -20,7 +20,7 @@ class APFL(LocalAlgorithm):
     The paper moves both trunks at every step; here the shared one stands still while the personal
     one trains on the mixture, which is the same where a client takes one step a round. The gradient
     by ``v`` is alpha times the mixture's, and the mixture moves by alpha times that. The mixture
-    has heads of its own.
+    has heads of its own; of its running statistics, too, the client keeps those of the mixture.
     """
 
     KEEPS: ClassVar[Keeps] = {"personal": "model"}
@@ -38,12 +38,14 @@ class APFL(LocalAlgorithm):
     def train(self, learners: Learners) -> None:
         """Train the shared trunk, then the mixture."""
         alpha, shared = self.options.alpha, learners.columns.shared
+        # Running statistics are not solved for v: a mixture of such could be a variance below 0.
+        solved = shared & learners.columns.trained
         received, mixed = learners.values.clone(), self.model(learners)
         learners.learn(self.epochs)
         scale = torch.where(shared, alpha**2, 1.0)
         learners.learn(self.epochs, correction=Correction(scale=scale), values=mixed)
         personal = (mixed - (1 - alpha) * received) / alpha
-        learners.kept["personal"].copy_(torch.where(shared, personal, mixed))
+        learners.kept["personal"].copy_(torch.where(solved, personal, mixed))
 
     def use(self, values: Tensor, kept: Mapping[str, Tensor], shared: Tensor) -> Tensor:
         """Mix the trunks; heads are the mixture's own."""
