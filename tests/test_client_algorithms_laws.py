@@ -276,7 +276,7 @@ def test_heads_that_no_evaluation_has_fitted_yet_are_not_predicted_with(planned,
     experiment = planned("fedbabu")
     with pytest.raises(KeyboardInterrupt):
         run(experiment, tmp_path / "run", listener=stop_after(2))
-    with pytest.raises(CheckpointError, match="'a' has heads that were never fitted.*let the run"):
+    with pytest.raises(CheckpointError, match=r"'a' has heads that were never fitted.*let the run"):
         open_run(tmp_path / "run", "a").build()
 
 

@@ -84,7 +84,7 @@ def test_engines_send_the_same_wrong_trunks(tmp_path, attack):
 def test_who_sends_no_trunk_cannot_be_hostile(tmp_path):
     settings = load_experiment("digits", [*SMALL, "federation.algorithm=local"])
     attackers = Hostile("nan", frozenset({"client-001"}))
-    with pytest.raises(ConfigError, match="sends a trunk, got 'local'.*remove the option"):
+    with pytest.raises(ConfigError, match=r"sends a trunk, got 'local'.*remove the option"):
         simulate(settings, engine="loopback", out=tmp_path / "run", hostile=attackers)
     assert not (tmp_path / "run").exists()
 
