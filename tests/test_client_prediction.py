@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from client.answers import read_output
 from client.kept_model import open_kept
-from client.prediction import Predictions, name_columns, predict
+from client.prediction import Predictions, describe_gaps, name_columns, predict
 from client.row_files import read_rows, write_predictions
 from common.clients import open_clients
 from common.dataset import TargetScale
@@ -192,6 +192,16 @@ def test_answers_are_in_the_target_s_unit():
     task = Task(kind="regression", transform="log1p", standardise="client")
     value = read_output(task, output, scale).value
     np.testing.assert_allclose(value.numpy(), np.expm1([[5.0], [2.0]]))
+
+
+@pytest.mark.parametrize(("algorithm", "notes"), [("fedala", 1), ("ditto", 0), ("joint", 0)])
+def test_a_mixture_that_a_prediction_cannot_learn_anew_is_told(algorithm, notes):
+    experiment = plan()
+    federation = experiment.federation.model_copy(update={"algorithm": algorithm})
+    experiment = experiment.model_copy(update={"federation": federation})
+    told = list(describe_gaps(untrained(experiment, table())))
+    assert len(told) == notes
+    assert all("mixed as last learned" in note for note in told)
 
 
 def test_columns_are_named_after_task_and_class(kept):
