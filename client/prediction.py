@@ -138,7 +138,10 @@ def describe_gaps(kept: KeptModel) -> Iterator[str]:
     """Say in a line each what a model does not answer, or answers otherwise than was measured."""
     lacking = [task for task in kept.experiment.tasks if task not in kept.tasks]
     if lacking:
-        yield f"client '{kept.client}' has no head for task {list_names(lacking)}: it is left out"
+        yield (
+            f"client '{kept.client}' has no head for task {list_names(lacking)}, or no labels to "
+            "give it a unit by: it is left out"
+        )
     if kept.experiment.evaluation.model == "personal":
         yield (
             "the run measured trunks after local epochs (evaluation.model 'personal'); here the "
