@@ -160,13 +160,11 @@ def evaluate(message: Message, context: Context) -> Message:
     job = _open(message, context)
     following, trainer = job.instruction.round + 1, job.session.trainer
     learners = job.begin(message, following)
+    if job.instruction.keep:  # what is fitted to the trunk received, before a personal model trains
+        with trainer.lent(trainer.algorithm.model(learners)):
+            job.keep(job.instruction.round)
     if job.personal:
         trainer.complete(learners)
-    if job.instruction.keep:
-        learners.values.copy_(trainer.algorithm.model(learners))
-        job.keep(job.instruction.round)
-        sums = {split: trainer.evaluate(job.data, split) for split in ("validation", "test")}
-    else:
-        sums = job.evaluate(learners)
+    sums = job.evaluate(learners)
     content = RecordDict({METRICS: pack_sums(len(job.data.train), sums)})
     return Message(content, reply_to=message)

@@ -11,14 +11,12 @@ import numpy as np
 import torch
 
 from client.flat import FloatArray
-from common.algorithms import CONTROL
 from common.experiment import Experiment
-from common.sharing import shared_names
+from common.sharing import shared_names, travels_beside
 from common.weighting.balance import Memory
 
 MEMORY = "loss-memory.task-"
 KEPT = "kept."
-BESIDE = (f"{CONTROL}.",)  # begins the names of what travels beside the trunk
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def used_arrays(
     from client.algorithms.algorithm import open_algorithm
 
     algorithm, divided = open_algorithm(experiment), divide_own(own)
-    trunk = {name: array for name, array in received.items() if not name.startswith(BESIDE)}
+    trunk = {name: array for name, array in received.items() if not travels_beside(name)}
     parameters = {**trunk, **divided.parameters}
     if not divided.kept:  # the client has not trained yet, or its algorithm keeps nothing
         return parameters
@@ -85,6 +83,9 @@ def used_arrays(
     used: dict[str, FloatArray] = {}
     for name, array in parameters.items():
         kept = {k: torch.tensor(rows[name]) for k, rows in divided.kept.items() if name in rows}
+        if not kept:  # a head of another task
+            used[name] = array
+            continue
         values = algorithm.use(torch.tensor(array), kept, torch.tensor(name in shared))
         used[name] = values.numpy()
     return used

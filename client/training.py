@@ -18,9 +18,9 @@ from client.autograd import AutogradTrainer
 from client.batches import label_patterns, shuffle_key
 from client.cohort import Cohort, CohortTrainer, LossSums
 from client.compiling import Compiled
-from client.flat import FlatParameters, FloatArray
+from client.flat import HEADS, FlatParameters, FloatArray
 from client.learners import Columns, Learners
-from client.own_arrays import BESIDE, KEPT, divide_own, memory_arrays
+from client.own_arrays import KEPT, divide_own, memory_arrays
 from client.phases import Parts, Phase, divide_parts
 from client.row_store import RowStore
 from client.stacked_model import StackedModel, find_obstacle
@@ -32,7 +32,7 @@ from common.losses import ROW_LOSSES
 from common.metrics import Sums, metric_sums
 from common.model import build_model
 from common.seeding import torch_generator
-from common.sharing import shared_names, task_of, task_parts_travel
+from common.sharing import shared_names, task_of, task_parts_travel, travels_beside
 from common.threads import set_threads
 from common.weighting.balance import Balance, Memory, Rules
 
@@ -136,7 +136,7 @@ class Trainer:
             ShapeError: an array does not fit this experiment's model.
         """
         kinds = divide_own(own)
-        beside = {name: a for name, a in received.items() if name.startswith(BESIDE)}
+        beside = {name: a for name, a in received.items() if travels_beside(name)}
         shared = {name: a for name, a in received.items() if name not in beside}
         if len(shared) + len(kinds.parameters) < len(self.flat.layout.slices):
             self.flat.values.copy_(self.initial)
@@ -173,9 +173,13 @@ class Trainer:
         return own
 
     def kept_names(self, kind: str, tasks: tuple[str, ...]) -> list[str]:
-        """Name the parameters of which the algorithm keeps something at such a client."""
+        """Name the parameters of which the algorithm keeps something at such a client.
+
+        Heads that travel and are of other tasks are as they were received.
+        """
         whole = self.algorithm.KEEPS[kind] == "model"
-        return [*self.shared, *(self.own_names(tasks) if whole else ())]
+        shared = [n for n in self.shared if task_of(n) in (None, *tasks) or not n.startswith(HEADS)]
+        return [*shared, *(self.own_names(tasks) if whole else ())]
 
     def begin(
         self,

@@ -10,7 +10,6 @@ arrays.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,8 @@ from numpy.typing import NDArray
 from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.experiment import Experiment
+
+FloatArray = NDArray[np.float32]
 
 # What an algorithm shares -> whether a parameter travels, by its name and whether the trunk's task
 # parts do.
@@ -38,6 +39,7 @@ STAYS: dict[str, Callable[[str], bool]] = {
     "local-statistics": lambda name: bool(_STATISTIC.search(name)),
 }
 
+_BESIDE = tuple(f"{kind}." for method in ALGORITHMS.values() for kind in method.travels)
 _TASK = re.compile(r"(?:^|\.)task-([^.]+)\.")
 
 
@@ -64,25 +66,25 @@ def shared_names(names: Iterable[str], experiment: Experiment) -> list[str]:
     ]
 
 
+def travels_beside(name: str) -> bool:
+    """Whether an array travels beside what is shared, such as SCAFFOLD's control variates.
+
+    >>> travels_beside("control.trunk.w"), travels_beside("trunk.w")
+    (True, False)
+    """
+    return name.startswith(_BESIDE)
+
+
+def with_beside(trunk: Mapping[str, FloatArray], experiment: Experiment) -> dict[str, FloatArray]:
+    """Add to what is shared what travels beside it, as it is before round 1: zeros."""
+    kinds = ALGORITHMS[experiment.federation.algorithm].travels
+    beside = {f"{kind}.{name}": np.zeros_like(trunk[name]) for kind in kinds for name in trunk}
+    return {**trunk, **beside}
+
+
 def task_parts_travel(experiment: Experiment) -> bool:
     """Whether the trunk's parts of single tasks are shared; so every client has those of all."""
     return bool(shared_names(["trunk.task-any.weight"], experiment))
-
-
-def add_beside(
-    trunk: Mapping[str, NDArray[Any]], experiment: Experiment
-) -> dict[str, NDArray[Any]]:
-    """Add what the algorithm sends beside a trunk, as it is before round 1: zeros.
-
-    >>> from common.experiment_file import load_experiment
-    >>> scaffold = ["federation.algorithm=scaffold", "training.optimiser=sgd"]
-    >>> add_beside({"trunk.w": np.ones(2)}, load_experiment("digits", scaffold))
-    {'trunk.w': array([1., 1.]), 'control.trunk.w': array([0., 0.])}
-    """
-    sent = dict(trunk)
-    for kind in ALGORITHMS[experiment.federation.algorithm].travels:
-        sent |= {f"{kind}.{name}": np.zeros_like(array) for name, array in trunk.items()}
-    return sent
 
 
 def is_statistic(name: str) -> bool:

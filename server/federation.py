@@ -10,7 +10,7 @@ from common.algorithms import ALGORITHMS
 from common.errors import ConfigError
 from common.experiment import Experiment
 from common.model import build_model
-from common.sharing import add_beside, shared_names
+from common.sharing import shared_names, with_beside
 from common.wire import FloatArray, pack_arrays
 from server.bulk import BulkGrid
 from server.checkpoint import KeepClients, Progress
@@ -40,7 +40,7 @@ def initial_trunk(experiment: Experiment, agreement: Agreement) -> dict[str, Flo
             f"trunk.widths is empty, so there is no trunk to share under algorithm '{algorithm}'; "
             "give the trunk a layer, or set federation.algorithm to 'whole-model'"
         )
-    return add_beside({name: arrays[name] for name in shared}, experiment)
+    return with_beside({name: arrays[name] for name in shared}, experiment)
 
 
 def federate(

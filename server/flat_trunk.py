@@ -12,9 +12,8 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from common.errors import ShapeError
+from common.sharing import travels_beside
 from common.wire import FloatArray
-
-CONTROL = "control."
 
 
 class FlatTrunk:
@@ -39,9 +38,9 @@ class FlatTrunk:
         self.width = self.full_width = 0
         for name, shape in self.shapes.items():
             start, self.full_width = self.full_width, self.full_width + math.prod(shape)
-            if is_model(name):
+            if not travels_beside(name):
                 if start != self.width:
-                    raise ShapeError(f"{name} must stand before all arrays named {CONTROL}*")
+                    raise ShapeError(f"{name} must stand before all that travel beside the trunk")
                 self.columns[name] = slice(start, self.full_width)
                 self.width = self.full_width
         self.dtype = np.result_type(*self.dtypes.values()) if self.dtypes else np.dtype(np.float32)
@@ -69,11 +68,6 @@ class FlatTrunk:
         return arrays
 
 
-def is_model(name: str) -> bool:
-    """Whether an array that travels is a parameter of the model."""
-    return not name.startswith(CONTROL)
-
-
 def model_arrays(trunk: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     """Leave out what travels beside the model."""
-    return {name: array for name, array in trunk.items() if is_model(name)}
+    return {name: array for name, array in trunk.items() if not travels_beside(name)}

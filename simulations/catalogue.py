@@ -158,7 +158,11 @@ def catalogue() -> dict[str, Heading]:
         "norm-parameters": Heading("trunk.norm-parameters", NORM_PARAMETERS),
         "optimisers": Heading("training.optimiser", OPTIMISERS),
         "algorithms": Heading(
-            "federation.algorithm", {name: Choice.of(method) for name, method in ALGORITHMS.items()}
+            "federation.algorithm",
+            {
+                name: Choice(m.line, m.paper, f"{m.cost}; at home stays: {m.keeps}")
+                for name, m in ALGORITHMS.items()
+            },
         ),
         "strategies": Heading(
             "federation.strategy", {name: Choice.of(method) for name, method in STRATEGIES.items()}

@@ -18,7 +18,7 @@ from client.batches import Index, label_patterns, shuffle_key
 from client.cohort import Cohort, LossSums, largest_first
 from client.cohort_evaluation import EvaluationStore, evaluate_cohort
 from client.learners import Learners
-from client.own_arrays import BESIDE, KEPT, memory_arrays
+from client.own_arrays import KEPT, memory_arrays
 from client.phases import Phase
 from client.place import Place
 from client.row_store import RowStore
@@ -27,6 +27,7 @@ from common.metrics import METRICS
 from common.model import output_width
 from common.preparation import UnusableClientError
 from common.seeding import torch_generator
+from common.sharing import travels_beside
 from common.weighting.balance import Balance
 from common.wire import FloatArray, Instruction
 from server.bulk import BulkReplies
@@ -119,10 +120,10 @@ class Residents:
             if instruction.evaluate and not personal:
                 self._evaluate(members, places, self.algorithm.model(learners), sums)
             self.algorithm.train(learners)
-            found = self._write_up(members[places], learners, keep=True)
+            found = self._write_up(members[places], learners)
             if instruction.evaluate and personal:
                 self._evaluate(members, places, self.algorithm.model(learners), sums)
-            self._keep(members[places], learners)
+            self._keep(members[places], learners, learners.values)
             for kind, sends in learners.sends.items():
                 beside[kind][here] = sends
             for task, numbers in found.items():
@@ -146,19 +147,18 @@ class Residents:
         arrived = self._read(received)
         sums = self._blank_sums(len(members))
         following = replace(instruction, round=instruction.round + 1)
+        remembered = {name: state.clone() for name, state in self.memory.items()}
         for begin in range(0, len(members), self.chunk):
             places = order[begin : begin + self.chunk]
             values = self._get_values(len(places))
             learners = self._begin(members[places], values, arrived, following)
+            if instruction.keep:  # what is fitted to the trunk received
+                self._keep(members[places], learners, self.algorithm.model(learners))
             if self.experiment.evaluation.model == "personal":
                 self.algorithm.train(learners)
-                if instruction.keep:
-                    self._write_up(members[places], learners, keep=True)
-            model = self.algorithm.model(learners)
-            if instruction.keep:
-                learners.values.copy_(model)
-                self._keep(members[places], learners)
-            self._evaluate(members, places, model, sums)
+                self._write_up(members[places], learners)
+            self._evaluate(members, places, self.algorithm.model(learners), sums)
+        self.memory = remembered
         if instruction.keep:
             self.rounds[members] = instruction.round
         examples = self.train_store.counts[members]
@@ -220,7 +220,7 @@ class Residents:
         beside: dict[str, dict[str, FloatArray]] = {}
         trunk: dict[str, FloatArray] = {}
         for name, array in received.items():
-            if name.startswith(BESIDE):
+            if travels_beside(name):
                 kind, _, parameter = name.partition(".")
                 beside.setdefault(kind, {})[parameter] = array
             else:
@@ -256,10 +256,10 @@ class Residents:
         self.algorithm.receive(learners)
         return learners
 
-    def _keep(self, members: Index, learners: Learners) -> None:
-        """Keep what stays home of one chunk of clients."""
+    def _keep(self, members: Index, learners: Learners, values: Tensor) -> None:
+        """Keep what stays home of one chunk of clients, with these parameters, [K, P]."""
         here = torch.from_numpy(members).to(self.own.device)
-        self.own.index_copy_(0, here, learners.values[:, self.own_columns])
+        self.own.index_copy_(0, here, values[:, self.own_columns])
         for kind, rows in learners.kept.items():
             self.kept[kind].index_copy_(0, here, rows)
 
@@ -292,15 +292,12 @@ class Residents:
         here = torch.from_numpy(members).to(self.own.device)
         values[:, self.own_columns] = self.own.index_select(0, here)
 
-    def _write_up(
-        self, members: Index, learners: Learners, *, keep: bool
-    ) -> dict[str, dict[str, Matrix]]:
-        """Write up what one chunk of clients trained.
+    def _write_up(self, members: Index, learners: Learners) -> dict[str, dict[str, Matrix]]:
+        """Write up what one chunk of clients trained; they keep what their weighting learned.
 
         Args:
             members: [K].
             learners: of these clients.
-            keep: whether they keep what their loss weighting learned.
 
         Returns:
             Task -> "loss" and what `Balance.report` adds -> [K, 2].
@@ -310,7 +307,7 @@ class Residents:
         if balance is None:
             return trained
         report = balance.close(learners.sums, learners.values.device)
-        if keep and self.memory:
+        if self.memory:
             here = torch.from_numpy(members).to(self.own.device)
             for name, state in balance.state.items():
                 self.memory[name].index_copy_(0, here, state)

@@ -74,3 +74,38 @@ def test_ten_rounds_on_three_hosts_equal_ten_rounds_in_one_process(tmp_path, sou
             assert any("head" in name for name in kept)
             for name, values in heads[node.client].items():
                 np.testing.assert_allclose(kept[name], values, **CLOSE, err_msg=name)
+
+
+# What travels beside the trunk passes the guard; what stays home lies in the state folder, also
+# what the last evaluation fitted; a strategy's own trunks reach the nodes they are meant for.
+FEDERATED = {
+    "scaffold": ["federation.algorithm=scaffold"],
+    "ditto": ["federation.algorithm=ditto", "federation.strategy=fedavgm"],
+    "fedbabu": ["federation.algorithm=fedbabu"],
+    "heads per task": ["federation.heads=per-task", "federation.strategy=clustered"],
+}
+
+
+def test_algorithms_and_strategies_on_three_hosts_equal_those_in_one_process(tmp_path):
+    with Federation(tmp_path / "hosts", "school", CASES["school"]) as federation:
+        federation.start_nodes()
+        done: set[Path] = set()
+        for name, own in FEDERATED.items():
+            settings = ["federation.rounds=3", "training.momentum=0", *own]
+            run = federation.submit(*settings)
+            assert run.wait(600) == 0, run.said()
+            (folder,) = set(federation.run_folders()) - done
+            done.add(folder)
+            alone = tmp_path / name
+            simulate(federation.experiment(*settings), engine="loopback", out=alone)
+            ours, theirs = trunk_of(folder), trunk_of(alone)
+            assert ours.keys() == theirs.keys()
+            for array, values in theirs.items():
+                np.testing.assert_allclose(ours[array], values, **CLOSE, err_msg=f"{name} {array}")
+            assert_close(figures(folder), figures(alone))
+            kept = heads_at_home(alone)
+            for node in federation.nodes.values():
+                own_arrays = node.heads(folder, 3)
+                assert own_arrays.keys() == kept[node.client].keys(), name
+                for array, values in kept[node.client].items():
+                    np.testing.assert_allclose(own_arrays[array], values, **CLOSE, err_msg=array)

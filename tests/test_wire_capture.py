@@ -16,7 +16,7 @@ from common.clients import open_clients
 from common.errors import NothingLearnedError
 from common.experiment_file import load_experiment
 from common.model import build_model
-from common.sharing import STAYS
+from common.sharing import STAYS, travels_beside
 from common.weighting.balance import FIGURES
 from common.wire import REFUSED
 from server.federation import federate
@@ -223,6 +223,7 @@ WEIGHED = (
     "weighting remember of it"
 )
 TRUNK = "trunk parameters after local training"
+VARIATE = "the change of its control variate"
 STATISTICS = "running mean and variance of every batch-normalised feature"
 MIXED = """
 name = "mixed"
@@ -249,6 +250,7 @@ record = "gradients"
 scaling = "initial"
 [federation]
 rounds = 2
+algorithm = "scaffold"
 """
 
 
@@ -268,6 +270,7 @@ def test_the_page_on_privacy_names_all_that_can_leave_and_nothing_else():
         WEIGHED,
         TRUNK,
         STATISTICS,
+        VARIATE,
     }
 
 
@@ -287,7 +290,12 @@ def test_all_that_leaves_is_in_the_table_of_the_page(tmp_path, by):
     for reply in tap.sent:
         kind, content = reply.metadata.message_type, reply.content
         arrays = [name for record in content.array_records.values() for name in record]
-        values = [STATISTICS if STAYS["local-statistics"](n) else TRUNK for n in arrays]
+        values = [
+            VARIATE
+            if travels_beside(name)
+            else (STATISTICS if STAYS["local-statistics"](name) else TRUNK)
+            for name in arrays
+        ]
         for record in content.metric_records.values():
             assert all(len(key.split("/")) == 3 for key in record if key != "num-examples")
             values += [

@@ -21,7 +21,7 @@ from client.session import open_session
 from common.agreement import Agreement, Description, agree, missing_task
 from common.errors import DataError, FedMTLError
 from common.experiment import Experiment
-from common.sharing import add_beside
+from common.sharing import with_beside
 from common.wire import (
     ARRAYS,
     CONFIG,
@@ -99,7 +99,9 @@ def dry_run(experiment: Experiment, node_config: Mapping[str, Any], policy: Poli
     session = open_session(text, agreement.to_json(), Place.of(node_config))
     for kind in (MessageType.TRAIN, MessageType.EVALUATE):
         instruction = _instruction(experiment, text, agreement, policy)
-        trunk = add_beside(session.trainer.flat.read(session.trainer.shared), experiment)
+        trunk = session.trainer.flat.read(session.trainer.shared)
+        if kind == MessageType.TRAIN or experiment.evaluation.model == "personal":
+            trunk = with_beside(trunk, experiment)
         content = RecordDict({ARRAYS: pack_arrays(trunk), CONFIG: instruction.to_record()})
         exchanges.append(_ask(Message(content, NODE, kind), context, policy, experiment)[0])
     return DryRun(description, str(session.trainer.device), exchanges)

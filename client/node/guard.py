@@ -162,7 +162,7 @@ def _train(
     _require_records(content, {ARRAYS: ArrayRecord, METRICS: MetricRecord})
     received = unpack_arrays(arrays_of(message.content) or ArrayRecord())
     sent = arrays_of(content) or ArrayRecord()
-    if list(sent) != list(received):
+    if sent.keys() != received.keys():
         raise PolicyError("the reply's arrays are not those of the trunk it received")
     trunk = {name: _read_array(name, sent[name], like) for name, like in received.items()}
     metrics = _read_sums(content, policy.leaves, experiment)

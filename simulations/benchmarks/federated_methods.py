@@ -2,13 +2,15 @@
 
 Every method trains the same experiments on the same splits and seeds; plain FedAvg with joint
 training is the yardstick. A method with options is tried with each of those listed here, and the
-one with the lowest validation loss, over all seeds, is the one whose test figures are shown.
+one with the lowest validation loss, over all seeds, is the one whose test figures are shown. Called
+again with the same ``--out`` after it was stopped, it goes on.
 """
 
 import argparse
 import json
 import logging
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from simulations.simulate import choose_engine, simulate
 
 YARDSTICK = "joint"
 SGD = "training.optimiser=sgd training.momentum=0"
-PLAIN_DIGITS = f"digits {SGD} training.lr=0.1 federation.rounds=40"
+PLAIN_DIGITS = f"digits {SGD} training.lr=0.05 federation.rounds=40"
 DATA_SETS = {
     "School": "school",
     "Landmine": "landmine",
@@ -53,23 +55,22 @@ METHODS: dict[str, list[str]] = {
     "fedrep": options("fedrep", "head-epochs", 1, 5),
     "fedbabu": options("fedbabu", "fit-epochs", 5),
     "fedprox": options("fedprox", "mu", 0.01, 0.1),
-    "ditto": options("ditto", "pull", 0.01, 0.1, 1),
-    "mr-mtl": options("mr-mtl", "pull", 0.01, 0.1, 1),
+    "ditto": options("ditto", "pull", 0.1, 1, 10),
+    "mr-mtl": options("mr-mtl", "pull", 0.1, 1, 10),
     "scaffold": [f"federation.algorithm=scaffold {SGD}"],
     "apfl": options("apfl", "alpha", 0.25, 0.75),
     "fedala": options("fedala", "layers", 1),
     "local": ["federation.algorithm=local"],
     "whole-model": ["federation.algorithm=whole-model"],
     "fedavgm": ["federation.strategy=fedavgm"],
-    "fedadam": told("fedadam", "eta", 0.01, 0.03),
-    "fedyogi": told("fedyogi", "eta", 0.01),
+    "fedadam": told("fedadam", "eta", 0.003, 0.03),
+    "fedyogi": told("fedyogi", "eta", 0.003, 0.01),
     "fedadagrad": told("fedadagrad", "eta", 0.03),
     "qfedavg": ["federation.strategy=qfedavg"],
     "median": ["federation.strategy=median"],
     "trimmed-mean": ["federation.strategy=trimmed-mean"],
-    "conflict-averse, upgrad": told("conflict-averse", "aggregator", "upgrad"),
-    "conflict-averse, fedmgda+": told("conflict-averse", "aggregator", "fedmgda+"),
-    "task-aware": ["federation.strategy=task-aware"],
+    "conflict-averse": ["federation.strategy=conflict-averse"],
+    "task-aware": told("task-aware", "across", "mean", "mgda"),
     "clustered": ["federation.strategy=clustered"],
 }
 
@@ -121,12 +122,22 @@ def run_job(job: Job) -> Figures:
         experiment = job.experiment
         place = "-".join((job.data, job.method, job.settings, str(job.seed)))
         out = job.folder / "".join(c if c.isalnum() else "_" for c in place)
-        results = simulate(experiment, engine=choose_engine(experiment)[0], out=out)
+        results = read_results(out)  # of a benchmark that was stopped
+        if results is None:
+            shutil.rmtree(out, ignore_errors=True)
+            results = simulate(experiment, engine=choose_engine(experiment)[0], out=out)
     except FedMTLError as error:
         return Figures(math.inf, {}, str(error).splitlines()[0])
     read = results["best"] or results["final"]
     loss = (read["validation"] or {}).get("loss", math.nan)
     return Figures(loss, task_metrics(experiment, read["test"] or {}))
+
+
+def read_results(out: Path) -> dict[str, Any] | None:
+    """Read what a finished run came to; None where there is none."""
+    file = out / "results.json"
+    read: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
+    return read
 
 
 def summarise(
