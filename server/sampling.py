@@ -33,15 +33,17 @@ def choose_clients(
     Returns:
         Their names, sorted; none where nobody is there.
     """
-    described = roster.descriptions
-    sizes = {name: described[name].examples.get("train", 0) for name in roster.names}
+    sizes = dict.fromkeys(roster.names, 0)
+    if experiment.federation.sampling == "by-size":
+        described = roster.descriptions
+        sizes = {name: described[name].examples.get("train", 0) for name in sizes}
     return draw_clients(experiment, sizes, round_number, attempt)
 
 
 def draw_clients(
     experiment: Experiment, sizes: Mapping[str, int], round_number: int, attempt: int = 0
 ) -> list[str]:
-    """Draw as `choose_clients`, of clients by name with their training rows."""
+    """Draw as `choose_clients`, of clients by name with their rows, which 'by-size' goes by."""
     federation = experiment.federation
     trace = trace_of(federation.availability)
     names = [name for name in sorted(sizes) if trace.is_there(name, round_number)]
