@@ -55,9 +55,17 @@ class KeptModel:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Tasks that the client holds, in the experiment's order."""
+        """Tasks that the model answers for the client, in the experiment's order.
+
+        Where heads travel, it may have one of a task that the client lacks; where such a target is
+        standardised by the client's own rows, nobody knows what unit it would answer in.
+        """
         held = {task_of(name) for name in self.arrays if name.startswith("heads.")}
-        return tuple(task for task in self.experiment.tasks if task in held)
+        return tuple(
+            name
+            for name, task in self.experiment.tasks.items()
+            if name in held and (task.standardise == "none" or name in self.fitted.targets)
+        )
 
     def build(self) -> MultiTaskModel:
         """Build the model, ready to evaluate; other tasks' heads are as they were initialised.

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.algorithms.algorithm import LocalAlgorithm, open_algorithm
 from client.answers import Answer, read_output
 from client.kept_model import KeptModel
 from common.cells import count_rows, list_names
@@ -137,11 +138,19 @@ def describe_gaps(kept: KeptModel) -> Iterator[str]:
     """Say in a line each what a model does not answer, or answers otherwise than was measured."""
     lacking = [task for task in kept.experiment.tasks if task not in kept.tasks]
     if lacking:
-        yield f"client '{kept.client}' has no head for task {list_names(lacking)}: it is left out"
+        yield (
+            f"client '{kept.client}' has no head for task {list_names(lacking)}, or no labels to "
+            "give it a unit by: it is left out"
+        )
     if kept.experiment.evaluation.model == "personal":
         yield (
             "the run measured trunks after local epochs (evaluation.model 'personal'); here the "
             "trunk is as it was received"
+        )
+    if type(open_algorithm(kept.experiment)).receive is not LocalAlgorithm.receive:
+        yield (
+            f"federation.algorithm '{kept.experiment.federation.algorithm}' was measured as fitted "
+            "to the last trunk on the client's rows; here the trunk is mixed as last learned"
         )
 
 

@@ -28,11 +28,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
+from common.algorithms import CONTROL
 from common.errors import StateError
 from common.wire import FloatArray, overwrite_arrays, pack_arrays, unpack_arrays
 
 logger = logging.getLogger("fedmtl.client")
 
+VARIATES = f"kept.{CONTROL}."  # begins the names of a client's control variates
 OWN, INFO = "own-arrays", "own-info"  # keys of the records in Context.state
 GENERATIONS = 2
 SIMULATED = "partition-id"  # in the config of a simulated node alone
@@ -119,6 +121,10 @@ class FolderState:
             kept = [path for _, path in _generations(self.earlier)]
             if not kept:
                 logger.warning("no heads of the earlier run in %s: starting new ones", self.earlier)
+                return {}
+            # A new run's server starts its control variate at 0, which is their mean only at 0.
+            arrays = _read(kept[-1])
+            return {n: a for n, a in arrays.items() if not n.startswith(VARIATES)}
         return _read(kept[-1]) if kept else {}
 
     def save(self, round_number: int, arrays: Mapping[str, FloatArray]) -> None:

@@ -142,7 +142,8 @@ class Trainer:
             self.flat.values.copy_(self.initial)
         self.flat.write(shared)
         self.flat.write(kinds.parameters)
-        self.kept = kinds.kept
+        # What an earlier run's algorithm kept is of no use to another.
+        self.kept = {k: kinds.kept[k] for k in self.algorithm.KEEPS if k in kinds.kept}
         self._received = {
             kind: self._lay_out(
                 {n.removeprefix(f"{kind}."): a for n, a in beside.items()},

@@ -9,7 +9,7 @@ import csv
 import hashlib
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -116,6 +116,21 @@ def require_known(lines: Sequence[str], clients: Sequence[str]) -> None:
     strangers = trace_of(lines).strangers(clients)
     if strangers:
         raise ConfigError("\n".join(strangers))
+
+
+def leave_out(lines: Sequence[str], clients: Collection[str]) -> tuple[str, ...]:
+    """Leave out the lines of clients that take no part; nothing where no other has one.
+
+    >>> leave_out(["client,from-round,to-round", "anna,2,5", "bert,1,3"], ["anna"])
+    ('client,from-round,to-round', 'bert,1,3')
+    >>> leave_out(["client,from-round,to-round", "anna,2,5"], ["anna"])
+    ()
+    """
+    stays = trace_of(lines).stays
+    if not stays.keys() - clients:
+        return ()
+    gone = {stay.line for name in clients for stay in stays.get(name, ())}
+    return tuple(line for number, line in enumerate(lines, start=1) if number not in gone)
 
 
 def trace_problems(lines: Sequence[str]) -> list[str]:

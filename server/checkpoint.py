@@ -1,6 +1,6 @@
 """A run's state on disk after every round: whole or not there, and enough to go on exactly.
 
-Every save writes new files under names that carry the round, and then replaces
+Every save writes files, each whole, under names that carry the round, and then replaces
 ``checkpoint.json``, which names the files that belong together. A process killed at any moment
 leaves the previous checkpoint or the new one, never a mixture. A durable checkpoint is on the disk
 itself when `save` returns, so that a power failure leaves one of the two as well.
@@ -106,9 +106,7 @@ class Checkpoints:
         files = {role: f"{role}-{progress.round:08d}.safetensors" for role in tensors}
         try:
             for role, arrays in tensors.items():
-                save_file(dict(arrays), self.folder / files[role])
-                if self.durable:
-                    write_through(self.folder / files[role])
+                replace_arrays(self.folder / files[role], arrays, durable=self.durable)
             if self.keep_clients is not None:
                 files |= self.keep_clients(self.folder, progress.round)
             progress.files = files
@@ -208,6 +206,28 @@ def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
         raise
     if durable:
         write_through(path.parent)
+
+
+def replace_arrays(
+    path: Path,
+    arrays: Mapping[str, NDArray[Any]],
+    metadata: dict[str, str] | None = None,
+    *,
+    durable: bool = False,
+) -> None:
+    """Write arrays as `replace_text` writes text: what a checkpoint names is never half written.
+
+    The last evaluation may add to what was written after the last round, under the same name.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file(dict(arrays), partial, metadata=metadata)
+        if durable:
+            write_through(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # it would only fill a full disk
+        raise
 
 
 def write_through(path: Path) -> None:

@@ -33,16 +33,27 @@ def choose_clients(
     Returns:
         Their names, sorted; none where nobody is there.
     """
+    sizes = dict.fromkeys(roster.names, 0)
+    if experiment.federation.sampling == "by-size":
+        described = roster.descriptions
+        sizes = {name: described[name].examples.get("train", 0) for name in sizes}
+    return draw_clients(experiment, sizes, round_number, attempt)
+
+
+def draw_clients(
+    experiment: Experiment, sizes: Mapping[str, int], round_number: int, attempt: int = 0
+) -> list[str]:
+    """Draw as `choose_clients`, of clients by name with their rows, which 'by-size' goes by."""
     federation = experiment.federation
     trace = trace_of(federation.availability)
-    names = [name for name in roster.names if trace.is_there(name, round_number)]
+    names = [name for name in sorted(sizes) if trace.is_there(name, round_number)]
     count = count_asked(federation, len(names))
     if count == len(names):
         return names
     stream = ("sampling", round_number, *((attempt,) if attempt else ()))
     if federation.sampling == "by-size":
-        sizes = {name: roster.descriptions[name].examples.get("train", 0) for name in names}
-        return sample_by_size(sizes, count, experiment.seed, *stream)
+        there = {name: sizes[name] for name in names}
+        return sample_by_size(there, count, experiment.seed, *stream)
     return sorted(sample_names(names, count, experiment.seed, *stream))
 
 

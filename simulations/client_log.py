@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from common.wire import FloatArray
+from server.checkpoint import replace_arrays
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def write_clients(path: Path, entries: Mapping[str, Own]) -> None:
         names = [name for name, _ in layout]
         rounds = [entries[client].round for client in clients]
         about.append({"names": names, "clients": clients, "rounds": rounds})
-    save_file(tensors, path, metadata={"groups": json.dumps(about)})
+    replace_arrays(path, tensors, {"groups": json.dumps(about)})
 
 
 def read_clients(path: Path) -> dict[str, Own]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from common.agreement import require_clients
 from common.algorithms import ALGORITHMS
+from common.availability import leave_out
 from common.cells import list_names
 from common.clients import open_clients
 from common.errors import ConfigError
@@ -90,7 +91,9 @@ _FORMS = (
 
 
 def divide(experiment: Experiment, holdout: Holdout | None) -> tuple[Experiment, tuple[str, ...]]:
-    """Leave the held-out clients out of an experiment; splits and partition stay as they are.
+    """Leave the held-out clients out of an experiment, of its trace, too.
+
+    Splits and partition stay as they are.
 
     Returns:
         The experiment of those that take part, and the names of the others.
@@ -103,6 +106,9 @@ def divide(experiment: Experiment, holdout: Holdout | None) -> tuple[Experiment,
     names = open_clients(experiment).names
     held_out = holdout.draw(names, experiment.seed)
     rest = tuple(name for name in names if name not in held_out)
+    trace = leave_out(experiment.federation.availability, held_out)
+    federation = experiment.federation.model_copy(update={"availability": trace})
+    experiment = experiment.model_copy(update={"federation": federation})
     return with_clients(experiment, rest), held_out
 
 

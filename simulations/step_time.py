@@ -1,9 +1,10 @@
 """How long a local training step took, from the record of a run."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 
-from common.seeding import sample_names
+from client.algorithms.algorithm import open_algorithm
+from server.sampling import draw_clients
 from simulations.run_record import Figures, RunRecord
 
 MEANING = (
@@ -17,10 +18,11 @@ def ms_per_step(record: RunRecord) -> float:
     """Divide the time of rounds by the local steps in them, in milliseconds.
 
     A local step is one optimiser step of one client on one batch: a client with n training rows
-    takes ``epochs * ceil(n / batch-size)`` of them in a round that asks it, whether or not its
-    reply could be used. The time is all of ``time_s`` in metrics.jsonl: local training, evaluation
-    on the training reply or by messages, messages and averaging, not the checkpoint. The first
-    round, which encodes the clients' data and warms up, is left out where there is another.
+    takes ``passes * ceil(n / batch-size)`` of them whenever it is asked, whether or not its reply
+    could be used. The passes are the algorithm's, such as FedRep's over heads and trunk; what is
+    fitted in an evaluation is none. The time is all of ``time_s`` in metrics.jsonl: local training,
+    evaluation on the training reply or by messages, messages and averaging, not the checkpoint. The
+    first round, which encodes the clients' data and warms up, is left out where there is another.
 
     Returns:
         NaN where the run did not end, or left a client out of its last evaluation, so that its
@@ -29,25 +31,30 @@ def ms_per_step(record: RunRecord) -> float:
     results = record.results
     if results is None or results["warnings"]:
         return math.nan
-    steps = {
-        name: count_steps(record, client["examples"]["train"])
-        for name, client in results["clients"].items()
-    }
+    sizes = {name: client["examples"]["train"] for name, client in results["clients"].items()}
+    passes = open_algorithm(record.experiment).passes
+    steps = {name: passes * count_batches(record, rows) for name, rows in sizes.items()}
     rounds = record.rounds[1:] or record.rounds
-    total = sum(steps[name] for line in rounds for name in clients_asked(record, steps, line))
+    total = sum(steps[name] for line in rounds for name in clients_asked(record, sizes, line))
     return 1000 * sum(line["time_s"] for line in rounds) / total if total else math.nan
 
 
-def count_steps(record: RunRecord, rows: int) -> int:
-    """Count the optimiser steps of a client in one round."""
-    training = record.experiment.training
-    return training.epochs * math.ceil(rows / training.batch_size)
+def count_batches(record: RunRecord, rows: int) -> int:
+    """Count the batches of a client's epoch."""
+    return math.ceil(rows / record.experiment.training.batch_size)
 
 
-def clients_asked(record: RunRecord, clients: Iterable[str], line: Figures) -> list[str]:
-    """Draw a round's clients again, as `server.strategy.TrunkStrategy.choose` did."""
-    names = list(clients)
-    if record.experiment.federation.clients_per_round == "all":
-        return names
-    asked = line["clients"]["asked"]
-    return sample_names(names, asked, record.experiment.seed, "sampling", line["round"])
+def clients_asked(record: RunRecord, sizes: Mapping[str, int], line: Figures) -> list[str]:
+    """Draw a round's clients again, as the server did; those of repeated attempts more than once.
+
+    Args:
+        record: of the run.
+        sizes: client -> its training rows.
+        line: of the round.
+    """
+    attempts = len(line.get("lost-attempts", ())) + 1
+    return [
+        name
+        for attempt in range(attempts)
+        for name in draw_clients(record.experiment, sizes, line["round"], attempt)
+    ]

@@ -246,6 +246,20 @@ def test_nodes_that_restart_before_every_message_lose_nothing(
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_what_another_algorithm_kept_in_an_earlier_run_is_let_go(planned, algorithm):
+    experiment = planned(algorithm)
+    clients, agreement = read_clients(experiment)
+    trainer = Trainer(experiment, input_shapes(agreement), torch.device("cpu"))
+    trunk = initial_trunk(experiment, agreement)
+    kinds = ("personal", "mixing", "control", "unheard-of")
+    names = list(trainer.flat.layout.slices)
+    own = {f"kept.{kind}.{n}": trainer.flat.read([n])[n] for kind in kinds for n in names}
+    trainer.load(trunk, own)
+    found = {n.split(".")[1] for n in trainer.own_arrays(clients[0].tasks) if n.startswith("kept.")}
+    assert found == set(trainer.algorithm.KEEPS)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_under_batch_norm_every_reply_is_usable(planned, tmp_path, algorithm):
     """Unlike clients' variances move far in a round; a variance below 0 would give no number."""
     tables = {"trunk": {"norm": "batch"}, "training": {"epochs": 5}}

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from client.answers import read_output
 from client.kept_model import open_kept
-from client.prediction import Predictions, name_columns, predict
+from client.prediction import Predictions, describe_gaps, name_columns, predict
 from client.row_files import read_rows, write_predictions
 from common.clients import open_clients
 from common.dataset import TargetScale
@@ -194,6 +194,25 @@ def test_answers_are_in_the_target_s_unit():
     np.testing.assert_allclose(value.numpy(), np.expm1([[5.0], [2.0]]))
 
 
+@pytest.mark.parametrize(("standardise", "tasks"), [("none", ("y",)), ("client", ())])
+def test_a_task_is_not_answered_in_a_unit_that_nobody_knows(standardise, tasks):
+    """As of a client without labels of its own, where heads travel."""
+    experiment = plan(tasks={"y": {"kind": "regression", "standardise": standardise}})
+    assert untrained(experiment, table()).tasks == tasks
+    scaling = Fitted(targets={"y": Scaling(np.zeros(1), np.ones(1))})
+    assert untrained(experiment, table(), scaling).tasks == ("y",)
+
+
+@pytest.mark.parametrize(("algorithm", "notes"), [("fedala", 1), ("ditto", 0), ("joint", 0)])
+def test_a_mixture_that_a_prediction_cannot_learn_anew_is_told(algorithm, notes):
+    experiment = plan()
+    federation = experiment.federation.model_copy(update={"algorithm": algorithm})
+    experiment = experiment.model_copy(update={"federation": federation})
+    told = list(describe_gaps(untrained(experiment, table())))
+    assert len(told) == notes
+    assert all("mixed as last learned" in note for note in told)
+
+
 def test_columns_are_named_after_task_and_class(kept):
     outputs = {"kind": 3, "stage": 3, "flag": 1, "side-effect": 1, "marks": 2, "size": 1}
     outputs |= {"place": 2, "cost": 1}
@@ -288,7 +307,7 @@ def test_a_client_s_test_rows_have_the_metric_that_the_federation_reports(
 
 def test_a_task_that_the_client_lacks_is_left_out_and_said(trained, fedmtl, new_rows, tmp_path):
     result = fedmtl("predict", trained, "--client", "b", "--rows", new_rows, "--out", "p.csv")
-    assert "client 'b' has no head for task 'kind': it is left out" in result.stderr
+    assert "client 'b' has no head for task 'kind', or no labels" in result.stderr
     columns = pd.read_csv(tmp_path / "p.csv").columns
     assert not [c for c in columns if c.startswith("predicted.kind")]
     assert "predicted.stage" in columns

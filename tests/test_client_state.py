@@ -90,6 +90,15 @@ def test_runs_do_not_share_heads_unless_told_to(tmp_path):
     assert first(open_state(node(tmp_path), "a", "second", heads_from="first").load(2)) == 8
 
 
+def test_an_earlier_runs_control_variates_stay_with_it(tmp_path):
+    """The server of a new run starts its own at 0, which is then their mean."""
+    kept = {**heads(7), "kept.control.trunk.w": np.ones(2, np.float32)}
+    open_state(node(tmp_path), "a", "first").save(20, kept)
+    assert open_state(node(tmp_path), "a", "first").load(21).keys() == kept.keys()
+    later = open_state(node(tmp_path), "a", "second", heads_from="first").load(1)
+    assert later.keys() == heads(7).keys()
+
+
 def test_heads_of_an_earlier_run_need_a_state_folder():
     with pytest.raises(StateError, match="no state folder"):
         open_state(node(), "a", "second", heads_from="first")

@@ -84,15 +84,20 @@ def test_a_later_checkpoint_removes_the_strategys_earlier_file(saved):
     assert saved.load_strategy(progress) == {}
 
 
-def test_a_state_that_cannot_be_written_leaves_the_checkpoint_before(saved, monkeypatch):
-    def refuse(tensors, path):
-        if "strategy" in path.name:
-            raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("round_number", [1, 2])
+def test_a_state_that_cannot_be_written_leaves_the_checkpoint_before(
+    saved, monkeypatch, round_number
+):
+    """Of the next round, or of the same one, whose files have the same names."""
+
+    def refuse(tensors, path, metadata):
         path.write_bytes(b"")
+        if "strategy" in path.name or round_number == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", refuse)
     with pytest.raises(CheckpointError, match="cannot be written: No space left"):
-        saved.save(Progress("one", round=2), TRUNK)
+        saved.save(Progress("one", round=round_number), TRUNK)
     assert saved.load("one")[0].round == 1
     assert {path.name for path in saved.folder.iterdir()} == {"checkpoint.json", *FILES}
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -241,14 +242,43 @@ def test_a_run_that_did_not_end_or_lost_a_client_has_no_time_per_step(tmp_path):
     assert math.isnan(ms_per_step(read_run(tmp_path)))
 
 
-def test_steps_are_counted_of_the_clients_that_a_round_drew(tmp_path):
+BY_SIZE = "federation.sampling=by-size"
+TRACE = 'federation.availability=["client,from-round,to-round", "client-004,3,9"]'
+
+
+@pytest.mark.parametrize("more", [[], [BY_SIZE], [TRACE], [BY_SIZE, TRACE]])
+def test_steps_are_counted_of_the_clients_that_a_round_drew(tmp_path, more):
     sampled = ["partition.clients=5", "federation.clients-per-round=2", "partition.kind=dirichlet"]
     unlike = [*sampled, "partition.by=digit", "partition.alpha=0.3", "federation.rounds=4"]
-    experiment = load_experiment("digits", unlike)
+    experiment = load_experiment("digits", [*unlike, *more])
     simulate(experiment, engine="loopback", out=tmp_path / "run")
     record = read_run(tmp_path / "run")
     clients = record.results["clients"]
-    assert len({c["examples"]["train"] for c in clients.values()}) == 5  # a wrong draw would show
+    sizes = {name: client["examples"]["train"] for name, client in clients.items()}
+    assert len({*sizes.values()}) == 5  # a wrong draw would show
     for line in record.rounds:
-        rows = sum(clients[c]["examples"]["train"] for c in clients_asked(record, clients, line))
+        rows = sum(sizes[name] for name in clients_asked(record, sizes, line))
         assert line["train"]["tasks"]["digit"]["examples"] == rows * experiment.training.epochs
+
+
+def test_clients_of_lost_attempts_count_too():
+    experiment = load_experiment("digits", ["federation.clients-per-round=2"])
+    record = SimpleNamespace(experiment=experiment)
+    sizes = dict.fromkeys("abcdef", 100)
+    once = clients_asked(record, sizes, {"round": 1})
+    twice = clients_asked(record, sizes, {"round": 1, "lost-attempts": [{}]})
+    assert (len(once), twice[:2], len(twice)) == (2, once, 4)
+
+
+def test_steps_of_every_pass_over_the_rows_count(tmp_path):
+    settings = ["federation.algorithm=fedrep", "federation.algorithm-options.head-epochs=3"]
+    tiny = ["partition.clients=2", "federation.rounds=2", "training.epochs=1", "trunk.widths=[4]"]
+    experiment = load_experiment("digits", [*settings, *tiny])
+    simulate(experiment, engine="loopback", out=tmp_path / "run")
+    record = read_run(tmp_path / "run")
+    batches = sum(
+        math.ceil(client["examples"]["train"] / experiment.training.batch_size)
+        for client in record.results["clients"].values()
+    )
+    expected = 1000 * record.rounds[1]["time_s"] / (4 * batches)
+    assert ms_per_step(record) == pytest.approx(expected)

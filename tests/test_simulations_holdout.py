@@ -38,6 +38,15 @@ def digits(*settings):
     return load_experiment("digits", [*QUICK, *settings])
 
 
+def test_a_trace_of_a_held_out_client_goes_with_it():
+    trace = ["client,from-round,to-round", "client-001,1,1", "client-002,1,9"]
+    experiment = digits(f"federation.availability={trace}")
+    rest, _ = divide(experiment, Holdout(names=("client-001",)))
+    assert rest.federation.availability == (trace[0], trace[2])
+    rest, _ = divide(experiment, Holdout(names=("client-001", "client-002")))
+    assert rest.federation.availability == ()
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """Two seeds of four clients, one of them held out."""
