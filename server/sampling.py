@@ -13,6 +13,7 @@ from common.availability import is_sealed, require_known, trace_of
 from common.errors import ConfigError
 from common.experiment import Experiment, Federation
 from common.seeding import numpy_generator, sample_names
+from server.client_weights import MOST_EXAMPLES
 from server.roster import Roster
 
 # A share times a number is off by less than this where it should be whole: 10 * 1.1 is above 11.
@@ -41,7 +42,8 @@ def choose_clients(
         return names
     stream = ("sampling", round_number, *((attempt,) if attempt else ()))
     if federation.sampling == "by-size":
-        sizes = {name: roster.descriptions[name].examples.get("train", 0) for name in names}
+        claimed = {name: roster.descriptions[name].examples.get("train", 0) for name in names}
+        sizes = {name: min(size, MOST_EXAMPLES) for name, size in claimed.items()}
         return sample_by_size(sizes, count, experiment.seed, *stream)
     return sorted(sample_names(names, count, experiment.seed, *stream))
 
@@ -52,7 +54,7 @@ def count_asked(federation: Federation, there: int) -> int:
     if wanted == "all":
         return there
     more = round(wanted * (1 + federation.over_selection), ROUNDING)
-    return min(math.ceil(more), there)
+    return math.ceil(min(more, there))
 
 
 def sample_by_size(
