@@ -249,6 +249,13 @@ def _idle_sharing(experiment: "Experiment") -> Iterator[str]:
             f"federation.algorithm '{federation.algorithm}', which shares "
             f"{'everything' if shares == 'all' else 'nothing'}; remove it"
         )
+    has_common = trunk.has_layers and SHARINGS[trunk.sharing].has_common_parts
+    is_measured = federation.affinity_every and _is_given(federation, "affinity_every")
+    if is_measured and (shares == "nothing" or not has_common):
+        yield (
+            "federation.affinity-every is for updates of a part of the trunk that all tasks share, "
+            f"of which there is none here, got {federation.affinity_every}; remove it"
+        )
     if shares != "nothing":
         return
     if _is_given(trunk, "norm_parameters"):

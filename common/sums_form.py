@@ -10,6 +10,7 @@ from common.model import output_width
 from common.weighting.balance import FIGURES, STATE, Rules
 
 NOT_FINITE = "is not finite; a smaller training.lr may help"
+LARGEST = 1e100  # no honest error is larger, and the squares of such sums can still be added up
 
 
 class SumsForm:
@@ -19,6 +20,8 @@ class SumsForm:
         self.experiment = experiment
         rules = Rules(experiment)
         self._weighting = dict.fromkeys((*FIGURES, *(STATE + n for n in rules.initial)), 2)
+        # Name -> its first number that counts something, and cannot be negative; so are the rest.
+        self._counts = dict.fromkeys(METRICS, 0) | dict.fromkeys(("loss", *self._weighting), 1)
 
     def fault(self, task: str, numbers: Mapping[str, list[float]]) -> str | None:
         """Say what is wrong with one task's sums, or None."""
@@ -31,9 +34,19 @@ class SumsForm:
             settings.metric_name: METRICS[settings.metric_name].length(outputs),
             **self._weighting,
         }
+        if "loss" not in numbers:
+            return "loss is missing"
         for name, values in numbers.items():
             if len(values) != lengths.get(name):
                 return f"{name} has {len(values)} numbers, expected {lengths.get(name)}"
             if not np.isfinite(values).all():
                 return f"{name} {NOT_FINITE}"
+            if np.abs(values).max() > LARGEST:
+                return f"{name} holds a number beyond {LARGEST:g}"
+            if min(self._counted(name, values)) < 0:
+                return f"{name} holds a negative number where it counts"
         return None
+
+    def _counted(self, name: str, values: list[float]) -> list[float]:
+        """Pick the numbers that count rows, steps or errors; of targets, "r2" has signed sums."""
+        return values[:1] if name == "r2" else values[self._counts[name] :]

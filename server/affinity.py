@@ -6,16 +6,17 @@ what one task's step does to another's loss; the cosine of their updates is the 
 server sees without a further message.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.aggregation.rule import Updates
-from server.aggregation.sketch import common_part, directions
+from server.aggregation.sketch import common_columns
 
 Floats = NDArray[np.float64]
+BLOCK = 2**18  # numbers of the updates that are looked at at once
 MOST_CLIENTS = 200  # of a matrix over clients; a larger federation has that over tasks alone
 
 
@@ -47,30 +48,40 @@ class Affinity:
         """Take in a round; what it holds is not changed."""
         if not self.is_due(updates.round):
             return
-        units = directions(common_part(updates.steps, updates.columns))
-        moves = units.any(axis=1)  # an update of zero has no direction
+        squares = sum((np.square(part).sum(axis=1) for part in _parts(updates)), _zeros(updates))
+        moves = squares > 0  # an update of zero has no direction
         if moves.sum() < 2:
             return
-        units, names = units[moves], [updates.clients[k] for k in np.flatnonzero(moves).tolist()]
+        names = [updates.clients[k] for k in np.flatnonzero(moves).tolist()]
         self.rounds += 1
-        self._count_tasks(units, updates.labelled[moves] > 0)
-        self._count_clients(units, names)
+        self._meet(names)
+        lengths = np.sqrt(squares[moves])[:, None]
+        held = (updates.labelled[moves] > 0).astype(np.float64)
+        size = 0 if self.clients is None else len(names)
+        between, across = np.zeros((size, size)), np.zeros(self._task_sums.shape)
+        for part in _parts(updates):
+            units = (part if moves.all() else part[moves]) / lengths  # [K, columns of the part]
+            sums = held.T @ units
+            across += sums @ sums.T
+            if self.clients is not None:
+                between += units @ units.T
+        self._count_tasks(across, held)
+        self._count_clients(between, names)
 
-    def _count_tasks(self, units: NDArray[np.float32], holds: NDArray[np.bool_]) -> None:
+    def _count_tasks(self, across: Floats, held: Floats) -> None:
         """Add up cosines over pairs of holders: of sums of directions, without pairs with oneself.
 
         Args:
-            units: [K, Q], of length 1.
-            holds: [K, T].
+            across: [T, T], products of the sums over each task's holders.
+            held: [K, T], 1 or 0.
         """
-        held = holds.astype(np.float64)
         both = held.T @ held  # [T, T], clients that hold both
-        sums = (held.T.astype(np.float32) @ units).astype(np.float64)
-        self._task_sums += sums @ sums.T - both
+        self._task_sums += across - both
         counts = held.sum(axis=0)
         self._task_pairs += np.outer(counts, counts) - both
 
-    def _count_clients(self, units: NDArray[np.float32], names: Sequence[str]) -> None:
+    def _meet(self, names: Sequence[str]) -> None:
+        """Make room for clients not met before; for none, where they are too many."""
         if self.clients is None:
             return
         fresh = sorted(set(names) - set(self.clients))
@@ -82,10 +93,14 @@ class Affinity:
         wider = (0, len(fresh))
         self._client_sums = np.pad(self._client_sums, (wider, wider))
         self._client_pairs = np.pad(self._client_pairs, (wider, wider))
+
+    def _count_clients(self, between: Floats, names: Sequence[str]) -> None:
+        if self.clients is None:
+            return
         places = np.array([self.clients.index(name) for name in names])
         block = np.ix_(places, places)
         apart = 1 - np.eye(len(places))
-        self._client_sums[block] += (units @ units.T).astype(np.float64) * apart
+        self._client_sums[block] += between * apart
         self._client_pairs[block] += apart
 
     def figures(self) -> dict[str, Any] | None:
@@ -137,6 +152,22 @@ class Affinity:
             self.clients = [bytes(row).rstrip(b"\0").decode() for row in rows]
             self._client_sums = _symmetric(state["client_sums"], len(rows))
             self._client_pairs = _symmetric(state["client_pairs"], len(rows))
+
+
+def _parts(updates: Updates) -> Iterator[Floats]:
+    """Cut updates into a few columns each, of those that all tasks share, [K, columns].
+
+    All together, in double precision, would be many times the rows' memory.
+    """
+    width = max(1, BLOCK // len(updates.clients))
+    for place in common_columns(updates.columns):
+        for start in range(place.start, place.stop, width):
+            cut = slice(start, min(start + width, place.stop))
+            yield np.subtract(updates.rows[:, cut], updates.before[..., cut], dtype=np.float64)
+
+
+def _zeros(updates: Updates) -> Floats:
+    return np.zeros(len(updates.clients))
 
 
 def _symmetric(above: NDArray[Any], size: int) -> Floats:

@@ -37,7 +37,8 @@ class Progress:
         received_bytes: payload received from clients so far.
         best: the evaluation with the lowest validation loss so far, as in metrics.jsonl.
         lowest_loss: its validation loss.
-        waited: evaluations since then.
+        waited: evaluations since then, of trunks that had moved.
+        judged_moves: how often the trunk had moved when it was judged last.
         usable_rounds: rounds with at least one usable reply.
         skipped_rounds: rounds that lost too many replies, or had nobody to ask.
         repeats: how often a round was asked again, over all rounds.
@@ -57,6 +58,7 @@ class Progress:
     best: dict[str, Any] | None = None
     lowest_loss: float | None = None
     waited: int = 0
+    judged_moves: int = 0
     usable_rounds: int = 0
     skipped_rounds: int = 0
     repeats: int = 0

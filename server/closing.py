@@ -12,6 +12,7 @@ logger = logging.getLogger("fedmtl.server")
 SILENT = "no answer in time"
 CLOSED = "came after the round had closed"
 NOBODY = "no client was there"
+UNUSABLE = "no reply was usable"
 ROUNDING = 9  # digits; a share times a number may miss the whole number that it should be
 
 

@@ -17,7 +17,7 @@ from common.wire import (
     unpack_arrays,
 )
 from server.bulk import BulkGrid, BulkReplies, ask_groups
-from server.closing import NOBODY, Closing, Tally, warn
+from server.closing import NOBODY, UNUSABLE, Closing, Tally, warn
 from server.patient_grid import PatientGrid
 from server.replies import NO_NUMBER
 from server.roster import Roster
@@ -37,6 +37,7 @@ class Outcome:
         sent_bytes: payload sent, over all clients.
         received_bytes: payload received.
         loss: why the round is lost, which leaves the trunk as it was; empty where it is not.
+        notes: what else the round's record is to tell of how trunks were combined.
     """
 
     asked: int
@@ -46,6 +47,7 @@ class Outcome:
     sent_bytes: int = 0
     received_bytes: int = 0
     loss: str = ""
+    notes: Sequence[str] = ()
 
 
 class Exchange(Protocol):
@@ -98,9 +100,9 @@ class MessageExchange:
         if tally.loss:
             self.strategy.aggregate_evaluate(number, usable)  # figures only
             return replace(self._outcome(messages, replies, None, tally), loss=tally.loss)
-        combined, _ = self.strategy.aggregate_train(number, usable)
+        combined, _ = self.strategy.aggregate_train(number, replies)
         following = None if combined is None else unpack_arrays(combined)
-        return self._outcome(messages, replies, following, tally)
+        return told(self._outcome(messages, replies, following, tally), self.strategy)
 
     def evaluate(self, trunk: Mapping[str, FloatArray], instruction: Instruction) -> Outcome:
         """Have all clients evaluate."""
@@ -187,8 +189,8 @@ class BulkExchange:
         else:
             following = self.strategy.combine(instruction.round, trunk, replies)
         outcome = self._outcome(len(clients), trunk, instruction, replies, following)
-        left_out = {**outcome.left_out, **missing}
-        return replace(outcome, left_out=left_out, loss=tally.loss)
+        outcome = replace(outcome, left_out={**outcome.left_out, **missing}, loss=tally.loss)
+        return told(outcome, self.strategy)
 
     def evaluate(self, trunk: Mapping[str, FloatArray], instruction: Instruction) -> Outcome:
         """Have all clients evaluate."""
@@ -215,6 +217,12 @@ class BulkExchange:
         left_out = dict(self.strategy.last.left_out)
         sums = replies.sums.without(left_out) if left_out else replies.sums
         return Outcome(asked, sums, following, left_out, sent * asked, received)
+
+
+def told(outcome: Outcome, strategy: TrunkStrategy) -> Outcome:
+    """Add what the strategy has to tell: why there is no next trunk, and its notes."""
+    loss = outcome.loss or strategy.last.loss or (UNUSABLE if outcome.trunk is None else "")
+    return replace(outcome, loss=loss, notes=tuple(strategy.last.notes))
 
 
 def nobody() -> Outcome:

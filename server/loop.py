@@ -20,6 +20,7 @@ from common.experiment import Experiment
 from common.weighting.balance import STATE, Rules
 from common.wire import FloatArray, Instruction
 from server.checkpoint import Checkpoints, Progress
+from server.closing import UNUSABLE
 from server.exchange import Exchange, Outcome
 from server.figures import Figures, mean_figures, split_figures, task_figures
 from server.roster import Roster
@@ -61,6 +62,7 @@ class RoundLoop:
         self.folder, self.checkpoints, self.progress = folder, checkpoints, progress
         self.watch = watch
         self._reasons: Counter[str] = Counter()  # why replies of this sitting were left out
+        self._losses: Counter[str] = Counter()  # why its rounds were skipped
         self._saved_at, self._saved_round = -math.inf, progress.round
         self.weights = experiment.task_weights()
         self.rules = Rules(experiment)
@@ -137,14 +139,17 @@ class RoundLoop:
             "clients": participation(outcome),
             "lost-attempts": [participation(earlier) for earlier in lost],
             "skipped": outcome.loss or None,
+            "notes": list(outcome.notes),
             "weights": {**self.weights, **mean_figures(outcome.sums, "train", "weight")},
             "train": self._train_figures(outcome.sums),
             "evaluation": self._evaluation(number - 1, outcome.sums) if rides else None,
         }
+        moves = self.progress.usable_rounds
         trunk = self._advance(trunk, outcome)
         if evaluation.by == "message" and number % evaluation.every == 0:
             line["evaluation"] = self._evaluation(number, self.evaluate(trunk).sums)
-        self._judge(line["evaluation"])
+            moves = self.progress.usable_rounds
+        self._judge(line["evaluation"], moves)
         line["time_s"] = time.perf_counter() - started
         self.progress.elapsed_s += line["time_s"]
         line["elapsed_s"] = self.progress.elapsed_s
@@ -180,14 +185,14 @@ class RoundLoop:
         """Note that a round is done; returns the trunk that it leaves."""
         progress, following = self.progress, outcome.trunk
         progress.round += 1
-        if outcome.loss:
+        for note in outcome.notes:
+            logger.warning("round %d: %s", progress.round, note)
+        if following is None:
             logger.warning("round %d is skipped: %s", progress.round, outcome.loss)
             progress.skipped_rounds += 1
+            self._losses[outcome.loss] += 1
             return trunk
         self._remember(outcome.sums)
-        if following is None:
-            logger.warning("round %d: no usable reply; the trunk stays as it was", progress.round)
-            return trunk
         progress.usable_rounds += 1
         return following
 
@@ -238,8 +243,10 @@ class RoundLoop:
         what = f"nothing was learned: no reply was usable in any of {done} rounds"
         if self.progress.usable_rounds:
             what = "no client could evaluate the last trunk"
-        elif skipped:
+        elif skipped and {*self._losses} != {UNUSABLE}:
             what = f"nothing was learned: {skipped} of {done} rounds were skipped"
+            for loss, _ in self._losses.most_common(1):
+                what += f" ({loss})"
         for reason, count in self._reasons.most_common(1):
             share = f"{count} of {self._reasons.total()} replies"
             what += f"; the commonest reason ({share}): {' '.join(reason.split())}"
@@ -281,8 +288,14 @@ class RoundLoop:
             figures[split] = split_figures(self.experiment, sums, split, self.weights)
         return figures
 
-    def _judge(self, evaluation: Figures | None) -> None:
-        """Compare with the best so far; only evaluations by all clients can be the best."""
+    def _judge(self, evaluation: Figures | None, moves: int) -> None:
+        """Compare with the best so far; only evaluations by all clients can be the best.
+
+        Args:
+            evaluation: of a trunk.
+            moves: how often the trunk had moved by then. Who judges the same one again, after
+                rounds that were skipped, waits no longer for a better one.
+        """
         if not evaluation or not evaluation["validation"]:
             return
         loss, progress = evaluation["validation"]["loss"], self.progress
@@ -290,8 +303,9 @@ class RoundLoop:
             progress.lowest_loss, progress.waited = loss, 0
             if evaluation["clients"] == len(self.roster.node_ids):
                 progress.best = evaluation
-        else:
+        elif moves > progress.judged_moves:
             progress.waited += 1
+        progress.judged_moves = moves
 
     def _client_figures(self, name: str, sums: SumTable) -> Figures:
         described = self.roster.descriptions[name]

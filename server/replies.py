@@ -40,15 +40,24 @@ class RoundReplies:
         examples: accepted clients -> training rows; empty for replies of an engine in bulk.
         sums: accepted clients -> sums and counts per split and task; likewise.
         left_out: other clients -> the reason.
+        faulty: those left out whose own reply came and could not be used; a refusal, or silence,
+            is none.
+        loss: why the rule left the trunk as it was; empty where it did not.
+        notes: what else the round's record is to tell of how trunks were combined.
     """
 
     examples: dict[str, int] = field(default_factory=dict)
     sums: dict[str, SplitSums] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    faulty: set[str] = field(default_factory=set)
+    loss: str = ""
+    notes: list[str] = field(default_factory=list)
 
-    def leave_out(self, name: str, reason: str) -> None:
+    def leave_out(self, name: str, reason: str, *, is_faulty: bool = True) -> None:
         """Note, and log, that a client's reply is not used."""
         self.left_out[name] = reason
+        if is_faulty:
+            self.faulty.add(name)
         logger.warning("%s left out: %s", name, reason)
 
 
@@ -88,7 +97,8 @@ class ReplyReader:
                 if with_arrays:
                     self._read_trunk(reply, rows[len(found.examples)])
             except MalformedReplyError as fault:
-                found.leave_out(name, str(fault))
+                is_own = name in self.roster.node_ids and name not in found.examples
+                found.leave_out(name, str(fault), is_faulty=is_own and not reply.has_error())
                 continue
             found.examples[name], found.sums[name] = examples, sums
         return found, rows[: len(found.examples)]

@@ -13,6 +13,7 @@ from common.availability import is_sealed, require_known, trace_of
 from common.errors import ConfigError
 from common.experiment import Experiment, Federation
 from common.seeding import numpy_generator, sample_names
+from server.client_weights import MOST_EXAMPLES
 from server.roster import Roster
 
 # A share times a number is off by less than this where it should be whole: 10 * 1.1 is above 11.
@@ -52,7 +53,7 @@ def draw_clients(
         return names
     stream = ("sampling", round_number, *((attempt,) if attempt else ()))
     if federation.sampling == "by-size":
-        there = {name: sizes[name] for name in names}
+        there = {name: min(sizes[name], MOST_EXAMPLES) for name in names}
         return sample_by_size(there, count, experiment.seed, *stream)
     return sorted(sample_names(names, count, experiment.seed, *stream))
 
@@ -63,7 +64,7 @@ def count_asked(federation: Federation, there: int) -> int:
     if wanted == "all":
         return there
     more = round(wanted * (1 + federation.over_selection), ROUNDING)
-    return min(math.ceil(more), there)
+    return math.ceil(min(more, there))
 
 
 def sample_by_size(

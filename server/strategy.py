@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from common.errors import ConfigError, ShapeError
+from common.errors import CheckpointError, ConfigError, ShapeError
 from common.experiment import Experiment
 from common.methods import make_options
 from common.strategies import STRATEGIES
@@ -18,12 +18,14 @@ from common.wire import ARRAYS, CONFIG, FloatArray, pack_arrays, unpack_arrays
 from server.affinity import Affinity
 from server.aggregation.rule import Rule, Updates, weighted_mean
 from server.bulk import BulkReplies
+from server.checkpoint import RESTORE
 from server.client_weights import ClientWeights, Counts
+from server.control_variates import step_control
 from server.flat_trunk import FlatTrunk, model_arrays
 from server.replies import NO_NUMBER, ReplyReader, RoundReplies, read_sums
 from server.roster import Roster
 from server.sampling import choose_clients
-from server.sums import SumTable
+from server.sums import SumTable, mean_losses
 from server.task_parts import TaskParts
 
 logger = logging.getLogger("fedmtl.server")
@@ -128,8 +130,9 @@ class TrunkStrategy(Strategy):
         if not clients:
             return None, None
         if self._is_plain and not self.affinity.is_due(server_round):
-            following = self.form.cut(self._mean(clients, examples, rows))
-            return pack_arrays(following), None
+            mean = self._mean(clients, examples, rows)
+            if np.isfinite(mean).all():
+                return pack_arrays(self.form.cut(mean)), None
         sums = SumTable.of(self.last.sums)
         trunk = self._combine(server_round, clients, examples, rows, sums)
         return None if trunk is None else pack_arrays(trunk), None
@@ -195,7 +198,8 @@ class TrunkStrategy(Strategy):
 
     def _mean(self, clients: Sequence[str], examples: Counts, rows: FloatArray) -> FloatArray:
         counts = self.weights.of(clients, examples)
-        return weighted_mean(rows, counts / counts.sum())
+        with np.errstate(all="ignore"):  # huge numbers may overflow; what comes of them is checked
+            return weighted_mean(rows, counts / counts.sum())
 
     def _combine(
         self,
@@ -206,23 +210,40 @@ class TrunkStrategy(Strategy):
         sums: SumTable,
     ) -> dict[str, FloatArray] | None:
         """Make the next trunk of usable rows, [K, Q] with control variates behind."""
-        if len(clients) < self.rule.fewest:
-            logger.warning(
-                "round %d: strategy '%s' needs %d replies, %d are usable; the trunk stays as it "
-                "was",
-                server_round,
-                self.experiment.federation.strategy,
-                self.rule.fewest,
-                len(clients),
-            )
+        name, needed = self.experiment.federation.strategy, self.rule.needed(len(self.last.faulty))
+        if len(clients) < needed:
+            self.last.loss = f"strategy '{name}' needs {needed} replies, {len(clients)} are usable"
             return None
         sent, width = self.form.flatten(self._sent), self.form.width
+        with np.errstate(all="ignore"):  # as above
+            updates, unheld = self._updates(
+                server_round, clients, examples, rows[:, :width], sent[:width], sums
+            )
+            self.affinity.observe(updates)
+            following = self.rule.combine(updates)
+        self.last.notes, self.rule.notes = self.rule.notes, []
+        if not np.isfinite(following).all():
+            self.last.loss = f"strategy '{name}' made {NO_NUMBER}"
+            return None
+        for task in unheld:
+            following[self._parts.columns[task]] = sent[self._parts.columns[task]]
+        control = step_control(rows[:, width:], sent[width:], len(self.roster.node_ids))
+        return self.form.cut(np.concatenate([following, control]) if len(control) else following)
+
+    def _updates(
+        self,
+        server_round: int,
+        clients: Sequence[str],
+        examples: Counts,
+        rows: FloatArray,
+        sent: FloatArray,
+        sums: SumTable,
+    ) -> tuple[Updates, Sequence[str]]:
+        """Lay out for the rule what a round brought; also names the tasks that nobody holds."""
         counts = self.weights.of(clients, examples)
         by_task = {t: self.weights.of_task(t, clients, counts) for t in self._parts.columns}
-        before = self._starts(clients, sent[:width])
-        model, unheld = self._parts.stand_in(
-            rows[:, :width], before, by_task, by_median=self.rule.is_robust
-        )
+        before = self._starts(clients, sent)
+        model, unheld = self._parts.stand_in(rows, before, by_task, by_median=self.rule.is_robust)
         updates = Updates(
             round=server_round,
             clients=clients,
@@ -235,20 +256,7 @@ class TrunkStrategy(Strategy):
             columns=self.form.columns,
             parts=self._shares(by_task),
         )
-        self.affinity.observe(updates)
-        following = self.rule.combine(updates)
-        if not np.isfinite(following).all():
-            logger.warning(
-                "round %d: strategy '%s' made %s; the trunk stays as it was",
-                server_round,
-                self.experiment.federation.strategy,
-                NO_NUMBER,
-            )
-            return None
-        for task in unheld:
-            following[self._parts.columns[task]] = sent[self._parts.columns[task]]
-        control = self._step_control(rows[:, width:], sent[width:])
-        return self.form.cut(np.concatenate([following, control]) if len(control) else following)
+        return updates, unheld
 
     def _starts(self, clients: Sequence[str], sent: FloatArray) -> FloatArray:
         """Get the trunk that all were sent, [Q], or each client's own, [K, Q]."""
@@ -273,28 +281,32 @@ class TrunkStrategy(Strategy):
             if counts.any()
         ]
 
-    def _step_control(self, rows: FloatArray, before: FloatArray) -> FloatArray:
-        """Move the server's control variates: ``c <- c + (K/N) mean_k (c_k+ - c)``.
-
-        Karimireddy et al., SCAFFOLD, ICML 2020, Algorithm 1, line 17, where a client sends
-        ``c + (c_k+ - c_k)``; all count alike.
-        """
-        step: FloatArray = (rows - before).sum(axis=0) / np.float32(len(self.roster.node_ids))
-        return before + step
-
     def state(self) -> dict[str, NDArray[Any]]:
         """Get what rule and affinity remember from round to round, for the checkpoint."""
         parts = {"rule": self.rule.state(), "affinity": self.affinity.state()}
         return {f"{part}.{n}": array for part, kept in parts.items() for n, array in kept.items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from what `state` returned."""
+        """Go on from what `state` returned.
+
+        Raises:
+            CheckpointError: it is not what this strategy remembers.
+        """
         kept: dict[str, dict[str, NDArray[Any]]] = {"rule": {}, "affinity": {}}
-        for name, array in state.items():
-            part, _, own = name.partition(".")
-            kept[part][own] = array
-        self.rule.restore(kept["rule"])
-        self.affinity.restore(kept["affinity"])
+        try:
+            for name, array in state.items():
+                part, _, own = name.partition(".")
+                kept[part][own] = array
+            self.rule.restore(kept["rule"])
+            self.affinity.restore(kept["affinity"])
+            found = self.state()
+            if {n: a.shape for n, a in found.items()} != {n: a.shape for n, a in state.items()}:
+                raise ValueError("other names or shapes")
+        except (LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint's strategy file holds {sorted(state)}, which strategy "
+                f"'{self.experiment.federation.strategy}' cannot go on from ({error}); {RESTORE}"
+            ) from error
 
     def summary(self) -> None:
         """Log which rule combines trunks."""
@@ -309,23 +321,6 @@ class TrunkStrategy(Strategy):
             contents |= dict.fromkeys(names, content)
         node_ids = self.roster.node_ids
         return [Message(contents[name], node_ids[name], kind) for name in sorted(contents)]
-
-
-def mean_losses(sums: SumTable, weights: Mapping[str, float]) -> NDArray[np.float64]:
-    """Weigh each client's mean training losses, [K]: ``L = sum_t w_t * L_t``; NaN without any.
-
-    Args:
-        sums: what K clients reported.
-        weights: task -> w_t.
-    """
-    losses, known = np.zeros(len(sums.clients)), np.zeros(len(sums.clients), dtype=bool)
-    for task, numbers in sums.numbers.get("train", {}).items():
-        if "loss" not in numbers:
-            continue
-        total, count = numbers["loss"].T
-        losses += weights[task] * total / np.maximum(count, 1)
-        known |= count > 0
-    return np.where(known, losses, np.nan)
 
 
 def make_strategy(experiment: Experiment, roster: Roster, trunk: ArrayRecord) -> TrunkStrategy:

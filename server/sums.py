@@ -106,6 +106,21 @@ class SumTable:
         return total
 
 
+def mean_losses(sums: SumTable, weights: Mapping[str, float]) -> NDArray[np.float64]:
+    """Weigh each client's mean training losses, [K]: ``L = sum_t w_t * L_t``; NaN without any.
+
+    Args:
+        sums: what K clients reported.
+        weights: task -> w_t.
+    """
+    losses, known = np.zeros(len(sums.clients)), np.zeros(len(sums.clients), dtype=bool)
+    for task, numbers in sums.numbers.get("train", {}).items():
+        total, count = numbers["loss"].T
+        losses += weights[task] * total / np.maximum(count, 1)
+        known |= count > 0
+    return np.where(known, losses, np.nan)
+
+
 def join_tables(tables: Sequence[SumTable]) -> SumTable:
     """Stack tables of different clients; what one of them lacks is 0 there."""
     numbers: dict[str, dict[str, dict[str, Matrix]]] = {}

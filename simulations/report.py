@@ -115,6 +115,9 @@ def make_result(record: RunRecord) -> str:
         f"{format_count(record.final['clients'], 'client')} with their own heads. Validation and "
         "test count every labelled row alike; the spread counts every client alike, on test rows."
     )
+    if groups := (record.results or {}).get("groups"):
+        count = len({*groups.values()})
+        about += f" Each client has the trunk of its group, of which there are {count}."
     best = (record.results or {}).get("best")
     if best:
         about += f" The lowest validation loss was that of round {best['trunk-round']}."
@@ -172,15 +175,18 @@ def make_client_table(record: RunRecord) -> str:
     clients: Figures = (record.results or {})["clients"]
     tasks = record.experiment.tasks
     by_task = {task: charts.client_figures(record, task, "test") for task in tasks}
+    groups = (record.results or {}).get("groups", {})
     rows = [
         [
             escape(name),
+            *([str(groups.get(name, NOTHING))] if groups else []),
             *(f"{clients[name]['examples'][s]:,}" for s in ("train", "validation", "test")),
             *(format_figure(by_task[task].get(name)) for task in tasks),
         ]
         for name in list(clients)[:MOST_ROWS]
     ]
-    headings = ["client", "train rows", "validation rows", "test rows"]
+    headings = ["client", *(["group"] if groups else [])]
+    headings += ["train rows", "validation rows", "test rows"]
     headings += [f"{name}: {task.metric_name}" for name, task in tasks.items()]
     rest = len(clients) - len(rows)
     more = note(f"{format_count(rest, 'more client')} in results.json.") if rest else ""
@@ -234,7 +240,7 @@ def make_participation(record: RunRecord, collected: Charts) -> str:
 
 
 def describe_lost(record: RunRecord) -> str:
-    """Say how many rounds were skipped and how many attempts repeated; empty where none was."""
+    """Say which rounds were skipped, asked again, or noted something, as plain text."""
     skipped = Counter(line["skipped"] for line in record.rounds if line.get("skipped"))
     repeats = sum(len(line.get("lost-attempts", ())) for line in record.rounds)
     said = ""
@@ -242,9 +248,12 @@ def describe_lost(record: RunRecord) -> str:
         count = format_count(repeats, "attempt")
         said += f" {count} with too few replies, after which the round was asked again."
     if skipped:
-        reasons = ", ".join(f"{escape(why)} ({times:,})" for why, times in skipped.most_common(5))
+        reasons = ", ".join(f"{why} ({times:,})" for why, times in skipped.most_common(5))
         count = format_count(skipped.total(), "round")
         said += f" {count} skipped, in which the trunk stayed as it was: {reasons}."
+    notes = Counter(note for line in record.rounds for note in line.get("notes", ()))
+    for what, times in notes.most_common(5):
+        said += f" In {format_count(times, 'round')}: {what}."
     return said
 
 

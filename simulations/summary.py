@@ -57,7 +57,7 @@ def print_summary(experiment: Experiment, results: Mapping[str, Any], console: C
         highlight=False,
     )
     if skipped := results.get("skipped-rounds"):
-        told = f"{format_count(skipped, 'round')} skipped: too few replies, or nobody to ask"
+        told = f"{format_count(skipped, 'round')} skipped; metrics.jsonl says why"
         console.print(told, style="yellow", highlight=False)
     _print_warnings(results.get("warnings", []), console)
 

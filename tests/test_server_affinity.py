@@ -104,6 +104,26 @@ def test_a_restart_forgets_nothing(clients):
     assert whole.figures() == resumed.figures()
 
 
+def test_a_few_columns_at_a_time_come_to_the_same(monkeypatch):
+    rng = np.random.default_rng(1)
+    columns = {"trunk.a": slice(0, 5), "trunk.1.norm_mean": slice(5, 6), "trunk.b": slice(6, 17)}
+    updates = updates_of(rng.normal(size=(4, 17)).tolist(), before=3, columns=columns)
+    found = []
+    for block in (2**18, 12, 1):
+        monkeypatch.setattr("server.affinity.BLOCK", block)
+        affinity = Affinity(TASKS, 1)
+        affinity.observe(updates)
+        found.append(matrix(affinity.figures()["clients"]))
+    np.testing.assert_allclose(found[1], found[0])
+    np.testing.assert_allclose(found[2], found[0])
+
+
+def test_huge_updates_have_a_direction_too():
+    affinity = Affinity(TASKS, 1)
+    affinity.observe(updates_of([[3e38, 0.0], [3e38, 3e38]]))
+    assert matrix(affinity.figures()["clients"])[0, 1] == pytest.approx(HALF)
+
+
 def test_measuring_changes_no_update():
     updates = updates_of([ONE, OTHER], before=2)
     before = updates.rows.copy()

@@ -1,7 +1,5 @@
 """Conflict-averse and task-aware combination, with numbers that can be checked in the head."""
 
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -18,11 +16,12 @@ NEVER_HARMS = ["mgda", "upgrad", "dualproj", "imtl-g", "nash-mtl", "fairgrad"]
 CONFLICT = np.array([[8.0, 0.1, 0.0], [-1.0, 1.0, 0.0], [0.1, 0.2, 1.0]], np.float32)
 
 
-def weigh(name, steps, shares=None, normalise=False, key=0, **options):
+def weigh(name, steps, shares=None, normalise=False, key=0, notes=None, **options):
     steps = np.array(steps, np.float32)
     shares = np.full(len(steps), 1 / len(steps)) if shares is None else np.array(shares)
+    notes, given = [] if notes is None else notes, AverseOptions(**options)
     return averse_weights(
-        name, products(steps), shares, AverseOptions(**options), key, normalise=normalise
+        name, products(steps), shares, given, key, normalise=normalise, notes=notes
     )
 
 
@@ -125,16 +124,23 @@ def test_random_aggregators_draw_by_seed_and_round():
     assert any(not np.array_equal(once, other) for other in others)
 
 
-def test_a_failing_solver_leaves_the_mean_and_says_so(monkeypatch, caplog):
+def test_a_failing_solver_leaves_the_mean_and_says_so(monkeypatch):
     import torchjd.aggregation as aggregation
 
     def fail(**options):
         raise ValueError("no")
 
     monkeypatch.setattr(aggregation, "IMTLG", fail)
-    with caplog.at_level(logging.WARNING, "fedmtl.server"):
-        np.testing.assert_allclose(weigh("imtl-g", [[1.0], [2.0]], [0.25, 0.75]), [0.25, 0.75])
-    assert "'imtl-g': its solver failed (ValueError) on 2 updates" in caplog.text
+    notes = []
+    found = weigh("imtl-g", [[1.0], [2.0]], [0.25, 0.75], notes=notes)
+    np.testing.assert_allclose(found, [0.25, 0.75])
+    assert notes == [
+        "the solver of aggregator 'imtl-g' failed (ValueError); the mean was taken in its place"
+    ]
+    for strategy, option in (("conflict-averse", "aggregator"), ("task-aware", "across")):
+        rule = rule_for(strategy, **{option: "imtl-g"})
+        rule.combine(updates_of([[1.0], [2.0]], labelled=[[1, 0, 0], [0, 1, 0]]))
+        assert rule.notes == notes
 
 
 def test_a_rare_task_counts_as_much_as_a_common_one():

@@ -147,6 +147,16 @@ def test_resuming_equals_never_stopping():
         np.testing.assert_array_equal(array, resumed.state()[name], err_msg=name)
 
 
+def test_an_overflow_leaves_every_group_as_it_was():
+    rule = rule_for("clustered", every=1, min_clients=2)
+    run(rule, [1], [EAST, EAST, WEST, WEST])
+    kept = {name: array.copy() for name, array in rule.state().items()}
+    assert not np.isfinite(run(rule, [2], [[3.4e38, 0.0, 0.0]] * 5)).all()
+    assert len(rule.places) == 4
+    for name, array in rule.state().items():
+        np.testing.assert_array_equal(array, kept[name], err_msg=name)
+
+
 def test_names_of_clients_survive_the_checkpoint():
     rule = rule_for("clustered")
     run(rule, [1], [EAST, WEST], clients=["Köln", "a much longer name"])

@@ -94,6 +94,18 @@ def test_a_step_that_is_no_number_is_not_remembered():
     assert np.isfinite(rule.combine(updates_of([[1.0]], round=3))).all()
 
 
+@pytest.mark.parametrize("strategy", ["fedadam", "fedyogi", "fedadagrad"])
+def test_one_huge_update_does_not_end_a_servers_optimiser(strategy):
+    """Its square is infinite, though the step that is divided by its root is not."""
+    rule = rule_for(strategy)
+    first = rule.combine(updates_of([[1.0], [1.0]]))
+    with np.errstate(all="ignore"):
+        assert not np.isfinite(rule.combine(updates_of([[1.0], [1e30]], before=first))).all()
+    assert all(np.isfinite(array).all() for array in rule.state().values())
+    after_it = rule.combine(updates_of([[1.0], [1.0]], before=first))
+    assert after_it[0] - first[0] > 1e-3
+
+
 def test_qfedavg_equals_its_formula():
     # L = 2, q = 1. Client 1: g = -2 * 1, F = 3, D = -6, h = 1 * |g|^2 + 2 * 3 = 10.
     # Client 2: g = 0, F = 1, D = 0, h = 0 + 2 = 2. Step 6 / 12.
@@ -121,9 +133,11 @@ def test_qfedavg_leaves_out_who_reports_no_loss(no_loss):
     np.testing.assert_allclose(found, after("qfedavg", [[1.0]], losses=[3.0]))
 
 
-def test_qfedavg_without_any_loss_leaves_the_trunk_and_says_so(caplog):
-    assert after("qfedavg", [[1.0], [50.0]], losses=[np.nan] * 2, before=4.0).tolist() == [[4.0]]
-    assert "no client reported a training loss" in caplog.text
+def test_qfedavg_without_any_loss_leaves_the_trunk_and_says_so():
+    rule = rule_for("qfedavg")
+    silent = replace(updates_of([[1.0], [50.0]], before=4.0), losses=np.full(2, np.nan))
+    assert rule.combine(silent).tolist() == [4.0]
+    assert "no client reported a training loss" in rule.notes[0]
 
 
 def test_the_median_is_that_of_every_number():
@@ -178,7 +192,49 @@ def test_one_flat_array_chooses_as_many_arrays_would():
     np.testing.assert_allclose(after("bulyan", steps.tolist())[0], flat, rtol=1e-5)
 
 
+ENOUGH = {
+    # f = 3 asks for 15 replies: beside m that were faulty, 4 (3 - m) + 3 are enough.
+    "bulyan": ({"num_malicious_nodes": 3}, [15, 11, 7, 3, 15]),
+    "krum": ({"num_malicious_nodes": 3}, [9, 7, 5, 3, 9]),
+    "multikrum": ({"num_malicious_nodes": 3}, [9, 7, 5, 3, 9]),
+    # A fifth of 5 or more is cut; 1 of 5 may be faulty, and 2 of 10, not of fewer.
+    "trimmed-mean": ({"beta": 0.2}, [5, 4, 5, 5, 5]),
+    "median": ({}, [1, 1, 1, 1, 1]),
+    "fedavg": ({}, [1, 1, 1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("strategy", ENOUGH)
+def test_faulty_replies_are_among_the_hostile_that_a_rule_withstands(strategy):
+    options, enough = ENOUGH[strategy]
+    rule = rule_for(strategy, **options)
+    assert [rule.needed(faulty) for faulty in range(5)] == enough
+
+
+@pytest.mark.parametrize(("beta", "most"), [(0.1, 40), (0.2, 40), (0.3, 40), (0.45, 40)])
+def test_a_trimmed_mean_cuts_as_many_as_may_be_hostile_beside_the_faulty(beta, most):
+    rule = rule_for("trimmed-mean", beta=beta)
+    for faulty in range(1, most):
+        for usable in range(rule.needed(faulty), most):
+            may_be = int(beta * (usable + faulty))
+            assert faulty > may_be or may_be - faulty <= int(beta * usable)
+
+
+def test_bulyan_withstands_the_hostile_that_are_left_beside_faulty_ones():
+    # f = 3 of 15; two were faulty, so of 13 one may be hostile. 13 are enough for f = 2.
+    steps = [[float(k)] for k in range(12)] + [[1e6]]
+    assert 4 <= after("bulyan", steps, num_malicious_nodes=3)[0, 0] <= 8
+
+
+def test_enough_replies_are_combined_with_all_of_f():
+    # K = 9 is enough for f = 3, so the four nearest count: of 5, 1 + 4 + 4 + 16; of 3, 26.
+    steps = [[0], [1], [3], [5], [6], [7], [100], [101], [102]]
+    assert after("krum", steps, num_malicious_nodes=3).tolist() == [[5.0]]
+    assert after("multikrum", steps, num_malicious_nodes=3)[0, 0] < 10
+
+
 REFUSED = {
+    "next to nobody is cut": ("trimmed-mean", {"beta": 1e-9}, (), "beta must be"),
     "a half is cut": ("trimmed-mean", {"beta": 0.5}, (), "beta must be"),
     "nobody is cut": ("trimmed-mean", {"beta": 0.1}, (9,), "at least 10"),
     "krum": ("krum", {"num_malicious_nodes": 2}, (6,), "at least 7"),

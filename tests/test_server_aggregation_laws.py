@@ -1,15 +1,16 @@
 """Laws that a rule keeps on arrival in the table, unless it is meant to break one, and says why."""
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from safetensors.numpy import load_file, save_file
 
 from common.agreement import Description
+from common.errors import CheckpointError
 from common.strategies import STRATEGIES
 from common.wire import pack_arrays, pack_sums, unpack_arrays
 from server.bulk import BulkReplies
@@ -270,7 +271,7 @@ def by_messages(strategy, number, trunk, rows, clients):
         content = {"arrays": pack_arrays(arrays), "metrics": metrics}
         replies.append(Message(RecordDict(content), reply_to=asked))
     combined, _ = strategy.aggregate_train(number, replies)
-    return unpack_arrays(combined)
+    return None if combined is None else unpack_arrays(combined)
 
 
 def in_bulk(strategy, number, trunk, rows, clients):
@@ -341,3 +342,51 @@ def test_one_of_three_holders_cannot_drag_their_tasks_part_away(strategy, way):
 def test_one_of_three_holders_drags_the_mean_away(way):
     found, _, highest = parity_after_an_attack("fedavg", way)
     assert (found > highest + 100).all()
+
+
+@WAYS
+def test_as_many_replies_without_numbers_as_may_be_hostile_do_not_stop_a_robust_rule(way):
+    """Seven clients, f = 1: six usable replies are fewer than 4 f + 3, and none of them hostile."""
+    rows, seven = rows_of(1), CLIENTS[:7]
+    rows[4] = np.nan
+    strategy = strategy_for("bulyan")
+    found = way(strategy, 1, SENT, rows, seven)["trunk.w"]
+    np.testing.assert_allclose(found, rows[[0, 1, 2, 3, 5, 6], :3].mean(axis=0), rtol=1e-5)
+
+
+@WAYS
+def test_more_replies_without_numbers_than_may_be_hostile_stop_it(way):
+    rows, seven = rows_of(1), CLIENTS[:7]
+    rows[4:6] = np.nan
+    strategy = strategy_for("bulyan")
+    assert way(strategy, 1, SENT, rows, seven) is None
+    assert strategy.last.loss == "strategy 'bulyan' needs 7 replies, 5 are usable"
+
+
+def test_a_client_that_does_not_answer_is_none_of_the_hostile():
+    strategy = strategy_for("bulyan")
+    assert by_messages(strategy, 1, SENT, rows_of(1), CLIENTS[:6]) is None
+
+
+def test_neither_a_refusal_nor_a_stranger_is_a_faulty_reply():
+    strategy = strategy_for("bulyan")
+    refusal = Message(Error(code=100, reason="no"), reply_to=Message(RecordDict(), 10, "train"))
+    stranger = Message(RecordDict(), reply_to=Message(RecordDict(), 99, "train"))
+    strategy.aggregate_train(1, [refusal, stranger])
+    assert len(strategy.last.left_out) == 2
+    assert not strategy.last.faulty
+
+
+REMEMBER = ["fedavg", "fedavgm", "fedadam", "clustered"]
+
+
+OTHERS = [pair for pair in permutations(REMEMBER, 2) if pair[1] != "fedavg"]
+
+
+@pytest.mark.parametrize(("strategy", "other"), OTHERS)
+def test_another_strategys_memory_is_refused_in_a_line(strategy, other):
+    rule = strategy_for(other)
+    by_messages(rule, 1, SENT, rows_of(1), CLIENTS)
+    rule.affinity.rounds = 0  # the rule's own memory alone
+    with pytest.raises(CheckpointError, match=f"strategy '{strategy}' cannot go on from"):
+        strategy_for(strategy).restore(rule.state())

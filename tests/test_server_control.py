@@ -144,18 +144,55 @@ def test_a_rule_is_told_the_clients_losses_weighed_over_tasks(way):
 
 
 @WAYS
-def test_too_few_replies_for_a_rule_leave_the_trunk_and_are_told(way, caplog):
+def test_too_few_replies_for_a_rule_leave_the_trunk_and_are_told(way):
     strategy = strategy_for(SENT)
     strategy.rule.fewest = 3
     assert way(strategy, SENT, ROWS) is None
-    assert "needs 3 replies, 2 are usable; the trunk stays as it was" in caplog.text
+    assert strategy.last.loss == "strategy 'fedavg' needs 3 replies, 2 are usable"
 
 
 @WAYS
-def test_a_trunk_that_is_no_number_is_not_taken(way, caplog):
+def test_a_trunk_that_is_no_number_is_not_taken(way):
     class Broken(Rule):
         def combine(self, updates):
             return np.full_like(updates.rows[0], np.inf)
 
-    assert way(strategy_for(SENT, Broken), SENT, ROWS) is None
-    assert "the trunk stays as it was" in caplog.text
+    strategy = strategy_for(SENT, Broken)
+    assert way(strategy, SENT, ROWS) is None
+    assert "strategy 'fedavg' made NaN or infinity" in strategy.last.loss
+
+
+LARGEST = np.finfo(np.float32).max
+
+
+@WAYS
+def test_a_mean_that_overflows_is_not_taken(way):
+    plain = {name: SENT[name] for name in ("trunk.w", "trunk.b")}
+    strategy = strategy_for(plain, Mean)
+    strategy.affinity.every = 0
+    # As shares in single precision these sum to a little more than 1.
+    strategy.weights.of = lambda clients, examples: np.array([1, 4, 1])
+    assert way(strategy, plain, np.full((3, 3), LARGEST, np.float32)) is None
+    assert "strategy 'fedavg' made NaN or infinity" in strategy.last.loss
+
+
+@WAYS
+def test_control_variates_that_overflow_stay_and_are_told(way, caplog):
+    rows = np.where(np.arange(6) < 3, ROWS, LARGEST).astype(np.float32)
+    found = way(strategy_for(SENT), SENT, rows)
+    assert found["trunk.w"].tolist() == [4, 4]
+    assert found["control.trunk.w"].tolist() == [10, 20]
+    assert "the clients' control variates add up to infinity" in caplog.text
+
+
+@WAYS
+def test_what_a_rule_notes_is_told_once(way):
+    class Noting(Highest):
+        def combine(self, updates):
+            self.notes.append("something")
+            return super().combine(updates)
+
+    strategy = strategy_for(SENT, Noting)
+    for _ in range(2):
+        way(strategy, SENT, ROWS)
+        assert strategy.last.notes == ["something"]

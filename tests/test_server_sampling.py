@@ -49,6 +49,23 @@ def test_draws_without_replacement_follow_the_sizes_that_are_left():
     assert found["a", "b"] / 4000 == pytest.approx(1 / 6 * 2 / 5 + 2 / 6 * 1 / 4, abs=0.02)
 
 
+@pytest.mark.parametrize("claimed", [10**400, 2**70, -5])
+def test_a_size_that_nobody_has_does_not_end_the_run(claimed):
+    roster = roster_of(**{"clients-per-round": 2, "sampling": "by-size"})
+    roster.descriptions["anna"] = Description(client="anna", examples={"train": claimed})
+    assert len(choose(roster, 1)) == 2
+
+
+def test_clients_of_one_size_are_drawn_alike():
+    found = Counter(sample_by_size(dict.fromkeys("abcd", 7), 1, s, "x")[0] for s in range(4000))
+    assert all(found[name] / 4000 == pytest.approx(0.25, abs=0.025) for name in "abcd")
+
+
+def test_over_selection_beyond_all_bounds_asks_everybody():
+    settings = {"clients-per-round": 2, "over-selection": 1e308}
+    assert choose(roster_of(**settings), 1) == list(NAMES)
+
+
 def test_the_order_of_names_does_not_change_the_draw_by_size():
     for order in itertools.permutations(["a", "b", "c"]):
         assert sample_by_size(dict.fromkeys(order, 2), 2, 5, "x") == sample_by_size(

@@ -105,6 +105,16 @@ MALFORMED = {
     "examples that overflow": ({"examples": 2**63 - 1}, "num-examples must be"),
     "unknown task": ({"sums": {"train": {"x": {"loss": [1.0, 1.0]}}}}, "no such task"),
     "short sums": ({"sums": {"train": {"flag": {"loss": [1.0]}}}}, "1 numbers, expected 2"),
+    "no loss": ({"sums": {"train": {"flag": {"accuracy": [1.0, 1.0]}}}}, "loss is missing"),
+    "huge sums": ({"sums": {"train": {"flag": {"loss": [1.0, 1.7e308]}}}}, "beyond 1e+100"),
+    "negative rows": (
+        {"sums": {"train": {"flag": {"loss": [1.0, -1.0]}}}},
+        "loss holds a negative",
+    ),
+    "negative error": (
+        {"sums": {"test": {"size": {"loss": [1.0, 1.0], "rmse": [-1.0, 1.0]}}}},
+        "rmse holds a negative",
+    ),
     "nan sums": ({"sums": {"train": {"flag": {"loss": [float("nan"), 1.0]}}}}, "not finite"),
 }
 

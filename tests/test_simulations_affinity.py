@@ -1,16 +1,19 @@
 """The matrices of affinity in the report."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from common.errors import ConfigError
 from common.experiment_file import load_experiment
 from server.affinity import Affinity
 from simulations.affinity_charts import affinity_chart, make_affinity
+from simulations.formats import NOTHING
 from simulations.page_parts import Charts
-from simulations.report import make_page
+from simulations.report import make_client_table, make_page
 from simulations.run_record import RunRecord
 from tests.updates import updates_of
 
@@ -90,3 +93,23 @@ def test_the_page_has_the_section():
     page = make_page(record_of(measured(5)))
     assert "<h2>Affinity</h2>" in page
     assert '"heatmap"' in page
+
+
+def test_groups_are_told_beside_their_clients():
+    record = record_of(None)
+    names = ["anna", "bert", "cleo"]
+    rows = {"train": 3, "validation": 1, "test": 1}
+    record.results["clients"] = {name: {"examples": rows, "tasks": {}} for name in names}
+    assert "group" not in make_client_table(record)
+    record.results["groups"] = {"anna": 1, "cleo": 0}
+    page = make_page(record)
+    assert "Each client has the trunk of its group, of which there are 2." in page
+    cells = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", make_client_table(record))
+    assert [cells[cells.index(name) + 1] for name in names] == ["1", NOTHING, "0"]
+
+
+@pytest.mark.parametrize("nothing", ["federation.algorithm=local", "trunk.sharing=soft"])
+def test_where_nothing_is_common_a_measurement_is_refused(nothing):
+    load_experiment("digits", [nothing, "federation.affinity-every=0"])
+    with pytest.raises(ConfigError, match=r"affinity-every is for updates .* got 5; remove it"):
+        load_experiment("digits", [nothing, "federation.affinity-every=5"])

@@ -160,3 +160,17 @@ def test_the_benchmark_shows_what_the_mean_loses(tmp_path):
     by_attack = dict(zip(("none", "sign-flip", "scaled", "nan", "replayed"), cells, strict=True))
     assert by_attack["scaled"].startswith("**")
     assert not by_attack["nan"].startswith("**")  # left out by the checks, whatever the strategy
+
+
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+@pytest.mark.parametrize("closing", [[], ["least-replies=0.5", "too-few=skip"]])
+def test_who_sends_nan_is_among_those_that_bulyan_withstands(tmp_path, engine, closing):
+    """Seven clients with f = 1 learn from the six others, however a round is closed."""
+    more = ["partition.clients=7", "federation.strategy=bulyan", "federation.rounds=2"]
+    more += [f"federation.{setting}" for setting in closing]
+    settings = load_experiment("digits", [*SMALL, *more])
+    attacker = Hostile("nan", frozenset({"client-001"}))
+    results = simulate(settings, engine=engine, out=tmp_path, hostile=attacker)
+    assert results["skipped-rounds"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["clients"]["answered"] for line in lines] == [6, 6]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from html import escape
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from client.session import close_sessions
 from common.errors import ConfigError, NothingLearnedError
 from common.experiment_file import load_experiment
+from server.loop import RoundLoop
 from simulations.check import check_clients
 from simulations.report import write_report
 from simulations.simulate import simulate
@@ -23,6 +25,7 @@ SMALL = ["partition.clients=6", "trunk.widths=[8]", "training.epochs=1", "federa
 # Two of four clients, and a third one; a reply that takes 20 s misses the deadline.
 DRAWN = ["federation.clients-per-round=2", "federation.round-timeout-s=10"]
 REPEATED = [*DRAWN, "federation.least-replies=1.0", "federation.too-few=repeat"]
+TRIMMED = "federation.strategy=trimmed-mean"
 SLOW = ["client-000,1,9,20", "client-001,1,9,20", "client-002,2,9,3", "client-003,3,9,"]
 
 
@@ -154,6 +157,65 @@ def test_a_run_whose_rounds_all_lose_too_many_says_so(tmp_path, engine):
     settings = experiment(tmp_path, trace, [*more, "federation.too-few=skip"])
     with pytest.raises(NothingLearnedError, match=r"4 of 4 rounds were skipped.*no answer in time"):
         simulate(settings, engine=engine, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+def test_fewer_replies_than_the_strategy_needs_are_told_in_the_record(tmp_path, engine):
+    trace = [f"{name},2,2," for name in NAMES[:2]]
+    settings = experiment(tmp_path, trace, [TRIMMED])
+    results = simulate(settings, engine=engine, out=tmp_path / "run")
+    reason = "strategy 'trimmed-mean' needs 5 replies, 4 are usable"
+    assert [line["skipped"] for line in who(tmp_path / "run")] == [reason, None, reason, reason]
+    assert results["skipped-rounds"] == 3
+    assert f"3 rounds skipped, in which the trunk stayed as it was: {escape(reason)} (3)" in (
+        write_report(tmp_path / "run").read_text()
+    )
+
+
+def test_a_run_that_never_had_enough_replies_for_its_strategy_says_so(tmp_path):
+    settings = experiment(tmp_path, [f"{NAMES[0]},9,9,", f"{NAMES[1]},9,9,"], [TRIMMED])
+    needs = r"4 of 4 rounds were skipped \(strategy 'trimmed-mean' needs 5 replies, 4 are usable\)"
+    with pytest.raises(NothingLearnedError, match=needs):
+        simulate(settings, engine="loopback", out=tmp_path / "run")
+
+
+def test_a_run_in_which_nobody_ever_was_there_says_so(tmp_path):
+    settings = experiment(tmp_path, [f"{name},9,9," for name in NAMES])
+    with pytest.raises(NothingLearnedError, match=r"4 of 4 rounds were skipped \(no client was"):
+        simulate(settings, engine="loopback", out=tmp_path / "run")
+
+
+def evaluations_of(losses):
+    """Evaluations of these validation losses, the last one again and again."""
+    measure, coming = RoundLoop._evaluation, iter(losses)
+
+    def evaluate(self, trunk_round, sums):
+        found = measure(self, trunk_round, sums)
+        found["validation"]["loss"] = next(coming, losses[-1])
+        return found
+
+    return evaluate
+
+
+@pytest.mark.parametrize("by", ["train-reply", "message"])
+def test_patience_does_not_count_rounds_in_which_the_trunk_stayed(tmp_path, by, monkeypatch):
+    few = ["federation.round-timeout-s=10", "federation.least-replies=1.0"]
+    few += ["federation.too-few=skip", "federation.rounds=7"]
+    more = [f"evaluation.by={by}", "evaluation.every=1", "evaluation.patience=2"]
+    settings = experiment(tmp_path, ["client-000,2,5,20"], [*few, *more])
+    monkeypatch.setattr(RoundLoop, "_evaluation", evaluations_of([5.0, 9, 9, 9, 9, 4, 3]))
+    results = simulate(settings, engine="loopback", out=tmp_path / "run")
+    assert results["skipped-rounds"] == 4
+    assert results["stopped"] == "all rounds done"
+
+
+def test_patience_counts_trunks_that_moved_and_are_no_better(tmp_path, monkeypatch):
+    more = ["evaluation.every=1", "evaluation.patience=2"]
+    monkeypatch.setattr(RoundLoop, "_evaluation", evaluations_of([5.0, 9, 9, 9]))
+    results = simulate(experiment(tmp_path, (), more), engine="loopback", out=tmp_path / "run")
+    assert (results["rounds"], results["stopped"]) == (
+        3, "early: no better validation loss in 2 evaluations",
+    )  # fmt: skip
 
 
 def test_a_simulated_deadline_does_not_count_real_time(tmp_path):

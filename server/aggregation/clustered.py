@@ -15,6 +15,7 @@ from server.aggregation.rule import Columns, Rule, Updates
 from server.aggregation.sketch import Sketcher, common_part, common_problems, directions
 
 logger = logging.getLogger("fedmtl.server")
+LARGEST = 0.9 * float(np.finfo(np.float32).max)  # of a number in a trunk
 KEPT = 0.9  # of what is remembered of a client's direction, when it takes part again
 
 
@@ -94,6 +95,8 @@ class Clustered(Rule):
         if not len(self.trunks):
             first = updates.before if updates.before.ndim == 1 else updates.before[0]
             self.trunks, self.anchors = first[None].copy(), first[None].copy()
+        if _reach(steps) + _reach(self.trunks) > LARGEST:
+            return np.full_like(self.trunks[0], np.nan)  # before anything is remembered
         self.trunks = self.trunks.copy()  # those that were sent stay as they were
         places = self._remember(updates, directions(common_part(steps, updates.columns)))
         for number in range(len(self.trunks)):
@@ -265,6 +268,11 @@ class Clustered(Rule):
         self.places = {bytes(row).rstrip(b"\0").decode(): n for n, row in enumerate(names)}
         for name in ("group", "memory", "labelled", "task_group", "trunks", "anchors"):
             setattr(self, name, np.array(state[name]))
+
+
+def _reach(rows: FloatArray) -> float:
+    """Get the largest size of a number."""
+    return float(max(rows.max(initial=0), -rows.min(initial=0)))
 
 
 def _centred_cosines(units: NDArray[Any]) -> Floats:

@@ -62,6 +62,7 @@ class ConflictAverse(Rule):
             options,
             derive_key(self.experiment.seed, "conflict-averse", updates.round),
             normalise=options.normalise,
+            notes=self.notes,
         )
         step: FloatArray = (options.server_lr * weights).astype(np.float32) @ steps
         for place in plain_parts(updates.columns):

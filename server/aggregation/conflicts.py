@@ -6,7 +6,6 @@ descent for multi-objective optimization", 2024), and FedMGDA+'s own.
 """
 
 import importlib
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from common.experiment import Settings
 from common.wire import FloatArray
 from server.aggregation.box_qp import Floats, shortest_near
 
-logger = logging.getLogger("fedmtl.server")
+FAILED = "the solver of aggregator '{}' failed ({}); the mean was taken in its place"
 BLOCK = 8192  # columns whose products are taken at once in double precision
 
 Name = Literal[
@@ -178,7 +177,14 @@ def products(steps: FloatArray) -> Floats:
 
 
 def averse_weights(
-    name: str, gram: Floats, shares: Floats, options: AverseOptions, key: int, *, normalise: bool
+    name: str,
+    gram: Floats,
+    shares: Floats,
+    options: AverseOptions,
+    key: int,
+    *,
+    normalise: bool,
+    notes: list[str],
 ) -> Floats:
     """Weigh updates so that their weighted sum suits all of them.
 
@@ -192,10 +198,11 @@ def averse_weights(
         options: of the aggregator.
         key: seeds the aggregators that draw random numbers.
         normalise: every update counts by its direction alone.
+        notes: gets a line where a solver fails.
 
     Returns:
         [n], the weights; not those of a mean in general. One update, sent n times, comes back; of
-        updates that are all zero, zero. Where a solver fails, the shares, with a warning.
+        updates that are all zero, zero. Where a solver fails, the shares.
     """
     lengths = np.sqrt(np.maximum(np.diag(gram), 0.0))
     moves = lengths > 0
@@ -209,12 +216,14 @@ def averse_weights(
     weights = np.zeros(len(gram))
     chosen = moves if AGGREGATORS[name].drops_zeros else np.ones(len(gram), dtype=bool)
     part = shares[chosen] / shares[chosen].sum()
-    weights[chosen] = _solve(name, scaled[np.ix_(chosen, chosen)], part, options, key)
+    weights[chosen] = _solve(name, scaled[np.ix_(chosen, chosen)], part, options, key, notes)
     return weights * factors * float(shares[chosen].sum())
 
 
-def _solve(name: str, gram: Floats, shares: Floats, options: AverseOptions, key: int) -> Floats:
-    """Ask an aggregator for its weights, [n]."""
+def _solve(
+    name: str, gram: Floats, shares: Floats, options: AverseOptions, key: int, notes: list[str]
+) -> Floats:
+    """Ask an aggregator for its weights, [n]; the shares where its solver fails."""
     if len(gram) == 1 or name == "mean":
         return shares
     if name == "fedmgda+":
@@ -231,18 +240,12 @@ def _solve(name: str, gram: Floats, shares: Floats, options: AverseOptions, key:
             found = aggregator.make(torch.from_numpy(shares), options).weighting(root)
             weights: Floats = found.detach().double().numpy()
         except Exception as error:  # each solver has kinds of its own
-            return _give_up(name, shares, type(error).__name__)
+            notes.append(FAILED.format(name, type(error).__name__))
+            return shares
     if name == "cagrad" and not weights.any():  # no convex combination is long: keep to the mean
         return np.full(len(gram), 1 / len(gram))
     scale = aggregator.scale(weights, options)
     if not np.isfinite(weights).all() or abs(scale) < 1e-12:
-        return _give_up(name, shares, "no finite weights")
+        notes.append(FAILED.format(name, "no finite weights"))
+        return shares
     return weights / scale
-
-
-def _give_up(name: str, shares: Floats, reason: str) -> Floats:
-    logger.warning(
-        "aggregator '%s': its solver failed (%s) on %d updates; their mean is taken this time",
-        name, reason, len(shares),
-    )  # fmt: skip
-    return shares

@@ -1,6 +1,5 @@
 """Clients with a high loss count more: q-FedAvg."""
 
-import logging
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,8 +10,6 @@ from common.wire import FloatArray
 from server.aggregation.flower import FlowerRule
 from server.aggregation.rule import Updates
 from server.aggregation.sketch import plain_parts
-
-logger = logging.getLogger("fedmtl.server")
 
 
 class QFedAvg(FlowerRule):
@@ -42,10 +39,9 @@ class QFedAvg(FlowerRule):
         """Step from the trunk that was sent, [Q]; clients without a loss have no say."""
         told = updates.losses >= 0  # NaN is not
         if not told.any():
-            logger.warning(
-                "round %d: no client reported a training loss, by which strategy 'qfedavg' weighs; "
-                "the trunk stays as it was",
-                updates.round,
+            self.notes.append(
+                "no client reported a training loss, by which strategy 'qfedavg' weighs; the trunk "
+                "stayed as it was"
             )
             return updates.before.copy()
         rows, losses = updates.rows[told], updates.losses[told]

@@ -77,10 +77,11 @@ class Rule:
         experiment: the resolved experiment.
 
     Attributes:
-        fewest: replies that it needs; a round with fewer leaves the trunk as it was.
+        fewest: replies that it needs where none was faulty (`needed`).
         is_mean: whether `combine` is `Updates.mean` and no more, which has a fast path.
         is_robust: whether it withstands hostile clients; then those who lack a task stand in with
             the median of its holders, not with their mean.
+        notes: what `combine` has to say for the round's record; the caller empties it.
     """
 
     fewest: int = 1
@@ -92,14 +93,26 @@ class Rule:
 
     def __init__(self, options: Any, experiment: Experiment) -> None:
         self.options, self.experiment = options, experiment
+        self.notes: list[str] = []
 
     @classmethod
     def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
         """Say what in an experiment it cannot work with, a line each."""
         yield from ()
 
+    def needed(self, faulty: int) -> int:
+        """Count the usable replies that it needs; with fewer the round leaves the trunk as it was.
+
+        Args:
+            faulty: how many other replies came and could not be used, such as trunks with NaN.
+        """
+        return self.fewest
+
     def combine(self, updates: Updates) -> FloatArray:
-        """Combine one round's trunks into the next, [Q]; `updates` is not changed."""
+        """Combine one round's trunks into the next, [Q]; `updates` is not changed.
+
+        Where that is not finite, the trunk stays as it was, and what is remembered must as well.
+        """
         raise NotImplementedError
 
     def trunk_of(self, client: str) -> FloatArray | None:

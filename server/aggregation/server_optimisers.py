@@ -28,8 +28,11 @@ class ServerOptimiser(FlowerRule):
         """Step from the trunk that was sent, [Q]."""
         mean, kept = updates.mean(), self.state()
         following = self.aggregate(updates.round, updates.before, mean[None])
-        if not np.isfinite(following).all():
-            self.restore(kept)  # the round leaves the trunk as it was, and the memory too
+        # A squared update may overflow where the step does not: infinite for good, it would end
+        # every later step.
+        if not all(np.isfinite(array).all() for array in (following, *self.state().values())):
+            self.restore(kept)
+            return np.full_like(following, np.nan)
         for place in plain_parts(updates.columns):
             following[place] = mean[place]
         return following

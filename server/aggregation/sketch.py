@@ -21,14 +21,19 @@ def common_part(rows: FloatArray, columns: Columns) -> FloatArray:
         rows: [n, Q].
         columns: parameter name -> its columns.
     """
-    parts = [
+    parts = common_columns(columns)
+    if sum(place.stop - place.start for place in parts) == rows.shape[1]:
+        return rows
+    return np.concatenate([rows[:, :0], *(rows[:, place] for place in parts)], axis=1)
+
+
+def common_columns(columns: Columns) -> list[slice]:
+    """List the columns that all tasks train, parameter by parameter."""
+    return [
         place
         for name, place in columns.items()
         if name.startswith("trunk.") and task_of(name) is None and not is_statistic(name)
     ]
-    if sum(place.stop - place.start for place in parts) == rows.shape[1]:
-        return rows
-    return np.concatenate([rows[:, :0], *(rows[:, place] for place in parts)], axis=1)
 
 
 def common_problems(experiment: Experiment, strategy: str) -> Iterator[str]:

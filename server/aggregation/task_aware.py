@@ -97,5 +97,11 @@ class TaskAware(Rule):
         options, key = self.options, derive_key(self.experiment.seed, "task-aware", number)
         between = shares @ gram @ shares.T
         return averse_weights(
-            options.across, between, parts, options, key, normalise=options.normalise
+            options.across,
+            between,
+            parts,
+            options,
+            key,
+            normalise=options.normalise,
+            notes=self.notes,
         )
