@@ -180,6 +180,13 @@ def test_updates_that_have_nothing_in_common_are_refused(strategy):
         experiment_for(strategy, "digits", {}, "trunk.sharing=soft")
 
 
+@pytest.mark.parametrize("strategy", ["clustered", "conflict-averse"])
+def test_a_trunk_without_layers_is_nothing_to_compare(strategy):
+    bare = ("federation.algorithm=whole-model", "trunk.widths=[]")
+    with pytest.raises(ConfigError, match=f"'{strategy}' compares .* without layers"):
+        experiment_for(strategy, "digits", {}, *bare)
+
+
 def test_groups_of_tasks_need_tasks():
     with pytest.raises(ConfigError, match=r"by 'tasks' needs at least 2 tasks, got 1"):
         experiment_for("clustered", "landmine", {"by": "tasks"})

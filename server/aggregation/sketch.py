@@ -44,6 +44,11 @@ def common_problems(experiment: Experiment, strategy: str) -> Iterator[str]:
             f"federation.strategy '{strategy}' compares updates of what all tasks share, and "
             f"trunk.sharing '{sharing}' has no such part; choose another of the two"
         )
+    elif not experiment.trunk.has_layers:
+        yield (
+            f"federation.strategy '{strategy}' compares updates of what all tasks share, and a "
+            "trunk without layers has no such part; give it a layer, or choose another strategy"
+        )
 
 
 def plain_parts(columns: Columns) -> list[slice]:
