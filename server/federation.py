@@ -84,20 +84,11 @@ def federate(
         progress, trunk = checkpoints.load(experiment.fingerprint())
         folder.rewind(progress.round)
         roster.agreement = Agreement.from_json(progress.agreement)
-    roster.wait_for(grid, needed, federation.round_timeout_s)
-    if strict:
-        roster.meet(grid, federation.round_timeout_s)
-    else:
-        roster.settle(grid, needed, federation.round_timeout_s)
-    roster.require(strict)
-    for line in require_trace(experiment, roster, strict=strict):
-        logger.warning("%s; it may join later", line)
-    if roster.agreement is None:
-        raise RuntimeError("a roster with clients has an agreement")
-    fresh = initial_trunk(experiment, roster.agreement)
+    agreement = call_roll(grid, roster, needed, strict=strict)
+    fresh = initial_trunk(experiment, agreement)
     # A file keeps no order; sums over parameters in another order would differ in the last bits.
     trunk = fresh if trunk is None else {name: trunk[name] for name in fresh}
-    progress.agreement = roster.agreement.to_json()
+    progress.agreement = agreement.to_json()
     strategy = make_strategy(experiment, roster, pack_arrays(trunk))
     strategy.restore(checkpoints.load_strategy(progress))
     checkpoints.strategy_state = strategy.state
@@ -109,3 +100,29 @@ def federate(
     watch.started(progress, roster)
     loop = RoundLoop(experiment, grid, roster, exchange, folder, checkpoints, progress, watch)
     return loop.run(trunk)
+
+
+def call_roll(grid: Grid, roster: Roster, needed: int, *, strict: bool) -> Agreement:
+    """Wait for the clients and get to know them; returns what they agree on.
+
+    Args:
+        grid: Flower's way to the clients.
+        roster: takes them in.
+        needed: how many are waited for.
+        strict: refuse to start where a client's data does not fit; else it is left out.
+
+    Raises:
+        FedMTLError: too few came, or what they have does not fit.
+    """
+    timeout_s = roster.experiment.federation.round_timeout_s
+    roster.wait_for(grid, needed, timeout_s)
+    if strict:
+        roster.meet(grid, timeout_s)
+    else:
+        roster.settle(grid, needed, timeout_s)
+    roster.require(strict)
+    for line in require_trace(roster.experiment, roster, strict=strict):
+        logger.warning("%s; it may join later", line)
+    if roster.agreement is None:
+        raise RuntimeError("a roster with clients has an agreement")
+    return roster.agreement

@@ -264,6 +264,14 @@ def test_control_variates_would_be_a_way_round_a_robust_rule(strategy):
         experiment_for(strategy, "digits", {}, "federation.algorithm=scaffold", *sgd)
 
 
+@pytest.mark.parametrize("strategy", ["median", "trimmed-mean", "krum", "multikrum", "bulyan"])
+def test_shared_memory_of_losses_would_be_a_way_round_a_robust_rule(strategy):
+    learned = "loss.weighting=uncertainty"
+    with pytest.raises(ConfigError, match=r"loss\.scope must be 'local'.*averaged unprotected"):
+        experiment_for(strategy, "digits", {}, learned)
+    experiment_for(strategy, "digits", {}, learned, "loss.scope=local")
+
+
 @pytest.mark.parametrize(
     "strategy", ["qfedavg", "median", "trimmed-mean", "krum", "multikrum", "bulyan"]
 )

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from common.algorithms import ALGORITHMS
 from common.experiment import Experiment, Settings
+from common.idle_settings import loss_memory
 from common.wire import FloatArray
 from server.aggregation.flower import FlowerRule, too_few_problem
 from server.aggregation.rule import Updates
@@ -29,13 +30,21 @@ class RobustRule(FlowerRule):
 
     @classmethod
     def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
-        """What travels beside the trunk would be averaged, hostile or not."""
+        """What else the clients send to be averaged is averaged, hostile or not."""
         federation = experiment.federation
         if ALGORITHMS[federation.algorithm].travels:
             yield (
                 f"federation.strategy '{federation.strategy}' keeps hostile clients from the trunk "
                 f"alone, and federation.algorithm '{federation.algorithm}' sends control variates "
                 "beside it, which are averaged unprotected; choose another of the two"
+            )
+        loss = experiment.loss
+        if loss.scope == "global" and loss_memory(loss):
+            yield (
+                f"loss.scope must be 'local' under federation.strategy '{federation.strategy}', "
+                f"got 'global': what loss.weighting '{loss.weighting}' with loss.scaling "
+                f"'{loss.scaling}' remembers is averaged unprotected, and a hostile client would "
+                "weigh everybody's tasks; set it"
             )
 
 
