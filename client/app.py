@@ -19,6 +19,7 @@ from client.learners import Learners
 from client.place import Place
 from client.session import Session, client_name, open_rows, open_session
 from client.state import FolderState, OwnState, open_state, require_state
+from common.algorithms import ALGORITHMS
 from common.dataset import ClientData
 from common.errors import FedMTLError
 from common.wire import (
@@ -160,7 +161,10 @@ def evaluate(message: Message, context: Context) -> Message:
     job = _open(message, context)
     following, trainer = job.instruction.round + 1, job.session.trainer
     learners = job.begin(message, following)
-    if job.instruction.keep:  # what is fitted to the trunk received, before a personal model trains
+    fits_last = ALGORITHMS[job.session.experiment.federation.algorithm].fits_last
+    if (
+        job.instruction.keep and fits_last
+    ):  # what is fitted to the trunk received, before a personal model trains
         with trainer.lent(trainer.algorithm.model(learners)):
             job.keep(job.instruction.round)
     if job.personal:

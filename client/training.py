@@ -23,6 +23,7 @@ from client.learners import Columns, Learners
 from client.own_arrays import KEPT, divide_own, memory_arrays
 from client.phases import Parts, Phase, divide_parts
 from client.row_store import RowStore
+from client.solo_lesson import SoloLesson
 from client.stacked_model import StackedModel, find_obstacle
 from common.dataset import ClientData, Rows
 from common.encoder import InputShapes
@@ -367,33 +368,3 @@ class Trainer:
                 settings.metric_name, settings.kind, output, target, scale
             ),
         }
-
-
-class SoloLesson:
-    """Trains rows of one client in one message; see `client.learners.Lesson`."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        data: ClientData,
-        weights: Mapping[str, float],
-        round_number: int,
-        memory: Memory | None,
-    ) -> None:
-        self.trainer, self.data, self.weights, self.round = trainer, data, weights, round_number
-        self.generator = trainer.generator(data.name, round_number)
-        self.balance = trainer.balance(weights, memory or {})
-
-    def train(self, values: Tensor, phase: Phase) -> LossSums:
-        """Train one row, [1, P]."""
-        trainer, generator = self.trainer, self.generator
-        if trainer.cohorts is None:
-            with trainer.lent(values):
-                return trainer.teach(
-                    self.data, self.weights, self.balance, self.round, generator, phase
-                )
-        cohort = trainer.alone(trainer.cohorts.model, self.data)
-        generators = [] if generator is None else [generator]
-        return trainer.cohorts.train(
-            cohort, values, self.weights, self.round, generators, self.balance, phase
-        )

@@ -94,6 +94,7 @@ def compare(
     newcomers = {seed: own for seed in seeds if (own := done[seed].newcomers)}
     comparison = {
         **describe_comparison(experiment, seeds),
+        "algorithm": algorithms[FEDERATED],
         "contenders": contenders,
         **describe_newcomers({FEDERATED: newcomers}, experiment),
     }
@@ -147,7 +148,6 @@ def describe_comparison(experiment: Experiment, seeds: Sequence[int]) -> dict[st
     """Say what was compared: experiment, fingerprint, seeds, each task's metric, the command."""
     return {
         "experiment": experiment.name,
-        "algorithm": experiment.federation.algorithm,
         "fingerprint": experiment.fingerprint(),
         "command": command_line(),
         "seeds": list(seeds),

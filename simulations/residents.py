@@ -15,23 +15,21 @@ import torch
 from torch import Tensor
 
 from client.batches import Index, label_patterns, shuffle_key
-from client.cohort import Cohort, LossSums, largest_first
+from client.cohort import largest_first
 from client.cohort_evaluation import EvaluationStore, evaluate_cohort
 from client.learners import Learners
 from client.own_arrays import KEPT, memory_arrays
-from client.phases import Phase
 from client.place import Place
 from client.row_store import RowStore
 from client.session import open_session
 from common.metrics import METRICS
 from common.model import output_width
 from common.preparation import UnusableClientError
-from common.seeding import torch_generator
 from common.sharing import travels_beside
-from common.weighting.balance import Balance
 from common.wire import FloatArray, Instruction
 from server.bulk import BulkReplies
 from server.sums import Matrix, SumTable
+from simulations.chunk_lesson import ChunkLesson
 from simulations.client_log import Own
 
 EVALUATED = ("validation", "test")
@@ -344,38 +342,3 @@ class Residents:
             for task, numbers in grouped.items():
                 for name, matrix in numbers.items():
                     sums[split][task][name][places] = matrix.cpu().numpy()
-
-
-class ChunkLesson:
-    """Trains rows of one chunk of clients in one message; see `client.learners.Lesson`."""
-
-    def __init__(self, residents: Residents, members: Index, instruction: Instruction) -> None:
-        self.residents, self.instruction = residents, instruction
-        self.generators = []
-        if residents.cohorts.model.dropouts:
-            names = list(residents.place)
-            seed, number = residents.experiment.seed, instruction.round
-            self.generators = [torch_generator(seed, "dropout", names[m], number) for m in members]
-        self.cohort = Cohort(
-            residents.train_store,
-            members,
-            residents.keys[members],
-            [residents.patterns[m] for m in members],
-        )
-        self.weights, rules = instruction.weights or {}, residents.trainer.rules
-        self.balance = None
-        if not rules.is_fixed:
-            state = residents.remembered(members, instruction)
-            self.balance = Balance(rules, state, self.weights)
-
-    def train(self, values: Tensor, phase: Phase) -> LossSums:
-        """Train rows, [K, P]."""
-        return self.residents.cohorts.train(
-            self.cohort,
-            values,
-            self.weights,
-            self.instruction.round,
-            self.generators,
-            self.balance,
-            phase,
-        )

@@ -1,0 +1,50 @@
+"""A chunk of clients' lesson: their batches, dropout and loss weighting in one message."""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from client.batches import Index
+from client.cohort import Cohort, LossSums
+from client.phases import Phase
+from common.seeding import torch_generator
+from common.weighting.balance import Balance
+from common.wire import Instruction
+
+if TYPE_CHECKING:
+    from simulations.residents import Residents
+
+
+class ChunkLesson:
+    """Trains rows of one chunk of clients in one message; see `client.learners.Lesson`."""
+
+    def __init__(self, residents: "Residents", members: Index, instruction: Instruction) -> None:
+        self.residents, self.instruction = residents, instruction
+        self.generators = []
+        if residents.cohorts.model.dropouts:
+            names = list(residents.place)
+            seed, number = residents.experiment.seed, instruction.round
+            self.generators = [torch_generator(seed, "dropout", names[m], number) for m in members]
+        self.cohort = Cohort(
+            residents.train_store,
+            members,
+            residents.keys[members],
+            [residents.patterns[m] for m in members],
+        )
+        self.weights, rules = instruction.weights or {}, residents.trainer.rules
+        self.balance = None
+        if not rules.is_fixed:
+            state = residents.remembered(members, instruction)
+            self.balance = Balance(rules, state, self.weights)
+
+    def train(self, values: Tensor, phase: Phase) -> LossSums:
+        """Train rows, [K, P]."""
+        return self.residents.cohorts.train(
+            self.cohort,
+            values,
+            self.weights,
+            self.instruction.round,
+            self.generators,
+            self.balance,
+            phase,
+        )
