@@ -50,6 +50,7 @@ def federate(
     *,
     resume: bool = False,
     strict: bool = False,
+    nodes: int = 1,
     keep_clients: KeepClients | None = None,
     heads_from: str = "",
     watch: Watch | None = None,
@@ -62,6 +63,7 @@ def federate(
         folder: the run's folder, made by the caller.
         resume: go on from the folder's checkpoint.
         strict: refuse to start where a client's data does not fit; else it is left out.
+        nodes: that are known to be starting, and are waited for.
         keep_clients: writes the clients' own state, for engines that hold it.
         heads_from: an earlier run, with whose heads clients start; a resumed run keeps its own.
         watch: follows the run.
@@ -75,7 +77,7 @@ def federate(
     checkpoints = folder.checkpoints(keep_clients)
     federation = experiment.federation
     wanted = federation.clients_per_round
-    needed = max(federation.min_clients, 1 if wanted == "all" or strict else wanted)
+    needed = max(federation.min_clients, nodes, 1 if wanted == "all" or strict else wanted)
     watch, roster = watch or Watch(), Roster(experiment)
     trunk: dict[str, FloatArray] | None = None
     name = f"{experiment.name}-{token_hex(4)}"

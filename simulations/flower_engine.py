@@ -48,6 +48,7 @@ def run_flower(
     from client.app import app as client_app
 
     outcome: dict[str, Any] = {}
+    count = len(open_clients(experiment).names)  # the runtime's nodes start one after another
     stopped, ended = Event(), Event()
     server_app = ServerApp()
 
@@ -61,6 +62,7 @@ def run_flower(
                 folder,
                 resume=resume,
                 strict=True,
+                nodes=count,
                 watch=Watch(listener),
             )
         except BaseException as error:  # the runtime runs this in a thread and would only log it
@@ -74,7 +76,7 @@ def run_flower(
             run_simulation(
                 server_app,
                 client_app,
-                num_supernodes=len(open_clients(experiment).names),
+                num_supernodes=count,
                 backend_config=backend_config(experiment),
             )
     except KeyboardInterrupt:
