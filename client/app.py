@@ -162,9 +162,8 @@ def evaluate(message: Message, context: Context) -> Message:
     following, trainer = job.instruction.round + 1, job.session.trainer
     learners = job.begin(message, following)
     fits_last = ALGORITHMS[job.session.experiment.federation.algorithm].fits_last
-    if (
-        job.instruction.keep and fits_last
-    ):  # what is fitted to the trunk received, before a personal model trains
+    # What is kept is fitted to the trunk received, before a personal model trains.
+    if job.instruction.keep and fits_last:
         with trainer.lent(trainer.algorithm.model(learners)):
             job.keep(job.instruction.round)
     if job.personal:

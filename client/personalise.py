@@ -7,20 +7,20 @@ what may move.
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from client.batches import epoch_order, label_patterns, shuffle_key
-from client.flat import TRUNK, FloatArray, merge_neighbours
-from client.optimisers import Part, make_optimiser, make_parts
+from client.flat import TRUNK, FloatArray
+from client.optimisers import make_optimiser
+from client.phases import within
 from client.training import TaskSums, Trainer
 from common.dataset import ClientData, Rows
 from common.encoder import SeededDropout
 from common.losses import ROW_LOSSES, combine_losses
 from common.seeding import torch_generator
-from common.sharing import task_of
 
 SHARED = "trunk."  # begins the names of parameters that a trunk may consist of
 NO_ROUND = 0  # names the shuffles, where those of a federation are named by rounds from 1 on
@@ -127,7 +127,8 @@ class Fitting:
             torch_generator(self.experiment.seed, "dropout", data.name, NO_ROUND)
         )
         values, gradients = self.flat.values.unsqueeze(0), self.flat.gradients.unsqueeze(0)
-        self.parts = _parts_of(trainer, names)
+        places = [self.flat.layout.slices[name] for name in names]
+        self.parts = {name: within(part, places) for name, part in trainer.parts["all"].items()}
         self.optimiser = make_optimiser(
             values, self.experiment.training, self.parts.values(), gradients
         )
@@ -208,19 +209,6 @@ class Fitting:
         with torch.no_grad():
             losses, _ = self._losses(self.held_out)
         return float(combine_losses(losses, self.weights))
-
-
-def _parts_of(trainer: Trainer, names: Collection[str]) -> dict[str, Part]:
-    """Cut the model's parts down to the parameters that may move, each with its own rates."""
-    layout, parameters = trainer.flat.layout, dict(trainer.model.named_parameters())
-    places: dict[str, list[slice]] = {}
-    for name in names:
-        if parameters[name].requires_grad:  # running statistics take no step
-            places.setdefault(task_of(name) or TRUNK, []).append(layout.slices[name])
-    return {
-        name: replace(part, places=merge_neighbours(places.get(name, ())))
-        for name, part in make_parts(layout, trainer.experiment).items()
-    }
 
 
 def _moving_modules(model: nn.Module, names: set[str]) -> Sequence[nn.Module]:

@@ -4,7 +4,7 @@ A phase trains some of the parameters for some epochs: all of them, the heads al
 alone. Rates of regularisation, loss weighting and batches are those of the experiment.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -69,12 +69,12 @@ def divide_parts(layout: FlatLayout, experiment: Experiment) -> Parts:
     trunk = [place for name, place in layout.slices.items() if not is_head(name, shared)]
     return {
         "all": everything,
-        "heads": {name: _within(part, heads) for name, part in everything.items()},
-        "trunk": {name: _within(part, trunk) for name, part in everything.items()},
+        "heads": {name: within(part, heads) for name, part in everything.items()},
+        "trunk": {name: within(part, trunk) for name, part in everything.items()},
     }
 
 
-def _within(part: Part, columns: list[slice]) -> Part:
+def within(part: Part, columns: Sequence[slice]) -> Part:
     """Keep of a part what lies in these columns."""
     places = [
         slice(max(place.start, column.start), min(place.stop, column.stop))

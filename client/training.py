@@ -33,7 +33,7 @@ from common.losses import ROW_LOSSES
 from common.metrics import Sums, metric_sums
 from common.model import build_model
 from common.seeding import torch_generator
-from common.sharing import shared_names, task_of, task_parts_travel, travels_beside
+from common.sharing import divide_beside, shared_names, task_of, task_parts_travel
 from common.threads import set_threads
 from common.weighting.balance import Balance, Memory, Rules
 
@@ -137,8 +137,7 @@ class Trainer:
             ShapeError: an array does not fit this experiment's model.
         """
         kinds = divide_own(own)
-        beside = {name: a for name, a in received.items() if travels_beside(name)}
-        shared = {name: a for name, a in received.items() if name not in beside}
+        shared, beside = divide_beside(received)
         if len(shared) + len(kinds.parameters) < len(self.flat.layout.slices):
             self.flat.values.copy_(self.initial)
         self.flat.write(shared)
@@ -146,11 +145,8 @@ class Trainer:
         # What an earlier run's algorithm kept is of no use to another.
         self.kept = {k: kinds.kept[k] for k in self.algorithm.KEEPS if k in kinds.kept}
         self._received = {
-            kind: self._lay_out(
-                {n.removeprefix(f"{kind}."): a for n, a in beside.items()},
-                torch.zeros_like(self.flat.values),
-            )
-            for kind in {name.partition(".")[0] for name in beside}
+            kind: self._lay_out(arrays, torch.zeros_like(self.flat.values))
+            for kind, arrays in beside.items()
         }
         self._memory = {
             task: dict(zip(self.rules.initial, values.tolist(), strict=True))

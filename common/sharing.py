@@ -75,6 +75,25 @@ def travels_beside(name: str) -> bool:
     return name.startswith(_BESIDE)
 
 
+def divide_beside(
+    arrays: Mapping[str, FloatArray],
+) -> tuple[dict[str, FloatArray], dict[str, dict[str, FloatArray]]]:
+    """Divide what travels into what is shared and, kind by kind, what travels beside it.
+
+    >>> divide_beside({"trunk.w": 1, "control.trunk.w": 2})
+    ({'trunk.w': 1}, {'control': {'trunk.w': 2}})
+    """
+    shared: dict[str, FloatArray] = {}
+    beside: dict[str, dict[str, FloatArray]] = {}
+    for name, array in arrays.items():
+        if travels_beside(name):
+            kind, _, parameter = name.partition(".")
+            beside.setdefault(kind, {})[parameter] = array
+        else:
+            shared[name] = array
+    return shared, beside
+
+
 def with_beside(trunk: Mapping[str, FloatArray], experiment: Experiment) -> dict[str, FloatArray]:
     """Add to what is shared what travels beside it, as it is before round 1: zeros."""
     kinds = ALGORITHMS[experiment.federation.algorithm].travels

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -19,7 +18,7 @@ from common.wire import (
 from server.bulk import BulkGrid, BulkReplies, ask_groups
 from server.closing import NOBODY, UNUSABLE, Closing, Tally, warn
 from server.patient_grid import PatientGrid
-from server.replies import NO_NUMBER
+from server.replies import row_faults
 from server.roster import Roster
 from server.strategy import TrunkStrategy
 from server.sums import SumTable
@@ -107,7 +106,7 @@ class MessageExchange:
     def evaluate(self, trunk: Mapping[str, FloatArray], instruction: Instruction) -> Outcome:
         """Have all clients evaluate."""
         number = instruction.round
-        arrays, config = pack_arrays(self.strategy.evaluated(trunk)), instruction.to_record()
+        arrays, config = pack_arrays(trunk), instruction.to_record()
         messages = list(self.strategy.configure_evaluate(number, arrays, config, self.grid))
         tally = Tally(Closing(len(messages), len(messages)))
         replies = self._deliver(messages, tally)
@@ -238,7 +237,7 @@ def close(replies: BulkReplies, tally: Tally) -> tuple[BulkReplies, dict[str, st
     Returns:
         These replies, and who was not among them and why.
     """
-    faults = find_faults(replies)
+    faults = {**row_faults(replies), **replies.sums.faults()}
     times = replies.arrived
     for name in replies.clients if times is None else sorted(times, key=times.__getitem__):
         tally.take(name, faults.get(name))
@@ -246,13 +245,3 @@ def close(replies: BulkReplies, tally: Tally) -> tuple[BulkReplies, dict[str, st
     missing = {n: why for n, why in tally.left_out(replies.clients).items() if n not in kept}
     warn(missing)
     return replies.only(kept), missing
-
-
-def find_faults(replies: BulkReplies) -> dict[str, str]:
-    """Say which replies hold numbers that are none; client -> why."""
-    faults = replies.sums.faults()
-    if replies.rows is not None:
-        finite = np.isfinite(replies.rows).all(axis=1)
-        for place in np.flatnonzero(~finite).tolist():
-            faults.setdefault(replies.clients[place], f"the trunk holds {NO_NUMBER}")
-    return faults

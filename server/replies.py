@@ -183,6 +183,15 @@ class ReplyReader:
             raise MalformedReplyError(f"the trunk holds {NO_NUMBER}")
 
 
+def row_faults(replies: BulkReplies) -> dict[str, str]:
+    """Say whose trunks, of an engine's rows, are not finite; client -> why."""
+    if replies.rows is None:
+        return {}
+    finite = np.isfinite(replies.rows).all(axis=1)
+    places = np.flatnonzero(~finite).tolist()
+    return {replies.clients[place]: f"the trunk holds {NO_NUMBER}" for place in places}
+
+
 def read_sums(replies: BulkReplies) -> RoundReplies:
     """Leave out the clients of an engine whose sums are not finite."""
     found = RoundReplies()

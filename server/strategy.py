@@ -22,7 +22,7 @@ from server.checkpoint import RESTORE
 from server.client_weights import ClientWeights, Counts
 from server.control_variates import step_control
 from server.flat_trunk import FlatTrunk, model_arrays
-from server.replies import NO_NUMBER, ReplyReader, RoundReplies, read_sums
+from server.replies import NO_NUMBER, ReplyReader, RoundReplies, read_sums, row_faults
 from server.roster import Roster
 from server.sampling import choose_clients
 from server.sums import SumTable, mean_losses
@@ -162,7 +162,7 @@ class TrunkStrategy(Strategy):
             mean = self._mean(replies.clients, replies.examples, replies.rows)
             if np.isfinite(mean).all():
                 return self.form.cut(mean)  # what is not finite in a row is not in the mean
-        usable = self._usable(replies, replies.rows)
+        usable = self._usable(replies)
         if not usable.any():
             return None
         clients = [name for name, is_used in zip(replies.clients, usable, strict=True) if is_used]
@@ -180,15 +180,12 @@ class TrunkStrategy(Strategy):
         self.last = read_sums(replies)
         return dict(self.last.left_out)
 
-    def _usable(self, replies: BulkReplies, rows: FloatArray) -> NDArray[np.bool_]:
+    def _usable(self, replies: BulkReplies) -> NDArray[np.bool_]:
         """Leave out, too, the clients whose trunks are not finite; [K], who is not."""
-        usable = np.asarray(np.isfinite(rows).all(axis=1), dtype=bool)
-        for place, name in enumerate(replies.clients):
-            if name in self.last.left_out:
-                usable[place] = False
-            elif not usable[place]:
-                self.last.leave_out(name, f"the trunk holds {NO_NUMBER}")
-        return usable
+        for name, reason in row_faults(replies).items():
+            if name not in self.last.left_out:
+                self.last.leave_out(name, reason)
+        return np.array([name not in self.last.left_out for name in replies.clients])
 
     @property
     def _is_plain(self) -> bool:

@@ -2,13 +2,13 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.experiment import Experiment
+from common.quieting import without_warnings
 from simulations.baselines import read_clients
 from simulations.compare import (
     FIGURES,
@@ -164,18 +164,6 @@ def do_job(job: Job) -> Outcome:
         about = "%s, seed %d: %d replies were left out; metrics.jsonl in its folder says why"
         logger.warning(about, job.name, job.experiment.seed, left_out)
     return Outcome(tasks, ms_per_step(record), newcomers)
-
-
-@contextmanager
-def without_warnings(name: str) -> Iterator[None]:
-    """Keep a logger's warnings to itself."""
-    log = logging.getLogger(name)
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def summarise_plan(plan: Plan, outcomes: Outcomes, jobs: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from client.session import open_session
 from common.metrics import METRICS
 from common.model import output_width
 from common.preparation import UnusableClientError
-from common.sharing import travels_beside
+from common.sharing import divide_beside
 from common.wire import FloatArray, Instruction
 from server.bulk import BulkReplies
 from server.sums import Matrix, SumTable
@@ -215,14 +215,7 @@ class Residents:
 
     def _read(self, received: Mapping[str, FloatArray]) -> "Arrived":
         """Lay out what was received: the trunk, and what travels beside it."""
-        beside: dict[str, dict[str, FloatArray]] = {}
-        trunk: dict[str, FloatArray] = {}
-        for name, array in received.items():
-            if travels_beside(name):
-                kind, _, parameter = name.partition(".")
-                beside.setdefault(kind, {})[parameter] = array
-            else:
-                trunk[name] = array
+        trunk, beside = divide_beside(received)
         columns = self._columns(list(trunk))
         rows = {}
         for kind, arrays in beside.items():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from client.learners import Learners
+from client.optimisers import Correction
 from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.experiment import Experiment, Settings
@@ -84,9 +85,10 @@ def open_algorithm(experiment: Experiment) -> LocalAlgorithm:
     return made
 
 
-def pulled(learners: Learners, strength: float) -> Tensor:
-    """Lay out how strongly every column is pulled, [P]: those that travel, and are trained."""
-    return learners.columns.shared.to(torch.float32) * strength
+def pulled(learners: Learners, strength: float) -> Correction:
+    """Draw what travels to where it is now: ``strength/2 |w - w_now|^2``."""
+    pull = learners.columns.shared.to(torch.float32) * strength
+    return Correction(pull=pull, anchor=learners.values.clone())
 
 
 def lacks_common_layers(experiment: Experiment) -> Iterator[str]:

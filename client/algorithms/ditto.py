@@ -8,7 +8,6 @@ from torch import Tensor
 
 from client.algorithms.algorithm import Keeps, LocalAlgorithm, pulled
 from client.learners import Learners
-from client.optimisers import Correction
 from common.experiment import Finite, Settings
 
 
@@ -44,8 +43,7 @@ class Ditto(LocalAlgorithm):
 
     def train(self, learners: Learners) -> None:
         """Train the shared trunk, then the personal model towards the trunk received."""
-        pull = pulled(learners, self.options.pull)
-        correction = Correction(pull=pull, anchor=learners.values.clone())
+        correction = pulled(learners, self.options.pull)
         learners.learn(self.epochs)
         personal = learners.kept["personal"]
         learners.learn(self._personal_epochs, correction=correction, values=personal)

@@ -4,7 +4,6 @@ from pydantic import Field
 
 from client.algorithms.algorithm import LocalAlgorithm, pulled
 from client.learners import Learners
-from client.optimisers import Correction
 from common.experiment import Finite, Settings
 
 
@@ -24,6 +23,5 @@ class FedProx(LocalAlgorithm):
 
     def train(self, learners: Learners) -> None:
         """Train jointly, with the pull."""
-        pull = pulled(learners, self.options.mu)
-        correction = Correction(pull=pull, anchor=learners.values.clone())
+        correction = pulled(learners, self.options.mu)
         learners.learn(self.epochs, correction=correction)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from client.algorithms.algorithm import Keeps, LocalAlgorithm, pulled
 from client.learners import Learners
-from client.optimisers import Correction
 from common.experiment import Finite, Settings
 
 
@@ -31,8 +30,7 @@ class MeanRegularised(LocalAlgorithm):
 
     def train(self, learners: Learners) -> None:
         """Train the client's own trunk towards the mean received."""
-        pull = pulled(learners, self.options.pull)
-        correction = Correction(pull=pull, anchor=learners.values.clone())
+        correction = pulled(learners, self.options.pull)
         learners.values.copy_(self.model(learners))
         learners.learn(self.epochs, correction=correction)
         learners.kept["personal"].copy_(learners.values)

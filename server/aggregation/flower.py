@@ -1,9 +1,7 @@
 """Flower's own strategies as rules: flat rows go in as messages, one flat array comes out."""
 
 import importlib
-import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 
 from common.experiment import Experiment
 from common.lazy_array import LazyArray
+from common.quieting import without_warnings
 from common.wire import ARRAYS, EXAMPLES, METRICS, FloatArray
 from server.aggregation.rule import Rule
 
@@ -68,7 +67,7 @@ class FlowerRule(Rule):
     def __init__(self, options: Any, experiment: Experiment) -> None:
         super().__init__(options, experiment)
         found = getattr(importlib.import_module("flwr.serverapp.strategy"), self.strategy)
-        with quiet_flower():
+        with without_warnings("flwr"):  # of drawing clients, which it does not do here
             # It draws no clients: that is done by stable names (`TrunkStrategy.choose`).
             self.inner = found(fraction_train=0.0, weighted_by_key=EXAMPLES, **self.arguments())
 
@@ -104,7 +103,7 @@ class FlowerRule(Rule):
             Answer(RecordDict({ARRAYS: FlatRecord.of(row), METRICS: said}))
             for row, said in zip(rows, told, strict=True)
         ]
-        with quiet_flower():
+        with without_warnings("flwr"):  # of drawing clients, which it does not do here
             self.inner.current_arrays = None  # FedAvgM would keep those of its own last step
             self.inner.configure_train(number, FlatRecord.of(before), ConfigRecord(), None)
             arrays, _ = self.inner.aggregate_train(number, answers)
@@ -126,18 +125,6 @@ class FlowerRule(Rule):
             kept = state.get(name)
             as_list = name == "momentum_vector"
             setattr(self.inner, name, None if kept is None else [kept] if as_list else {FLAT: kept})
-
-
-@contextmanager
-def quiet_flower() -> Iterator[None]:
-    """Keep from the log what Flower says of drawing clients, which it does not do here."""
-    log = logging.getLogger("flwr")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def too_few_problem(strategy: str, fewest: int, experiment: Experiment) -> Iterator[str]:
