@@ -11,20 +11,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.availability import seal, trace_problems
 from common.idle_settings import idle_settings
 from common.methods import Method, method_problems, one_of
+from common.privacy.problems import privacy_problems
+from common.privacy.settings import Privacy
+from common.settings import Finite, Fraction, Lines, Names, Rate, Settings, Sizes
 from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
 
@@ -40,32 +36,6 @@ METRICS_OF_KIND: dict[str, tuple[Metric, ...]] = {  # the first one is the defau
     "multilabel": ("f1", "accuracy"),
     "regression": ("rmse", "mse", "mae", "r2"),
 }
-
-# TOML arrays arrive as lists; strict mode would refuse them where a tuple keeps the model frozen.
-Names = Annotated[tuple[str, ...], Field(strict=False)]
-# In a file, a path of lines to read may stand in their place (`common.experiment_file`).
-Lines = Annotated[
-    tuple[str, ...],
-    Field(strict=False),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
-]
-Sizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Rate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-
-
-class Settings(BaseModel):
-    """Base of all tables: frozen, strict about types, kebab-case keys, unknown keys refused."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="forbid",
-        alias_generator=lambda name: name.replace("_", "-"),
-        populate_by_name=True,
-        allow_inf_nan=False,
-    )
 
 
 class Data(Settings):
@@ -369,10 +339,10 @@ class Federation(Settings):
     clients_per_round: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         "all", description="How many are drawn each round, by the seed."
     )
-    sampling: Literal["uniform", "by-size"] = Field(
+    sampling: Literal["uniform", "by-size", "poisson"] = Field(
         "uniform",
         description="uniform: every client is as likely to be drawn; by-size: in proportion to its "
-        "training rows.",
+        "training rows; poisson: each by itself, so that clients-per-round are expected.",
     )
     availability: Lines = Field(
         (),
@@ -517,6 +487,7 @@ class Experiment(Settings):
     training: Training = Training()
     federation: Federation = Federation()
     evaluation: Evaluation = Evaluation()
+    privacy: Privacy = Privacy()
     partition: Partition | None = None
 
     @field_validator("inputs", "tasks")
@@ -530,7 +501,7 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _means_what_it_says(self) -> Self:
         traces = trace_problems(self.federation.availability)
-        problems = [*self._leaks(), *idle_settings(self), *traces]
+        problems = [*self._leaks(), *idle_settings(self), *privacy_problems(self), *traces]
         for setting, (table, key) in METHODS.items():
             place, name = setting.split(".")
             settings = getattr(self, place)

@@ -14,7 +14,8 @@ from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
 
 if TYPE_CHECKING:
-    from common.experiment import Data, Experiment, Federation, Loss, Partition, Settings
+    from common.experiment import Data, Experiment, Federation, Loss, Partition
+    from common.settings import Settings
 
 
 def idle_settings(experiment: "Experiment") -> list[str]:

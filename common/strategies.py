@@ -12,9 +12,12 @@ class Strategy(Method):
     Attributes:
         weighs: whether clients count by `federation.weight-by`; the others count all alike, or by
             something else.
+        by_mean: whether it needs no more of the updates than their mean, as where the server sees
+            nothing else, or where noise was added to it.
     """
 
     weighs: bool = True
+    by_mean: bool = False
 
 
 REDDI = "Reddi et al., Adaptive federated optimization, ICLR 2021, Algorithm 2"
@@ -33,30 +36,35 @@ STRATEGIES: dict[str, Strategy] = {
         "Algorithm 1",
         "none",
         always_fits=True,
+        by_mean=True,
     ),
     "fedavgm": Strategy(
         "server.aggregation.server_optimisers:FedAvgM",
         "the mean update with momentum on the server",
         "Hsu et al., Measuring the effects of non-identical data distribution, 2019, section 4.3",
         "a momentum as large as the trunk on the server",
+        by_mean=True,
     ),
     "fedadam": Strategy(
         "server.aggregation.server_optimisers:FedAdam",
         "the mean update as the gradient of Adam on the server",
         f"{REDDI} (FedAdam)",
         "two moments as large as the trunk on the server",
+        by_mean=True,
     ),
     "fedyogi": Strategy(
         "server.aggregation.server_optimisers:FedYogi",
         "the mean update as the gradient of Yogi on the server",
         f"{REDDI} (FedYogi)",
         "two moments as large as the trunk on the server",
+        by_mean=True,
     ),
     "fedadagrad": Strategy(
         "server.aggregation.server_optimisers:FedAdagrad",
         "the mean update as the gradient of Adagrad on the server",
         f"{REDDI} (FedAdagrad)",
         "two arrays as large as the trunk on the server",
+        by_mean=True,
     ),
     "qfedavg": Strategy(
         "server.aggregation.fair:QFedAvg",

@@ -56,6 +56,8 @@ class Instruction:
         clients: how many clients are asked in this round.
         heads_from: name of an earlier run, with whose heads a client starts that has none yet.
         keep: whether what an evaluation fitted, such as heads under 'fedbabu', is kept at home.
+        privacy: what the round's mechanisms need beside the experiment, such as "max-norm", to
+            which updates are clipped, and "clients", whose noise is shared out.
     """
 
     experiment: str
@@ -68,6 +70,7 @@ class Instruction:
     clients: int = 0
     heads_from: str = ""
     keep: bool = False
+    privacy: Mapping[str, float] = field(default_factory=dict)
 
     def to_record(self) -> ConfigRecord:
         """Pack for a message."""
@@ -91,6 +94,7 @@ class Instruction:
             "clients": self.clients,
             "heads-from": self.heads_from,
             "keep": self.keep,
+            "privacy": json.dumps(self.privacy) if self.privacy else "",
         }
 
     @classmethod
@@ -119,6 +123,7 @@ class Instruction:
             clients=cast(int, record["clients"]),
             heads_from=cast(str, record["heads-from"]),
             keep=cast(bool, record["keep"]),
+            privacy=json.loads(cast(str, record["privacy"]) or "{}"),
         )
 
 

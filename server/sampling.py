@@ -5,7 +5,7 @@ two runs ask the same clients on every engine, and a resumed run asks them again
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -48,10 +48,14 @@ def draw_clients(
     federation = experiment.federation
     trace = trace_of(federation.availability)
     names = [name for name in sorted(sizes) if trace.is_there(name, round_number)]
+    stream = ("sampling", round_number, *((attempt,) if attempt else ()))
+    if federation.sampling == "poisson":
+        return sample_poisson(
+            names, sampling_rate(federation, len(names)), experiment.seed, *stream
+        )
     count = count_asked(federation, len(names))
     if count == len(names):
         return names
-    stream = ("sampling", round_number, *((attempt,) if attempt else ()))
     if federation.sampling == "by-size":
         there = {name: min(sizes[name], MOST_EXAMPLES) for name in names}
         return sample_by_size(there, count, experiment.seed, *stream)
@@ -65,6 +69,22 @@ def count_asked(federation: Federation, there: int) -> int:
         return there
     more = round(wanted * (1 + federation.over_selection), ROUNDING)
     return math.ceil(min(more, there))
+
+
+def sampling_rate(federation: Federation, there: int) -> float:
+    """Say with which probability each of the clients that are there is asked in a round."""
+    return count_asked(federation, there) / there if there else 0.0
+
+
+def sample_poisson(names: Sequence[str], rate: float, seed: int, *stream: str | int) -> list[str]:
+    """Draw each name by itself with one probability; maybe none, maybe all.
+
+    >>> sample_poisson(["a", "b", "c"], 1.0, 0, "x")
+    ['a', 'b', 'c']
+    """
+    ordered = sorted(names)
+    draws = numpy_generator(seed, *stream).random(len(ordered))
+    return [name for name, draw in zip(ordered, draws, strict=True) if draw < rate]
 
 
 def sample_by_size(

@@ -88,6 +88,8 @@ def table_of(model: type[BaseModel], heading: str) -> list[str]:
 def rows_of(model: type[BaseModel]) -> Iterator[str]:
     """Write a model's keys, each as the cells of a row."""
     for name, field in model.model_fields.items():
+        if nested_model(field.annotation) is not None:
+            continue  # a table of its own
         cells = [type_name(field.annotation), default_text(field), field.description or ""]
         kind, default, meaning = (cell.replace("|", "\\|") for cell in cells)
         yield f"`{field.alias or name}` | {kind} | {default} | {meaning}"
@@ -126,6 +128,10 @@ def write_reference() -> str:
         if model is not None:
             many = get_origin(field.annotation) is dict
             lines += table_of(model, f"[{name}.NAME]" if many else f"[{name}]")
+            for key, inner in model.model_fields.items():
+                nested = nested_model(inner.annotation)
+                if nested is not None:
+                    lines += table_of(nested, f"[{name}.{inner.alias or key}]")
         for setting, (table, key) in METHODS.items():
             if setting.startswith(f"{name}."):
                 lines += options_of(setting, table, key)

@@ -10,8 +10,9 @@ from client.learners import Learners
 from client.optimisers import Correction
 from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
-from common.experiment import Experiment, Settings
+from common.experiment import Experiment
 from common.methods import make_options
+from common.settings import Settings
 
 Keeps = Mapping[str, Literal["shared", "model"]]
 

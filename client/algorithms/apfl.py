@@ -10,7 +10,7 @@ from torch import Tensor
 from client.algorithms.algorithm import Keeps, LocalAlgorithm
 from client.learners import Learners
 from client.optimisers import Correction
-from common.experiment import Finite, Settings
+from common.settings import Finite, Settings
 
 
 class APFL(LocalAlgorithm):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from client.algorithms.algorithm import Keeps, LocalAlgorithm, pulled
 from client.learners import Learners
-from common.experiment import Finite, Settings
+from common.settings import Finite, Settings
 
 
 class Ditto(LocalAlgorithm):

@@ -11,7 +11,8 @@ from client.algorithms.algorithm import Keeps, LocalAlgorithm, lacks_common_laye
 from client.flat import HEADS
 from client.learners import Learners
 from client.optimisers import GradientStore, Part
-from common.experiment import Experiment, Finite, Settings
+from common.experiment import Experiment
+from common.settings import Finite, Settings
 from common.sharing import task_of
 
 

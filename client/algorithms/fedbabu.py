@@ -9,7 +9,8 @@ from torch import Tensor
 
 from client.algorithms.algorithm import LocalAlgorithm
 from client.learners import Learners
-from common.experiment import Experiment, Settings
+from common.experiment import Experiment
+from common.settings import Settings
 
 
 class FedBABU(LocalAlgorithm):

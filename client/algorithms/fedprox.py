@@ -4,7 +4,7 @@ from pydantic import Field
 
 from client.algorithms.algorithm import LocalAlgorithm, pulled
 from client.learners import Learners
-from common.experiment import Finite, Settings
+from common.settings import Finite, Settings
 
 
 class FedProx(LocalAlgorithm):

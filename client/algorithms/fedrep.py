@@ -4,7 +4,7 @@ from pydantic import Field
 
 from client.algorithms.algorithm import LocalAlgorithm
 from client.learners import Learners
-from common.experiment import Settings
+from common.settings import Settings
 
 
 class FedRep(LocalAlgorithm):

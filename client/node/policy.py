@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from common.errors import ConfigError, PolicyError
-from common.experiment import Experiment, Names, Settings
+from common.experiment import Experiment
+from common.settings import Names, Settings
 
 if TYPE_CHECKING:
     from common.wire import Instruction

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from common.architectures.trunk import SharedTrunk
 from common.encoder import InputShapes, build_encoder
-from common.experiment import Experiment, Finite, Settings
+from common.experiment import Experiment
+from common.settings import Finite, Settings
 
 
 class Adversarial(SharedTrunk):

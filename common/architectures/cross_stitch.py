@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from common.architectures.trunk import SharedTrunk
 from common.encoder import Encoder, InputShapes, State, build_encoder
-from common.experiment import Experiment, Finite, Settings
+from common.experiment import Experiment
+from common.settings import Finite, Settings
 
 
 class CrossStitch(SharedTrunk):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from common.architectures.experts import Gate, mix
 from common.architectures.trunk import SharedTrunk
 from common.encoder import InputShapes, build_encoder
-from common.experiment import Experiment, Settings
+from common.experiment import Experiment
+from common.settings import Settings
 
 
 class MultiGateMixture(SharedTrunk):

@@ -17,7 +17,8 @@ from torch.nn.utils import parameters_to_vector
 
 from common.architectures.trunk import SharedTrunk
 from common.encoder import Encoder, InputShapes, build_encoder
-from common.experiment import Experiment, Finite, Settings
+from common.experiment import Experiment
+from common.settings import Finite, Settings
 
 NOISE = 1e-6  # singular values below this share of the largest are rounding, and have no direction
 

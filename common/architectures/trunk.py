@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from common.encoder import InputShapes
-from common.experiment import Experiment, Settings
+from common.experiment import Experiment
 from common.seeding import derive_key
+from common.settings import Settings
 
 
 class SharedTrunk(nn.Module):

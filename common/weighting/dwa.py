@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from common.experiment import Settings
+from common.settings import Settings
 from common.weighting.weighting import State, Weighting, count, softmax
 
 

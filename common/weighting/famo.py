@@ -10,7 +10,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from common.experiment import Settings
+from common.settings import Settings
 from common.weighting.weighting import TINY, Learned, Lesson, State, Weighting, softmax, total
 
 

@@ -17,7 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from common.errors import WeightingError
-from common.experiment import Experiment, Settings
+from common.experiment import Experiment
+from common.settings import Settings
 from common.weighting.preference import Preference, preference_problems
 from common.weighting.weighting import Weighting
 

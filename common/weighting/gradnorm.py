@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from common.experiment import Experiment, Settings
+from common.experiment import Experiment
+from common.settings import Settings
 from common.weighting.weighting import TINY, Learned, Lesson, State, Weighting, mean, total
 
 

@@ -13,7 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from common.experiment import Experiment, Settings
+from common.experiment import Experiment
+from common.settings import Settings
 from common.weighting.preference import Preference, preference_problems, read_preference
 from common.weighting.weighting import TINY, State, Weighting, count, mean, softmax
 

@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from common.architectures.table import SHARINGS
-from common.experiment import Experiment, Settings
+from common.experiment import Experiment
+from common.settings import Settings
 
 State = Mapping[str, Tensor]  # name -> [K, T], a number for every client and task
 TINY = 1e-8  # losses of 0 would have no logarithm

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from common.experiment import Experiment, Settings
+from common.experiment import Experiment
+from common.settings import Settings
 from common.wire import FloatArray
 from server.aggregation.linkage import Floats, Labels, partitions, separation
 from server.aggregation.rule import Columns, Rule, Updates

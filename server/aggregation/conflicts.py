@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from common.experiment import Settings
+from common.settings import Settings
 from common.wire import FloatArray
 from server.aggregation.box_qp import Floats, shortest_near
 

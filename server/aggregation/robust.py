@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from common.algorithms import ALGORITHMS
-from common.experiment import Experiment, Settings
+from common.experiment import Experiment
 from common.idle_settings import loss_memory
+from common.settings import Settings
 from common.wire import FloatArray
 from server.aggregation.flower import FlowerRule, too_few_problem
 from server.aggregation.rule import Updates

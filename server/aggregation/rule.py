@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from common.experiment import Experiment, Settings
+from common.experiment import Experiment
+from common.settings import Settings
 from common.wire import FloatArray
 
 Columns = Mapping[str, slice]  # parameter name -> its columns in a flat trunk

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from common.experiment import Experiment, Settings
+from common.experiment import Experiment
+from common.settings import Settings
 from common.wire import FloatArray
 from server.aggregation.flower import FlowerRule
 from server.aggregation.rule import Updates

@@ -1,0 +1,143 @@
+"""What noise costs: events composed into an epsilon, and back again, by Google's dp-accounting.
+
+Neighbouring data sets differ in that one unit (a client, or a row of one client) is there or is
+not (add-or-remove-one); what a missing unit would have added to a sum is 0. The noise multiplier is
+the standard deviation of the noise over the largest norm that one unit adds to the sum.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import ConfigError
+from common.privacy.settings import Accountant
+
+PRECISION = 1e-4  # of a noise multiplier that is searched for, relative
+LARGEST = 1e6  # the largest noise multiplier that is searched for
+
+
+@dataclass(frozen=True)
+class Event:
+    """Gaussian noise on a sum, several times.
+
+    Attributes:
+        noise_multiplier: standard deviation over sensitivity.
+        sampling: probability with which each unit is in the sum, drawn anew each time (Poisson); 1
+            for a sum over all.
+        count: how often.
+    """
+
+    noise_multiplier: float
+    sampling: float = 1.0
+    count: int = 1
+
+
+def epsilon_of(events: Iterable[Event], delta: float, accountant: Accountant = "rdp") -> float:
+    """Compose events and bound their epsilon.
+
+    Args:
+        events: what was released.
+        delta: in (0, 1).
+        accountant: "rdp" (Mironov 2017; Mironov, Talwar & Zhang 2019 for Poisson samples) or "pld"
+            (Koskela et al. 2020).
+
+    Returns:
+        Epsilon; 0 for no event.
+
+    >>> round(epsilon_of([Event(1.1, 256 / 60000, 60 * 235)], 1e-5), 2)
+    2.6
+    """
+    merged: dict[tuple[float, float], int] = {}
+    for event in events:
+        key = event.noise_multiplier, event.sampling
+        merged[key] = merged.get(key, 0) + event.count
+    merged = {key: count for key, count in merged.items() if count and key[1]}
+    if not merged:
+        return 0.0
+    if accountant == "pld":
+        return _pld_epsilon(tuple(merged.items()), delta)
+    divergences = sum(_rdp(*key) * count for key, count in merged.items())
+    from dp_accounting.rdp import compute_epsilon
+
+    epsilon, _ = compute_epsilon(_orders(), divergences, delta)
+    return float(epsilon)
+
+
+@lru_cache(maxsize=1024)
+def _rdp(noise_multiplier: float, sampling: float) -> NDArray[np.float64]:
+    """Compute one event's Renyi divergence at each of the orders."""
+    from dp_accounting.rdp import RdpAccountant
+
+    found = RdpAccountant(orders=_orders()).compose(_dp_event(noise_multiplier, sampling))
+    return np.asarray(found._rdp, np.float64)
+
+
+@lru_cache(maxsize=1)
+def _orders() -> Any:
+    from dp_accounting.rdp import RdpAccountant
+
+    return RdpAccountant()._orders
+
+
+@lru_cache(maxsize=1024)
+def _pld_epsilon(merged: Sequence[tuple[tuple[float, float], int]], delta: float) -> float:
+    from dp_accounting.pld import PLDAccountant
+
+    found = PLDAccountant()
+    for key, count in merged:
+        found.compose(_dp_event(*key), count)
+    return float(found.get_epsilon(delta))
+
+
+def _dp_event(noise_multiplier: float, sampling: float) -> Any:
+    from dp_accounting import dp_event
+
+    event = dp_event.GaussianDpEvent(noise_multiplier)
+    return event if sampling == 1 else dp_event.PoissonSampledDpEvent(sampling, event)
+
+
+def find_noise_multiplier(
+    epsilon: float,
+    delta: float,
+    events: Sequence[Event],
+    *,
+    beside: Sequence[Event] = (),
+    accountant: Accountant = "rdp",
+) -> float:
+    """Find the smallest noise multiplier with which events cost no more than a budget.
+
+    Args:
+        epsilon: the budget.
+        delta: of the budget.
+        events: their sampling and counts; their own noise multipliers do not matter.
+        beside: what is released as well, with its own noise.
+        accountant: as in `epsilon_of`.
+
+    Returns:
+        The noise multiplier, to a ten-thousandth, rounded up.
+
+    Raises:
+        ConfigError: no noise is enough.
+    """
+
+    def cost(noise: float) -> float:
+        found = [Event(noise, event.sampling, event.count) for event in events]
+        return epsilon_of([*found, *beside], delta, accountant)
+
+    low, high = 0.0, 1.0
+    while cost(high) > epsilon:
+        low, high = high, high * 2
+        if high > LARGEST:
+            raise ConfigError(
+                f"no noise keeps {sum(event.count for event in events)} releases within epsilon "
+                f"{epsilon:g} at delta {delta:g}; allow a larger epsilon, or release less often"
+            )
+    while high - low > PRECISION * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(middle) > epsilon else (low, middle)
+    return math.ceil(high / PRECISION) * PRECISION if high > 10 * PRECISION else high

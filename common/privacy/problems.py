@@ -1,0 +1,242 @@
+"""What ``[privacy]`` cannot be asked for, each with its reason; read before anything is trained."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from common.algorithms import ALGORITHMS
+from common.privacy.settings import (
+    Budget,
+    ClientLevel,
+    ExampleLevel,
+    Privacy,
+    SecureAggregation,
+)
+from common.strategies import STRATEGIES
+
+if TYPE_CHECKING:
+    from common.experiment import Experiment
+    from common.settings import Settings
+
+CLIENT, EXAMPLE = "privacy.client-level", "privacy.example-level"
+SECURE = "privacy.secure-aggregation"
+# Loss weightings that no row has a say in, so that a row's gradient depends on that row alone.
+BLIND = ("equal", "manual")
+
+
+def privacy_problems(experiment: "Experiment") -> Iterator[str]:
+    """Name every contradiction, a line each: what it must be, what it was, a way out."""
+    privacy = experiment.privacy
+    yield from _sums_problems(experiment)
+    if privacy.client_level is not None:
+        yield from _client_problems(experiment, privacy.client_level)
+    if privacy.example_level is not None:
+        yield from _example_problems(experiment, privacy.example_level)
+    if privacy.secure_aggregation is not None:
+        yield from _secure_problems(experiment, privacy.secure_aggregation)
+    if privacy.client_level is not None or privacy.secure_aggregation is not None:
+        yield from _update_problems(experiment)
+
+
+def _is_given(table: "Settings", name: str) -> bool:
+    return bool(getattr(table, name) != type(table).model_fields[name].default)
+
+
+def _budget_problems(place: str, budget: Budget) -> Iterator[str]:
+    if budget.noise_multiplier is None and budget.epsilon is None:
+        yield (
+            f"{place} must have a noise-multiplier or an epsilon to work it out from, got neither; "
+            "give one of them"
+        )
+
+
+def _client_problems(experiment: "Experiment", level: ClientLevel) -> Iterator[str]:
+    federation, secure = experiment.federation, experiment.privacy.secure_aggregation
+    yield from _budget_problems(CLIENT, level)
+    if level.clip == "server" and (level.noise != "server" or secure is not None):
+        what = "under secure aggregation" if secure else f"with noise '{level.noise}'"
+        yield (
+            f"{CLIENT}.clip must be 'client' {what}, where no server sees an update to clip, got "
+            "'server'; remove it"
+        )
+    if level.noise == "shares" and secure is None:
+        yield (
+            f"{CLIENT}.noise 'shares' needs [{SECURE}]: a share alone protects nobody; add that "
+            "table, or set noise to 'client'"
+        )
+    if level.noise == "client" and secure is not None:
+        yield (
+            f"{CLIENT}.noise must be 'shares' or 'server' under secure aggregation, got 'client': "
+            "the sum would hold as many times the noise as there are clients; set 'shares'"
+        )
+    if level.distribution != "discrete-gaussian" and level.noise != "shares":
+        yield (
+            f"{CLIENT}.distribution is for noise 'shares', got '{level.distribution}' with noise "
+            f"'{level.noise}'; remove it"
+        )
+    if level.quantile is not None and level.noise != "server":
+        yield (
+            f"{CLIENT}.quantile needs noise 'server', got '{level.noise}': how many updates were "
+            "clipped would leave each client without noise; remove it"
+        )
+    for name in ("quantile_lr", "quantile_noise"):
+        if level.quantile is None and _is_given(level, name):
+            yield f"{CLIENT}.{name.replace('_', '-')} is for a quantile, got none; remove it"
+    if level.amplification and level.noise != "server":
+        yield (
+            f"{CLIENT}.amplification needs noise 'server', got '{level.noise}': the server knows "
+            "whom it asked, and it is who must not learn; remove it"
+        )
+    if level.amplification and federation.sampling != "poisson":
+        yield (
+            f"{CLIENT}.amplification must be false unless federation.sampling is 'poisson', which "
+            f"the accountant assumes, got '{federation.sampling}'; set it, or remove amplification"
+        )
+    if level.amplification and (federation.availability or federation.too_few == "repeat"):
+        yield (
+            f"{CLIENT}.amplification must be false with an availability trace, or too-few "
+            "'repeat', under which a round is no Poisson sample; remove one of them"
+        )
+    if federation.weight_by != "uniform":
+        yield (
+            f"federation.weight-by must be 'uniform' under [{CLIENT}], got "
+            f"'{federation.weight_by}': a weight would stretch an update past max-norm, which the "
+            "noise is measured against; set it to 'uniform'"
+        )
+    if federation.over_selection:
+        yield (
+            f"federation.over-selection must be 0 under [{CLIENT}], got "
+            f"{federation.over_selection:g}: who answers first may depend on the rows; remove it"
+        )
+
+
+def _example_problems(experiment: "Experiment", level: ExampleLevel) -> Iterator[str]:
+    algorithm, loss = experiment.federation.algorithm, experiment.loss
+    yield from _budget_problems(EXAMPLE, level)
+    if loss.weighting not in BLIND or loss.scaling != "none" or loss.record != "weights":
+        yield (
+            f"loss.weighting must be one of {', '.join(BLIND)}, without scaling or record, under "
+            f"[{EXAMPLE}], got '{loss.weighting}' with scaling '{loss.scaling}' and record "
+            f"'{loss.record}': weights made from losses or gradients would carry rows past the "
+            "noise; set 'equal' or 'manual'"
+        )
+    if experiment.trunk.norm == "batch":
+        yield (
+            f"trunk.norm must not be 'batch' under [{EXAMPLE}]: it mixes the rows of a batch, so "
+            "that no gradient belongs to one row; use 'layer' or 'group'"
+        )
+    if experiment.trunk.sharing == "adversarial":
+        yield (
+            f"trunk.sharing must not be 'adversarial' under [{EXAMPLE}]: its discriminator's loss "
+            "is none of the rows' own; use another"
+        )
+    if algorithm == "fedala":
+        yield (
+            f"federation.algorithm must not be 'fedala' under [{EXAMPLE}]: its mixing weights are "
+            "learned without noise, and so would carry rows into what is sent; use another, such "
+            "as 'mr-mtl'"
+        )
+    if level.covers == "trunk" and algorithm != "fedbabu":
+        yield (
+            f"{EXAMPLE}.covers 'trunk' needs federation.algorithm 'fedbabu', whose heads do not "
+            f"move while the trunk trains, got '{algorithm}': a head trained without noise changes "
+            "the trunk gradient of every other row, so that clipping row by row bounds nothing; "
+            f"set covers to 'model', or use [{CLIENT}], which heads without noise do not weaken"
+        )
+
+
+def _secure_problems(experiment: "Experiment", secure: SecureAggregation) -> Iterator[str]:
+    privacy, federation = experiment.privacy, experiment.federation
+    if privacy.client_level is None and secure.max_norm is None:
+        yield (
+            f"{SECURE}.max-norm must be given, for it fixes the range of the integers that are "
+            f"summed, got none; give it, or add [{CLIENT}]"
+        )
+    if privacy.client_level is not None and secure.max_norm is not None:
+        yield (
+            f"{SECURE}.max-norm must be left out beside [{CLIENT}], whose max-norm clips already, "
+            f"got {secure.max_norm:g}; remove it"
+        )
+    if federation.weight_by == "labelled":
+        yield (
+            f"federation.weight-by must be 'examples' or 'uniform' under [{SECURE}], got "
+            "'labelled'; set one of them"
+        )
+    if federation.weight_by == "uniform" and _is_given(secure, "most_examples"):
+        yield (
+            f"{SECURE}.most-examples is for federation.weight-by 'examples', got 'uniform'; "
+            "remove it"
+        )
+    if isinstance(secure.neighbours, int) and secure.neighbours < 2:
+        yield f"{SECURE}.neighbours must be 2 or more, or 'all', got {secure.neighbours}"
+    if federation.over_selection:
+        yield (
+            f"federation.over-selection must be 0 under [{SECURE}], got "
+            f"{federation.over_selection:g}: masks of those who are cut off would have to be "
+            "uncovered every round; remove it"
+        )
+
+
+def _update_problems(experiment: "Experiment") -> Iterator[str]:
+    """Name what cannot work where the server uses, or sees, nothing but the updates' sum."""
+    federation, trunk = experiment.federation, experiment.trunk
+    where = f"[{CLIENT}]" if experiment.privacy.client_level is not None else f"[{SECURE}]"
+    means = [name for name, strategy in STRATEGIES.items() if strategy.by_mean]
+    if federation.strategy not in means:
+        yield (
+            f"federation.strategy must be one of {', '.join(means)} under {where}, got "
+            f"'{federation.strategy}', which needs more than the updates' mean; set one of them"
+        )
+    shares = ALGORITHMS[federation.algorithm]
+    if shares.travels or shares.shares == "nothing":
+        what = "sends more than an update" if shares.travels else "sends no update"
+        yield (
+            f"federation.algorithm must not be '{federation.algorithm}' under {where}: it {what}; "
+            "use another, such as 'joint'"
+        )
+    if trunk.norm == "batch" and trunk.norm_parameters == "shared":
+        yield (
+            f"trunk.norm-parameters must be 'local' or 'local-statistics' with norm 'batch' under "
+            f"{where}: a running variance that is clipped, or has noise, may be negative; set it"
+        )
+    if federation.affinity_every and _is_given(federation, "affinity_every"):
+        yield (
+            f"federation.affinity-every must be 0 under {where}, got {federation.affinity_every}: "
+            "it compares single updates; remove it, then nothing is compared"
+        )
+
+
+def _sums_problems(experiment: "Experiment") -> Iterator[str]:
+    privacy: Privacy = experiment.privacy
+    regime, secure = privacy.sums_regime, privacy.secure_aggregation
+    if regime == "secure" and secure is None:
+        yield f"privacy.sums 'secure' needs [{SECURE}]; add that table, or set another"
+    if regime == "noised":
+        if privacy.client_level is None or secure is not None:
+            yield (
+                f"privacy.sums 'noised' needs [{CLIENT}], in whose budget its noise counts, and no "
+                f"[{SECURE}]; set another"
+            )
+        if privacy.sums_noise_multiplier is None:
+            yield "privacy.sums-noise-multiplier must be given for sums 'noised', got none"
+    else:
+        for name in ("sums_noise_multiplier", "sums_max_norm"):
+            if _is_given(privacy, name):
+                yield (
+                    f"privacy.{name.replace('_', '-')} is for privacy.sums 'noised', got "
+                    f"'{regime}'; remove it, or set sums"
+                )
+    if regime == "withheld" and experiment.evaluation.patience is not None:
+        yield (
+            "evaluation.patience must be left out with privacy.sums 'withheld', which leaves "
+            f"nothing to judge by, got {experiment.evaluation.patience}; remove it"
+        )
+    if privacy.smallest_group > 1 and regime not in ("sent", "secure"):
+        yield (
+            "privacy.smallest-group is for privacy.sums 'sent' or 'secure', got "
+            f"{privacy.smallest_group} with '{regime}'; remove it"
+        )
+    if not privacy.is_on and _is_given(privacy, "accountant"):
+        yield (
+            f"privacy.accountant is for [{CLIENT}] or [{EXAMPLE}], got '{privacy.accountant}' with "
+            "neither; remove it"
+        )
