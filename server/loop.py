@@ -142,12 +142,12 @@ class RoundLoop:
             "notes": list(outcome.notes),
             "weights": {**self.weights, **mean_figures(outcome.sums, "train", "weight")},
             "train": self._train_figures(outcome.sums),
-            "evaluation": self._evaluation(number - 1, outcome.sums) if rides else None,
+            "evaluation": self._evaluation(number - 1, outcome) if rides else None,
         }
         moves = self.progress.usable_rounds
         trunk = self._advance(trunk, outcome)
         if evaluation.by == "message" and number % evaluation.every == 0:
-            line["evaluation"] = self._evaluation(number, self.evaluate(trunk).sums)
+            line["evaluation"] = self._evaluation(number, self.evaluate(trunk))
             moves = self.progress.usable_rounds
         self._judge(line["evaluation"], moves)
         line["time_s"] = time.perf_counter() - started
@@ -207,7 +207,7 @@ class RoundLoop:
         outcome = self.evaluate(trunk, keep=fits)
         if fits and self.checkpoints.keep_clients is not None:
             self.checkpoints.save(self.progress, trunk)
-        if not self.progress.usable_rounds or not outcome.sums.clients:
+        if not self.progress.usable_rounds or not outcome.answered:
             raise NothingLearnedError(self._what_failed(), self.progress.best)
         results = {
             "experiment": self.experiment.name,
@@ -216,10 +216,11 @@ class RoundLoop:
             "rounds": self.progress.round,
             "stopped": stopped,
             "seconds": self.progress.elapsed_s,
-            "final": self._evaluation(self.progress.round, outcome.sums),
+            "final": self._evaluation(self.progress.round, outcome),
             "best": self.progress.best,
             "clients": {
-                name: self._client_figures(name, outcome.sums) for name in outcome.sums.clients
+                name: self._client_figures(name, outcome.sums)
+                for name in ([] if outcome.sums.is_total else outcome.sums.clients)
             },
             "skipped-rounds": self.progress.skipped_rounds,
             "repeats": self.progress.repeats,
@@ -283,10 +284,10 @@ class RoundLoop:
         figures = split_figures(self.experiment, sums, "train", self.weights)
         return figures or {"loss": None, "tasks": {}}
 
-    def _evaluation(self, trunk_round: int, sums: SumTable) -> Figures:
-        figures: Figures = {"trunk-round": trunk_round, "clients": len(sums.clients)}
+    def _evaluation(self, trunk_round: int, outcome: Outcome) -> Figures:
+        figures: Figures = {"trunk-round": trunk_round, "clients": outcome.answered}
         for split in EVALUATED:
-            figures[split] = split_figures(self.experiment, sums, split, self.weights)
+            figures[split] = split_figures(self.experiment, outcome.sums, split, self.weights)
         return figures
 
     def _judge(self, evaluation: Figures | None, moves: int) -> None:
@@ -322,6 +323,6 @@ def participation(outcome: Outcome) -> Figures:
     """Say who was asked and what became of the replies."""
     return {
         "asked": outcome.asked,
-        "answered": len(outcome.sums.clients),
+        "answered": outcome.answered,
         "left-out": outcome.left_out,
     }

@@ -215,7 +215,9 @@ class ClientMachine:
 
     def _enter(self, before: str, stage: str) -> None:
         if self.stage != before:
-            raise ExchangeError(f"stage '{stage}' follows '{before}', this client is at '{self.stage}'")
+            raise ExchangeError(
+                f"stage '{stage}' follows '{before}', this client is at '{self.stage}'"
+            )
         self.stage = stage
 
     def _require(self, found: int, needed: int, what: str) -> None:

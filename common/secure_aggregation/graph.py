@@ -13,8 +13,8 @@ def draw_neighbours(
     """Draw who shares masks with whom, among places 1 to `count`.
 
     All with all, or a ring in random order in which each is joined to the nearest on both sides
-    (Bell et al. 2020, section 3.2: a Harary graph under a random permutation), which gives everybody
-    as many: an odd number is rounded up.
+    (Bell et al. 2020: a Harary graph under a random permutation), which gives everybody as many: an
+    odd number is rounded up.
 
     Args:
         count: of clients.

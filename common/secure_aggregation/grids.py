@@ -5,8 +5,8 @@
 ``C / L`` with ``L = 2^(bits - 1) - 1``, so that an integer is at most L in size, and the sum of K
 of them at most K L: with ``K L < 2^31`` no sum overflows, whatever the clients hold.
 
-**Sums** of losses and metrics, in two words of 64 bits each: a multiple of 2^20 and a rest of at most
-2^19 in size, on a grid of 2^-31. Numbers up to 2^82 / K in size have room.
+**Sums** of losses and metrics, in two words of 64 bits each: a multiple of 2^20 and a rest of at
+most 2^19 in size, on a grid of 2^-31. Numbers up to 2^82 / K in size have room.
 """
 
 from dataclasses import dataclass
@@ -59,8 +59,8 @@ class Grid:
         if clients > self.most_clients:
             raise ConfigError(
                 f"privacy.secure-aggregation.bits must leave room for {clients} clients a round in "
-                f"{MODULUS_BITS} bits, got {self.bits}: up to {self.limit:,} each, that is room for "
-                f"{self.most_clients}; lower bits, or federation.clients-per-round"
+                f"{MODULUS_BITS} bits, got {self.bits}: with up to {self.limit:,} each, that is "
+                f"room for {self.most_clients:,}; lower bits, or federation.clients-per-round"
             )
 
     def quantise(self, values: Floats, uniform: Floats) -> NDArray[np.int64]:

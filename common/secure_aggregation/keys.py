@@ -1,7 +1,7 @@
 """The cryptography of secure aggregation, all of it from the `cryptography` package.
 
-X25519 for key agreement, HKDF-SHA256 for what is derived from it, AES-GCM to seal shares, AES-CTR as
-the generator of masks. Every key names the exchange that it is for, so that no mask occurs twice.
+X25519 for key agreement, HKDF-SHA256 for what is derived from it, AES-GCM to seal shares, AES-CTR
+as the generator of masks. Every key names the exchange that it is for, so that no mask occurs twice.
 """
 
 import os
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
-Words = NDArray[np.uint32] | NDArray[np.uint64]
+Words = NDArray[Any]  # contiguous, uint32 or uint64
 
 KEY_BYTES, NONCE_BYTES, BLOCK_BYTES = 32, 12, 16
 PIECE_BYTES = 2**18  # of a mask that is made at once: it stays in the cache
@@ -67,7 +67,7 @@ def public_key(private: bytes) -> bytes:
 
 
 def agree_on_key(private: bytes, public: bytes, purpose: bytes) -> bytes:
-    """Derive the key that two parties have in common, each of its own private and the other's public.
+    """Derive the key that two parties have in common, of one's private and the other's public.
 
     Raises:
         TamperedError: the public key is none.
@@ -117,14 +117,15 @@ def add_mask(key: bytes, words: list[Words], *, subtract: bool = False) -> None:
         subtract: whether the mask is taken off.
     """
     stream = Cipher(algorithms.AES(key), modes.CTR(bytes(BLOCK_BYTES))).encryptor()
-    zeros = np.zeros(PIECE_BYTES, np.uint8)
-    buffer = np.empty(PIECE_BYTES + BLOCK_BYTES, np.uint8)
+    zeros = bytes(PIECE_BYTES)
+    buffer = bytearray(PIECE_BYTES + BLOCK_BYTES)
+    made = np.frombuffer(buffer, np.uint8)
     for vector in words:
         step = PIECE_BYTES // vector.itemsize
         for start in range(0, len(vector), step):
-            piece: Any = vector[start : start + step]
-            stream.update_into(zeros[: piece.nbytes], buffer)
-            mask = buffer[: piece.nbytes].view(piece.dtype)
+            piece = vector[start : start + step]
+            stream.update_into(memoryview(zeros)[: piece.nbytes], buffer)
+            mask = made[: piece.nbytes].view(piece.dtype)
             if subtract:
                 piece -= mask
             else:

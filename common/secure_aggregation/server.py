@@ -32,7 +32,7 @@ class ServerMachine:
         keys: place -> public keys.
         dealt: place -> what it dealt out.
         staying: places whose vectors are in the sum.
-        wrong: place -> why what it uncovered is not what had been dealt to it.
+        wrong: (holder, owner) -> what is wrong with the share that the one had of the other.
     """
 
     exchange: str
@@ -41,7 +41,7 @@ class ServerMachine:
     keys: dict[int, PublicKeys] = field(default_factory=dict)
     dealt: dict[int, Dealt] = field(default_factory=dict)
     staying: set[int] = field(default_factory=set)
-    wrong: dict[int, str] = field(default_factory=dict)
+    wrong: dict[tuple[int, int], str] = field(default_factory=dict)
     _total: list[Words] = field(default_factory=list)
     _seeds: dict[int, dict[int, bytes]] = field(default_factory=dict)  # owner -> holder -> share
     _mask_keys: dict[int, dict[int, bytes]] = field(default_factory=dict)
@@ -102,17 +102,19 @@ class ServerMachine:
         """Take in shares, each held against its owner's commitment; a wrong one does not count."""
         for owner in uncovered.tampered:
             if owner in self.dealt:
-                self.wrong[place] = f"the share of place {owner} was changed on its way"
+                self.wrong[place, owner] = "was changed on its way"
         for kept, shares, which in (
             (self._seeds, uncovered.seeds, 0),
             (self._mask_keys, uncovered.keys, 1),
         ):
             for owner, share in shares.items():
-                promised = self.dealt[owner].commitments if owner in self.dealt else {}
+                if owner not in self.dealt:
+                    continue
+                promised = self.dealt[owner].commitments
                 if place in promised and commit(share) == promised[place][which]:
                     kept.setdefault(owner, {})[place] = share
                 else:
-                    self.wrong[place] = f"its share of place {owner} is not the one dealt out"
+                    self.wrong[place, owner] = "is not the one that was dealt out"
 
     def total(self) -> list[Words]:
         """Take the masks off the sum.
@@ -149,9 +151,7 @@ class ServerMachine:
 
     def _check(self, there: Collection[int], what: str) -> None:
         """Require that everybody who is there has enough neighbours who are, too."""
-        counts = [
-            1 + sum(other in there for other in self.neighbours[place]) for place in there
-        ]
+        counts = [1 + sum(other in there for other in self.neighbours[place]) for place in there]
         fewest = min(counts, default=0)
         if fewest < self.threshold:
             raise BelowThresholdError(f"{what} of {fewest} clients, {self.threshold} are needed")
