@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.discretion import Discretion
 from client.learners import Learners
 from client.place import Place
 from client.protection import Protection
@@ -98,6 +99,14 @@ class Job:
         sent = self.session.trainer.sent_arrays(learners)
         return protection.protect_arrays(sent, received, self.data.name, self.instruction)
 
+    def metrics(self, sums: SplitSums, *stream: str | int) -> MetricRecord:
+        """Get the figures that are sent, as the experiment asks."""
+        discretion, train = Discretion(self.session.experiment, self.seed), self.data.train
+        if not discretion.is_idle:
+            trained = {task: int(mask.sum()) for task, mask in train.labelled.items()}
+            sums = discretion.reduce(sums, trained, self.data.name, *stream)
+        return pack_sums(discretion.examples(len(train)), sums)
+
     def evaluate(self, learners: Learners) -> SplitSums:
         """Evaluate the model that the client uses, on the rows that training did not see."""
         trainer = self.session.trainer
@@ -155,7 +164,7 @@ def train(message: Message, context: Context) -> Message:
     content = RecordDict(
         {
             ARRAYS: pack_arrays(job.sent(message, learners)),
-            METRICS: pack_sums(len(job.data.train), sums),
+            METRICS: job.metrics(sums, instruction.round),
         }
     )
     return Message(content, reply_to=message)
@@ -180,5 +189,7 @@ def evaluate(message: Message, context: Context) -> Message:
     if job.personal:
         trainer.complete(learners)
     sums = job.evaluate(learners)
-    content = RecordDict({METRICS: pack_sums(len(job.data.train), sums)})
+    content = RecordDict(
+        {METRICS: job.metrics(sums, "evaluation", job.instruction.round, int(job.instruction.keep))}
+    )
     return Message(content, reply_to=message)
