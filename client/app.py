@@ -17,6 +17,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from client import secure
+from client.discretion import Discretion
 from client.learners import Learners
 from client.place import Place
 from client.protection import Protection
@@ -108,12 +109,28 @@ class Job:
         """Whether the server must see sums over clients alone."""
         return self.session.experiment.privacy.secure_aggregation is not None
 
+    @property
+    def labelled(self) -> dict[str, int]:
+        """Labelled training rows of each task, however often they are passed over."""
+        return {task: int(mask.sum()) for task, mask in self.data.train.labelled.items()}
+
+    def reduce(self, sums: SplitSums, *stream: str | int) -> SplitSums:
+        """Get the figures that may be told, as the experiment asks."""
+        discretion = Discretion(self.session.experiment, self.seed)
+        if discretion.is_idle:
+            return sums
+        return discretion.reduce(sums, self.labelled, self.data.name, *stream)
+
+    def metrics(self, sums: SplitSums) -> MetricRecord:
+        """Pack figures, and how many rows the client counts as."""
+        discretion = Discretion(self.session.experiment, self.seed)
+        return pack_sums(discretion.examples(len(self.data.train)), sums)
+
     def masked(
         self,
         message: Message,
         context: Context,
         sums: SplitSums,
-        told: MetricRecord,
         sent: Mapping[str, FloatArray] | None = None,
     ) -> RecordDict:
         """Make the content of a reply whose numbers are added securely.
@@ -121,8 +138,7 @@ class Job:
         Args:
             message: to train or to evaluate.
             context: keeps where the exchange stands.
-            sums: losses and metrics.
-            told: the same as a record, for an experiment that sends them openly.
+            sums: losses and metrics that may be told.
             sent: what would be sent after training; None after an evaluation.
         """
         experiment, data = self.session.experiment, self.data
@@ -130,11 +146,12 @@ class Job:
         update = np.empty(0, np.uint32)
         if sent is not None:
             received = unpack_arrays(arrays_of(message.content) or ArrayRecord())
-            update = reply.update(data.name, sent, received, len(data.train), data.tasks)
+            held = [task for task, count in self.labelled.items() if count]
+            update = reply.update(data.name, sent, received, len(data.train), held)
         words = reply.sums(sums, trained=sent is not None)
         content = RecordDict({MASKED: reply.mask(message, context, update, words)})
         if experiment.privacy.sums_regime == "sent":
-            content[METRICS] = told
+            content[METRICS] = self.metrics(sums)
         return content
 
     def evaluate(self, learners: Learners) -> SplitSums:
@@ -191,10 +208,10 @@ def train(message: Message, context: Context) -> Message:
     if instruction.evaluate and job.personal:
         sums |= job.evaluate(learners)
     job.keep(instruction.round)  # before the trunk leaves
-    sent, told = job.sent(message, learners), pack_sums(len(job.data.train), sums)
+    sent, sums = job.sent(message, learners), job.reduce(sums, instruction.round)
     if job.adds_securely:
-        return Message(job.masked(message, context, sums, told, sent), reply_to=message)
-    content = RecordDict({ARRAYS: pack_arrays(sent), METRICS: told})
+        return Message(job.masked(message, context, sums, sent), reply_to=message)
+    content = RecordDict({ARRAYS: pack_arrays(sent), METRICS: job.metrics(sums)})
     return Message(content, reply_to=message)
 
 
@@ -217,10 +234,10 @@ def evaluate(message: Message, context: Context) -> Message:
     if job.personal:
         trainer.complete(learners)
     sums = job.evaluate(learners)
-    told = pack_sums(len(job.data.train), sums)
+    sums = job.reduce(sums, "evaluation", job.instruction.round, int(job.instruction.keep))
     if adds_sums(job.session.experiment):
-        return Message(job.masked(message, context, sums, told), reply_to=message)
-    return Message(RecordDict({METRICS: told}), reply_to=message)
+        return Message(job.masked(message, context, sums), reply_to=message)
+    return Message(RecordDict({METRICS: job.metrics(sums)}), reply_to=message)
 
 
 def _settle(message: Message, context: Context) -> tuple[Instruction, Experiment]:

@@ -4,7 +4,7 @@ What a client must remember between the stages of one exchange lives in Flower's
 and nowhere on disk: after a restart it drops out of the exchange, and the others recover its masks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,11 +80,21 @@ class SecureReply:
         sent: Mapping[str, FloatArray],
         received: Mapping[str, FloatArray],
         examples: int,
-        tasks: tuple[str, ...],
+        tasks: Sequence[str],
     ) -> np.ndarray[Any, np.dtype[np.uint32]]:
-        """Put a clipped update into words: what would be sent, less what was received."""
-        sizes = {name: array.size for name, array in sent.items()}
-        parts = [(sent[name] - received[name]).reshape(-1) for name in sent]
+        """Put a clipped update into words: what would be sent, less what was received.
+
+        The vector has no names: columns are in the order of what was received.
+
+        Args:
+            client: its name.
+            sent: what would be sent after training, clipped.
+            received: the trunk.
+            examples: its training rows.
+            tasks: of which it has training labels.
+        """
+        sizes = {name: array.size for name, array in received.items()}
+        parts = [(sent[name] - array).reshape(-1) for name, array in received.items()]
         row = np.concatenate(parts) if parts else np.empty(0, np.float32)
         if not np.isfinite(row).all():
             raise SecureAggregationError("the trunk holds NaN or infinity; lower training.lr")

@@ -22,7 +22,9 @@ class SumsForm:
         self._is_fixed = rules.is_fixed
         self._weighting = dict.fromkeys((*FIGURES, *(STATE + n for n in rules.initial)), 2)
         # Name -> its first number that counts something, and cannot be negative; so are the rest.
-        self._counts = dict.fromkeys(METRICS, 0) | dict.fromkeys(("loss", *self._weighting), 1)
+        # Noise makes any figure negative, and its count is 1.
+        first = int(experiment.privacy.sums_regime == "noised")
+        self._counts = dict.fromkeys(METRICS, first) | dict.fromkeys(("loss", *self._weighting), 1)
 
     def lengths(self, task: str, split: str) -> dict[str, int]:
         """Say which names one task's sums of a split can have, and how many numbers each."""

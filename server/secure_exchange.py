@@ -246,14 +246,14 @@ class TotalReader:
         self, trunk: Mapping[str, FloatArray], instruction: Instruction, replies: BulkReplies
     ) -> NDArray[np.int64]:
         """Put K trunks into integers, each as its client would, and add them up."""
-        if replies.rows is None:
+        if replies.rows is None or replies.holds is None:
             raise ValueError("replies to a training round hold trunks")
         made = Contributions(self.experiment, self.sizes, self.experiment.seed)
         before = self.strategy.form.flatten(trunk)
         total = np.zeros(self.layout.full_width, np.int64)
-        tasks, roster = self.experiment.tasks, self.strategy.roster
+        tasks = tuple(self.experiment.tasks)
         for row, name in enumerate(replies.clients):
-            held = [task for task in tasks if roster.holds(name, task)]
+            held = [task for task, has in zip(tasks, replies.holds[row], strict=True) if has]
             update, examples = replies.rows[row] - before, int(replies.examples[row])
             total += made.make(name, update, examples, held, instruction)
         return total

@@ -6,7 +6,6 @@ from random import Random
 
 import numpy as np
 import pytest
-from secure_rounds import Exchange
 
 from common.secure_aggregation.client import ClientMachine, ExchangeError
 from common.secure_aggregation.graph import count_needed, draw_neighbours
@@ -21,6 +20,7 @@ from common.secure_aggregation.keys import (
 )
 from common.secure_aggregation.server import BelowThresholdError
 from common.secure_aggregation.shamir import PRIME, join_shares, split_secret
+from tests.secure_rounds import Exchange
 
 STAGES = ("keys", "shares", "mask", "unmask")
 
@@ -196,7 +196,7 @@ def test_a_client_refuses_too_few_neighbours_and_too_few_dealers():
 def test_a_client_refuses_keys_that_two_have():
     exchange = Exchange(4)
     exchange.meet()
-    keys = {place: exchange.server.keys[2] for place in (2, 3, 4)}
+    keys = dict.fromkeys((2, 3, 4), exchange.server.keys[2])
     with pytest.raises(ExchangeError, match="the same keys"):
         exchange.clients[1].deal(1, keys, 3)
 

@@ -1,7 +1,7 @@
 """The cryptography of secure aggregation, all of it from the `cryptography` package.
 
 X25519 for key agreement, HKDF-SHA256 for what is derived from it, AES-GCM to seal shares, AES-CTR
-as the generator of masks. Every key names the exchange that it is for, so that no mask occurs twice.
+as the generator of masks. Every key names the exchange that it is for: no mask occurs twice.
 """
 
 import os
