@@ -210,7 +210,7 @@ class RoundLoop:
         if fits and self.checkpoints.keep_clients is not None:
             self.checkpoints.save(self.progress, trunk)
         if not self.progress.usable_rounds or not outcome.answered:
-            raise NothingLearnedError(self._what_failed(), self.progress.best)
+            raise NothingLearnedError(self._what_failed(outcome.loss), self.progress.best)
         results = {
             "experiment": self.experiment.name,
             "fingerprint": self.progress.fingerprint,
@@ -240,12 +240,16 @@ class RoundLoop:
         self.folder.finish(results)
         return results
 
-    def _what_failed(self) -> str:
-        """Say in one line that no reply was usable, why, and what to do."""
+    def _what_failed(self, loss: str) -> str:
+        """Say in one line that no reply was usable, why, and what to do.
+
+        Args:
+            loss: why the last evaluation came to nothing, where that is known.
+        """
         done, skipped = self.progress.round, self.progress.skipped_rounds
         what = f"nothing was learned: no reply was usable in any of {done} rounds"
         if self.progress.usable_rounds:
-            what = "no client could evaluate the last trunk"
+            what = "no client could evaluate the last trunk" + (f" ({loss})" if loss else "")
         elif skipped and {*self._losses} != {UNUSABLE}:
             what = f"nothing was learned: {skipped} of {done} rounds were skipped"
             for loss, _ in self._losses.most_common(1):

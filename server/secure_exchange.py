@@ -21,17 +21,18 @@ from common.secure_aggregation.contribution import (
     grid_of,
     settings_of,
 )
-from common.secure_aggregation.graph import count_needed
+from common.secure_aggregation.graph import count_needed, group_size
 from common.secure_aggregation.grids import from_words, join_sums, split_sums
 from common.secure_aggregation.keys import Words
 from common.secure_aggregation.layout import SumsLayout, UpdateLayout
 from common.sums_form import SumsForm
-from common.wire import FloatArray, Instruction, pack_arrays
+from common.wire import EXAMPLES, FloatArray, Instruction, pack_arrays
 from server.bulk import BulkGrid, BulkReplies, ask_groups
 from server.closing import Closing, Tally
 from server.exchange import BulkExchange, MessageExchange, Outcome, close, nobody, told
 from server.roster import Roster
 from server.secure_stages import Gathered, Stages
+from server.secure_traffic import Traffic
 from server.strategy import TrunkStrategy
 from server.sums import EVERYBODY, SumTable
 
@@ -150,11 +151,13 @@ class SecureBulkExchange(BulkExchange):
             numbers = self.reader.add_up(trunk, told_to, replies)
             following = self.reader.step(trunk, told_to, numbers, len(replies.clients))
         table = SumTable.of({}) if loss else self._table(replies, told_to, trained=True)
-        outcome = self._outcome(len(clients), trunk, told_to, replies, following)
-        outcome = replace(
-            outcome, sums=table, left_out=missing, loss=loss, added=_added(table, replies, loss)
+        outcome = Outcome(
+            len(clients), table, following, missing, loss=loss, added=_added(table, replies, loss)
         )
-        return told(outcome, self.strategy)
+        is_open = self.strategy.experiment.privacy.sums_regime == "sent"
+        beside = _open_bytes(replies.sums) if is_open else 0
+        counted = self._count(outcome, told_to, trunk, len(replies.clients), beside, trained=True)
+        return told(counted, self.strategy)
 
     def evaluate(self, trunk: Mapping[str, FloatArray], instruction: Instruction) -> Outcome:
         """Have all clients evaluate."""
@@ -166,7 +169,33 @@ class SecureBulkExchange(BulkExchange):
         told_to = self.reader.instruct(instruction, clients, self.roster)
         replies = BulkReplies(outcome.sums.clients, np.zeros(answered, np.int64), outcome.sums)
         table = SumTable.of({}) if loss else self._table(replies, told_to, trained=False)
-        return replace(outcome, sums=table, loss=loss, added=0 if loss else answered)
+        outcome = replace(outcome, sums=table, loss=loss, added=0 if loss else answered)
+        arrays = self.strategy.evaluated(trunk)
+        return self._count(outcome, told_to, arrays, answered, 0, trained=False)
+
+    def _count(
+        self,
+        outcome: Outcome,
+        instruction: Instruction,
+        arrays: Mapping[str, FloatArray],
+        staying: int,
+        beside: int,
+        *,
+        trained: bool,
+    ) -> Outcome:
+        """Count the bytes that messages would have carried."""
+        settings = settings_of(self.strategy.experiment)
+        widths = self.reader.widths(instruction, trained=trained)
+        counted = Traffic.of(
+            asked=outcome.asked,
+            staying=staying,
+            neighbours=group_size(outcome.asked, settings.neighbours) - 1,
+            config=instruction.size_bytes(),
+            arrays=sum(array.nbytes for array in arrays.values()),
+            masked=4 * widths["update"] + 8 * widths["sums"],
+        )
+        received = counted.received + beside
+        return replace(outcome, sent_bytes=counted.sent, received_bytes=received)
 
     def _staying(
         self, replies: BulkReplies, clients: Sequence[str]
@@ -313,6 +342,13 @@ def too_few(closing: Closing, there: int) -> str:
     if there >= closing.needed:
         return ""
     return f"usable replies: {there}, needed: {closing.needed}"
+
+
+def _open_bytes(sums: SumTable) -> int:
+    """Count what clients send openly of their sums, and of their rows."""
+    if not sums.clients:
+        return 0
+    return sums.size_bytes() + len(sums.clients) * (len(EXAMPLES) + 8)
 
 
 def _added(table: SumTable, replies: BulkReplies, loss: str) -> int | None:
