@@ -119,5 +119,11 @@ def test_state_brings_back_norm_and_clients() -> None:
     first.release(first.total(np.ones((3, 2), np.float32), before), before, 1)
     other = make(*amplified, clients=100)
     other.restore(first.state())
-    assert (other.max_norm, other.clients, other.rate) == (first.max_norm, 200, 0.2)
+    assert (other.max_norm, other.clients, other.poisson.rate) == (first.max_norm, 200, 0.2)
     assert other.noise_multiplier == first.noise_multiplier
+
+
+def test_who_is_drawn_cannot_be_worked_out_from_the_seed_that_clients_know() -> None:
+    deployed, again, simulated = make(QUIET, seed=None), make(QUIET, seed=None), make(QUIET, seed=0)
+    assert len({deployed.poisson.key, again.poisson.key, simulated.poisson.key}) == 3
+    assert deployed.poisson == deployed.poisson  # a round is drawn once, however often it is asked
