@@ -100,28 +100,26 @@ class Shares:
     def _concentrated(self) -> float:
         """Bound the epsilon of ``epsilon^2 / 2``-concentrated differential privacy.
 
-        Kairouz, Liu & Steinke 2021, theorem 1: a sum of n discrete Gaussians is almost one, and what
-        is missing is ``tau = 10 sum_k exp(-2 pi^2 sigma^2 k / (k + 1))``.
+        Kairouz, Liu & Steinke 2021, theorem 1: ``D / (sqrt(n) sigma) + tau sqrt(d)``, where a sum of
+        n discrete Gaussians misses being one by ``tau = 10 sum_k exp(-2 pi^2 sigma^2 k / (k + 1))``.
         """
         n, variance, d = self.guaranteed, self.variance, self.width
         apart = range(1, n)
         tau = 10 * sum(math.exp(-2 * math.pi**2 * variance * k / (k + 1)) for k in apart)
         alone = self.norm / math.sqrt(n * variance)
-        return min(math.sqrt(alone**2 + tau * d / 2), alone + tau * math.sqrt(d))
+        return alone + tau * math.sqrt(d)
 
     def skellam_divergence(self, order: int) -> float:
         """Bound the Renyi divergence of Skellam noise at a whole order, of one release.
 
         Agarwal, Kairouz & Liu 2021 ("The Skellam mechanism for differentially private federated
-        learning", NeurIPS, theorem 3.5): with mu the variance of the sum, D1 and D2 the
+        learning", NeurIPS, corollary 3.6): with mu the variance of the sum, D1 and D2 the
         sensitivities, ``a D2^2 / (2 mu) + min(((2 a - 1) D2^2 + 6 D1) / (4 mu^2), 3 D1 / (2 mu))``.
         Of whole numbers ``D1 <= min(sqrt(d) D2, D2^2)``.
         """
         mu, squared = self.guaranteed * self.variance, self.norm**2
         first = min(math.sqrt(self.width) * self.norm, squared)
-        beyond = min(
-            ((2 * order - 1) * squared + 6 * first) / (4 * mu**2), 3 * first / (2 * mu)
-        )
+        beyond = min(((2 * order - 1) * squared + 6 * first) / (4 * mu**2), 3 * first / (2 * mu))
         return order * squared / (2 * mu) + beyond
 
 
