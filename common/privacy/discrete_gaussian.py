@@ -136,8 +136,8 @@ def _laplace(scale: int, count: int, bits: Bits) -> Numbers:
         whole[going] += 1
     sizes = rest + scale * whole
     negative = bits.words(len(sizes)) >> np.uint64(63) == 1
-    kept = ~(negative & (sizes == 0))
-    return np.where(negative, -sizes, sizes)[kept]
+    kept: Flags = ~(negative & (sizes == 0))
+    return np.asarray(np.where(negative, -sizes, sizes)[kept], np.int64)
 
 
 def _exponential(rates: NDArray[np.float64], exact: Callable[[int], Fraction], bits: Bits) -> Flags:
