@@ -27,6 +27,7 @@ class SoloLesson:
     ) -> None:
         self.trainer, self.data, self.weights, self.round = trainer, data, weights, round_number
         self.generator = trainer.generator(data.name, round_number)
+        self.draws = trainer.draws([data.name], round_number)
         self.balance = trainer.balance(weights, memory or {})
 
     def train(self, values: Tensor, phase: Phase) -> LossSums:
@@ -40,5 +41,5 @@ class SoloLesson:
         cohort = trainer.alone(trainer.cohorts.model, self.data)
         generators = [] if generator is None else [generator]
         return trainer.cohorts.train(
-            cohort, values, self.weights, self.round, generators, self.balance, phase
+            cohort, values, self.weights, self.round, generators, self.balance, phase, self.draws
         )
