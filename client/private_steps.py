@@ -2,10 +2,9 @@
 
 A dense layer's gradient of one row is the outer product of the slope s of its outputs and its
 inputs x, of squared norm ``|s|^2 |x|^2`` (Goodfellow, "Efficient per-example gradient
-computations", 2015). One backward pass finds the slopes, from these every row's norm over all layers, and the
-clipped sum is the product ``sum_i f_i s_i x_i^T`` with the rows' factors f (Lee & Kifer,
-"Scaling up differentially private deep learning with fast per-example gradient clipping", PoPETs
-2021).
+computations", 2015). One backward pass finds the slopes; from these come every row's norm over all
+layers, its factor f, and the clipped sum ``sum_i f_i s_i x_i^T`` (Lee & Kifer, "Scaling up
+differentially private deep learning with fast per-example gradient clipping", PoPETs 2021).
 """
 
 from collections.abc import Sequence

@@ -36,7 +36,7 @@ class SoloLesson:
         if trainer.cohorts is None:
             with trainer.lent(values):
                 return trainer.teach(
-                    self.data, self.weights, self.balance, self.round, generator, phase
+                    self.data, self.weights, self.balance, self.round, generator, phase, self.draws
                 )
         cohort = trainer.alone(trainer.cohorts.model, self.data)
         generators = [] if generator is None else [generator]

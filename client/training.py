@@ -275,13 +275,14 @@ class Trainer:
         round_number: int,
         generator: torch.Generator | None,
         phase: Phase,
+        draws: Draws,
     ) -> LossSums:
         """Train the parameters at hand by autograd for one phase."""
         # Parts of tasks that the client lacks go back as they came: no step moves them, but
         # computing with them moves batch norm's running statistics.
         places = [self.flat.layout.slices[name] for name in self._foreign_names(data.tasks)]
         kept = [self.flat.values[place].clone() for place in places]
-        sums = self._autograd.train(data, weights, balance, round_number, generator, phase)
+        sums = self._autograd.train(data, weights, balance, round_number, generator, phase, draws)
         for place, values in zip(places, kept, strict=True):
             self.flat.values[place] = values
         return {task: np.array([numbers]) for task, numbers in sums.items()}
