@@ -6,6 +6,7 @@ hook sees, such as cross-stitch units, goes row by row instead.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,8 +67,10 @@ class RowGradients:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         found = self.flat.values.new_zeros(len(batch), len(self.flat.values))
         hooks = self._open_hooks(self.model, loss_reduction="sum", strict=False)  # type: ignore[misc]
+        # A hook on a layer whose inputs need no gradient makes PyTorch warn.
+        inputs = {name: values.detach().requires_grad_() for name, values in batch.inputs.items()}
         try:
-            total, losses = self._loss(batch, weights)
+            total, losses = self._loss(replace(batch, inputs=inputs), weights)
             torch.autograd.backward(total)
             for name, parameter in self.model.named_parameters():
                 rows = getattr(parameter, "grad_sample", None)

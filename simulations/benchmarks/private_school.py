@@ -26,8 +26,9 @@ from simulations.simulate import simulate
 
 PROTOCOL = (
     "data.test=0.3 tasks.score.standardise=none training.epochs=1 training.batch-size=32 "
-    "training.momentum=0 training.weight-decay=0 evaluation.by=message evaluation.every=200 "
-    "evaluation.patience=200 federation.rounds=200 federation.checkpoint-interval-s=3600"
+    "training.momentum=0 training.weight-decay=0 "
+    'evaluation={by="message",every=200} federation.rounds=200 '
+    "federation.checkpoint-interval-s=3600"
 )
 EXAMPLE = "privacy.example-level"
 PRIVATE = f"{EXAMPLE}.epsilon=6 {EXAMPLE}.delta=0.001 {EXAMPLE}.max-norm=1"
