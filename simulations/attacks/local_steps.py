@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from client.batches import epoch_order, shuffle_key
+from common.experiment import Experiment
 from common.model import MultiTaskModel
+from common.sharing import task_of
 from simulations.attacks.guesses import Guess, Parameters, weighted_loss
 from simulations.attacks.observed import Observed
 
@@ -42,13 +44,21 @@ def unrolled(observed: Observed, model: MultiTaskModel, guess: Guess) -> Paramet
     for index in steps:
         slopes = _gradient(observed, model, parameters, guess, index, names)
         for name, slope in slopes.items():
-            if training.weight_decay:
-                slope = slope + training.weight_decay * parameters[name]
+            decay, l1 = rates_of(observed.experiment, name)
+            slope = slope + decay * parameters[name] + l1 * parameters[name].sign()
             if training.momentum:
                 slope = velocity[name] = training.momentum * velocity.get(name, 0.0) + slope
             parameters[name] = parameters[name] - training.lr * slope
     scale = 1.0 / (training.lr * len(steps))
     return {name: (before[name] - parameters[name]) * scale for name in observed.update}
+
+
+def rates_of(experiment: Experiment, name: str) -> tuple[float, float]:
+    """Tell a parameter's rates of weight decay and of the L1 term."""
+    training, task = experiment.training, task_of(name)
+    own = experiment.trunk if task is None else experiment.tasks[task]
+    decay = training.weight_decay if own.weight_decay is None else own.weight_decay
+    return decay, training.l1 if own.l1 is None else own.l1
 
 
 def batches_of(observed: Observed) -> Sequence[Tensor]:
