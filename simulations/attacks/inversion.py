@@ -136,6 +136,7 @@ def invert(wire: Wire, client: str, number: int, settings: Settings | None = Non
         own = true_heads(wire, observed, settings) if settings.heads == "true" else None
         guess, objective = reconstruct(observed, settings, true, own)
         found, labels = guess.inputs, guess.hard_labels(wire.experiment)
+    found = clamp(observed, found)  # whoever knows the box knows better than what lies outside
     names = wire.clients(number) if client == EVERYBODY else [client]
     frame = Frame.of(wire, client_data(wire, names[0]).fitted)
     return score(frame, observed, settings, found, labels, objective, true, others)
@@ -343,11 +344,20 @@ def _slopes(value: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
     return tuple(slope.nan_to_num(0.0, 0.0, 0.0) for slope in slopes)
 
 
-@torch.no_grad()
-def _stay_inside(observed: Observed, guess: Guess) -> None:
+def clamp(observed: Observed, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put pixels that lie outside of their box on its edge; NaN on its lower one."""
+    clamped = {name: values.detach() for name, values in inputs.items()}
     for name, (low, high) in observed.box.items():
         low, high = low.reshape(1, -1, 1, 1), high.reshape(1, -1, 1, 1)
-        guess.inputs[name].copy_(torch.minimum(torch.maximum(guess.inputs[name], low), high))
+        values = torch.where(clamped[name].isnan(), low, clamped[name])
+        clamped[name] = torch.minimum(torch.maximum(values, low), high)
+    return clamped
+
+
+@torch.no_grad()
+def _stay_inside(observed: Observed, guess: Guess) -> None:
+    for name, values in clamp(observed, guess.inputs).items():
+        guess.inputs[name].copy_(values)
 
 
 @torch.no_grad()

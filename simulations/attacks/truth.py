@@ -4,6 +4,8 @@ An attack's result is scored against it. The other clients' rows stand in for th
 an attacker, who has rows of the same kind from somewhere.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
@@ -67,7 +69,7 @@ def replay(wire: Wire, number: int, client: str) -> tuple[dict[str, FloatArray],
     own: dict[str, FloatArray] = {}
     for earlier in [n for n in wire.rounds if n < number]:
         if client in wire.clients(earlier):
-            train_again(wire, trainer, data, earlier, own)
+            train_again(wire, trainer, data, earlier, own, client)
             own = {n: np.array(a) for n, a in trainer.own_arrays(data.tasks).items()}
     trainer.load(wire.sent(number, client), own)
     kept = divide_own(trainer.own_arrays(data.tasks)).parameters
@@ -75,12 +77,26 @@ def replay(wire: Wire, number: int, client: str) -> tuple[dict[str, FloatArray],
 
 
 def train_again(
-    wire: Wire, trainer: Trainer, data: ClientData, number: int, own: dict[str, FloatArray]
+    wire: Wire,
+    trainer: Trainer,
+    data: ClientData,
+    number: int,
+    own: Mapping[str, FloatArray],
+    receiver: str,
 ) -> dict[str, FloatArray]:
-    """Train a client for a round as the run did; returns the trunk that comes of it."""
+    """Train a client for a round as the run did; returns the trunk that comes of it.
+
+    Args:
+        wire: of the run.
+        trainer: is lent to the client.
+        data: its rows.
+        number: the round.
+        own: what it kept at home before.
+        receiver: a client that got the message which it trains by; `EVERYBODY` for the first.
+    """
     config = wire.config(number)
     weights = dict(zip(config["weight-tasks"], config["weights"], strict=True))
-    trainer.load(wire.sent(number, data.name), own)
+    trainer.load(wire.sent(number, receiver), own)
     learners = trainer.begin(data, weights, number)
     trainer.complete(learners)
     return trainer.sent_arrays(learners)
