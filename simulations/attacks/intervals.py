@@ -58,20 +58,20 @@ def auc(positive: Values, negative: Values) -> float:
     return float(above + (positive[:, None] == negative).mean() / 2)
 
 
-def auc_with_interval(scores: Values, truths: NDArray[np.bool_], seed: int = 0) -> dict[str, Any]:
-    """Describe an AUC; its interval redraws positives and negatives separately."""
+def auc_with_interval(scores: Values, truths: NDArray[np.bool_]) -> dict[str, Any]:
+    """Describe an AUC with its interval at 95 %, which is one at an AUC of 1 too.
+
+    Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic,
+    part 2", 2006, method 5: the values that lie within 1.96 of their own standard errors.
+    """
     positive, negative = scores[truths], scores[~truths]
-    value = auc(positive, negative)
-    found: dict[str, Any] = {
-        "value": None if math.isnan(value) else value,
-        "low": None, "high": None, "positive": len(positive), "negative": len(negative),
-    }  # fmt: skip
-    if min(len(positive), len(negative)) < 2:
+    value, m, n = auc(positive, negative), len(positive), len(negative)
+    found: dict[str, Any] = {"value": None, "low": None, "high": None, "positive": m, "negative": n}
+    if math.isnan(value):
         return found
-    random = numpy_generator(seed, "bootstrap", "auc")
-    drawn = [
-        auc(random.choice(positive, len(positive)), random.choice(negative, len(negative)))
-        for _ in range(DRAWS)
-    ]
-    found["low"], found["high"] = np.quantile(drawn, [0.025, 0.975]).tolist()
-    return found
+    grid = np.linspace(0, 1, 20001)
+    pairs = (m + n) / 2 - 1
+    spread = grid * (1 - grid) / (m * n)
+    spread = spread * (1 + pairs * ((1 - grid) / (2 - grid) + grid / (1 + grid)))
+    near = grid[np.abs(grid - value) <= Z * np.sqrt(spread) + 1e-12]
+    return {**found, "value": value, "low": float(near.min()), "high": float(near.max())}
