@@ -77,9 +77,7 @@ class WireRecord:
         kind = asked[0].metadata.message_type if asked else ""
         self._write(kind, sent, came, arrays)
 
-    def bulk(
-        self, kind: str, trunk: Trunk, instruction: Instruction, replies: BulkReplies
-    ) -> None:
+    def bulk(self, kind: str, trunk: Trunk, instruction: Instruction, replies: BulkReplies) -> None:
         """Write an exchange with an engine that answers for all clients of a round at once."""
         arrays: Named = {f"sent/0/{ARRAYS}/{n}": np.ascontiguousarray(a) for n, a in trunk.items()}
         config = self._config(instruction.to_record())

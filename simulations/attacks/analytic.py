@@ -43,7 +43,9 @@ def first_layer(observed: Observed) -> tuple[Tensor, Tensor]:
     """Find the updates of a first layer that reads all inputs: weights [H, D] and biases [H]."""
     width = sum(math.prod(shape) for shape in observed.shapes.values())
     trunk = observed.experiment.trunk
-    reads_all = trunk.architecture == "mlp" or not any(len(s) == 3 for s in observed.shapes.values())
+    reads_all = trunk.architecture == "mlp" or not any(
+        len(s) == 3 for s in observed.shapes.values()
+    )
     for name, update in observed.update.items():
         bias = observed.update.get(name.removesuffix("weight") + "bias")
         is_first = name.endswith(".layers.0.weight") and update.shape[1:] == (width,)
@@ -86,6 +88,6 @@ def is_possible(observed: Observed, row: Tensor) -> bool:
 
 def _divide(observed: Observed, rows: Tensor) -> dict[str, Tensor]:
     widths = [math.prod(shape) for shape in observed.shapes.values()]
-    parts = rows.split(widths, dim=1)
+    parts = torch.split(rows, widths, dim=1)
     named = zip(observed.shapes.items(), parts, strict=True)
     return {name: part.reshape(len(rows), *shape) for (name, shape), part in named}

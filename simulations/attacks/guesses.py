@@ -91,9 +91,7 @@ def weighted_loss(
         index: int64 [B], which of them.
     """
     inputs = {name: values[index] for name, values in guess.inputs.items()}
-    outputs, _ = torch.func.functional_call(
-        model, dict(parameters), (inputs, tuple(guess.labels))
-    )
+    outputs, _ = torch.func.functional_call(model, dict(parameters), (inputs, tuple(guess.labels)))
     total = torch.zeros((), dtype=torch.float64)
     for task in guess.labels:
         mask = guess.labelled[task][index]
@@ -105,9 +103,11 @@ def weighted_loss(
     return total
 
 
-def make_model(experiment: Experiment, observed: Observed, seed: int | None = None) -> MultiTaskModel:
+def make_model(observed: Observed, seed: int | None = None) -> MultiTaskModel:
     """Build the model of the run in float64, at rest; another seed draws other heads."""
-    settings = experiment if seed is None else experiment.model_copy(update={"seed": seed})
+    settings = observed.experiment
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed})
     model = build_model(settings, observed.shapes).double()
     model.eval()
     return model
@@ -115,7 +115,9 @@ def make_model(experiment: Experiment, observed: Observed, seed: int | None = No
 
 def own_parameters(model: MultiTaskModel, observed: Observed) -> Parameters:
     """Select what stays at the client, as a model has it."""
-    return {n: p.detach().clone() for n, p in model.named_parameters() if n not in observed.received}
+    return {
+        n: p.detach().clone() for n, p in model.named_parameters() if n not in observed.received
+    }
 
 
 def draw_inputs(observed: Observed, generator: torch.Generator) -> dict[str, Tensor]:
@@ -143,9 +145,7 @@ def known_labels(experiment: Experiment, rows: Rows, tasks: Sequence[str]) -> di
     return labels
 
 
-def draw_labels(
-    observed: Observed, generator: torch.Generator
-) -> dict[str, Tensor]:
+def draw_labels(observed: Observed, generator: torch.Generator) -> dict[str, Tensor]:
     """Draw what unknown labels start from."""
     labels = {}
     for task in observed.tasks:

@@ -7,7 +7,7 @@ angle and the image's total variation, by Adam on the signs of the slopes. ``ana
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,9 @@ class Reconstruction:
         return float(1 - mse["attack"] / mse["mean-row"]) if mse["mean-row"] else 0.0
 
 
-def invert(wire: Wire, client: str, number: int, settings: Settings | None = None) -> Reconstruction:
+def invert(
+    wire: Wire, client: str, number: int, settings: Settings | None = None
+) -> Reconstruction:
     """Reconstruct the rows behind an update, and score them against the true ones.
 
     Args:
@@ -202,7 +204,7 @@ def reconstruct(
         true: gives the labels where they are known, and nothing else.
         own: what stays at the client, under ``heads = "true"``.
     """
-    model = make_model(observed.experiment, observed)
+    model = make_model(observed)
     best: tuple[Guess, float] | None = None
     for restart in range(settings.restarts):
         guess = start(observed, settings, true, own, restart)
@@ -229,7 +231,9 @@ def start(
             "leave --rows out, or take --labels learned"
         )
     labels = (
-        known_labels(observed.experiment, true, tasks) if known else draw_labels(observed, generator)
+        known_labels(observed.experiment, true, tasks)
+        if known
+        else draw_labels(observed, generator)
     )
     everywhere = torch.ones(observed.rows, dtype=torch.bool)
     labelled = {task: true.labelled[task] if known else everywhere for task in labels}
@@ -247,13 +251,13 @@ def heads_of(observed: Observed, settings: Settings, restart: int) -> Parameters
     seed = None
     if settings.heads != "initial":
         seed = int(torch_generator(settings.seed, "heads", restart).initial_seed() % 2**31)
-    return own_parameters(make_model(observed.experiment, observed, seed), observed)
+    return own_parameters(make_model(observed, seed), observed)
 
 
 def descend_dlg(
     observed: Observed, settings: Settings, model: MultiTaskModel, guess: Guess
 ) -> float:
-    """Fit by L-BFGS: ``||g' - g||^2 / ||g||^2``, which is Zhu et al.'s but for a constant factor."""
+    """Fit by L-BFGS: ``||g' - g||^2 / ||g||^2``, Zhu et al.'s but for a constant."""
     optimiser = torch.optim.LBFGS(
         guess.learned, lr=1.0, max_iter=LBFGS_STEPS, history_size=100,
         tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe",

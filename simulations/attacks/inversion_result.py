@@ -1,5 +1,6 @@
 """An inversion's figures as a file, a table, a page and pictures."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def describe_inversion(
     return gapless
 
 
-def table_of(figures: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def table_of(figures: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Lay the errors out: headings and rows."""
     measures = [name for name in MEANS if name in figures["errors"]["attack"]]
     rows = [
@@ -55,13 +56,13 @@ def table_of(figures: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["guess", *(MEANS[name] for name in measures)], rows
 
 
-def notes_of(figures: dict[str, Any]) -> list[str]:
+def notes_of(figures: Mapping[str, Any]) -> list[str]:
     """Say what the figures mean, a sentence each."""
     facts, settings = figures["facts"], figures["settings"]
     steps = format_count(facts["steps"], "local step")
     notes = [
-        f"{format_count(facts['rows'], 'row')} looked for, {facts['true-rows']} true ones, {steps}. "
-        "Rows are paired so that their squared errors are least; all three guesses alike.",
+        f"{format_count(facts['rows'], 'row')} looked for, {facts['true-rows']} true ones, {steps}."
+        " Rows are paired so that their squared errors are least; all three guesses alike.",
         f"The attack takes away {figures['gain']:.1%} of the squared error of the mean row "
         "(100 % is an exact copy; below 0 it is worse than to guess the mean).",
         "Figures are means over rows, with 95 % intervals over rows.",

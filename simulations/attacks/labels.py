@@ -141,7 +141,8 @@ def shares_by_head(observed: Observed, task: str, own: Rows) -> Matrix:
     if is_binary:
         gradient = np.concatenate([-gradient, gradient])
     if observed.rows == 1 and observed.steps == 1:
-        return np.eye(len(gradient))[int(np.argmin(gradient))]
+        one_row: Matrix = np.eye(len(gradient))[int(np.argmin(gradient))]
+        return one_row
     shares: Matrix = predicted_shares(observed, task, own) - gradient
     return shares
 
@@ -155,7 +156,7 @@ def last_bias(observed: Observed, task: str) -> str:
 
 def predicted_shares(observed: Observed, task: str, own: Rows) -> Matrix:
     """Average what the model predicts of the attacker's own rows, [classes]."""
-    model = make_model(observed.experiment, observed)
+    model = make_model(observed)
     inputs = {name: values.double() for name, values in own.inputs.items()}
     parts = []
     for moved in (0.0, 1.0):
@@ -169,14 +170,15 @@ def predicted_shares(observed: Observed, task: str, own: Rows) -> Matrix:
         if observed.experiment.tasks[task].kind == "binary":
             logits = torch.cat([torch.zeros_like(logits), logits], 1)
         parts.append(logits.softmax(1).mean(0).numpy())
-    return np.mean(parts, axis=0)
+    shares: Matrix = np.mean(parts, axis=0)
+    return shares
 
 
 def _by_probe(
     wire: Wire, number: int, tasks: list[str], own: Rows, settings: Settings
 ) -> dict[str, dict[str, Matrix]]:
     """Estimate class shares by a probe on shadow clients: task -> client -> [classes]."""
-    wire.refuse_masked("the trunk update of a single client")
+    wire.refuse_masked("the trunk update of a single client", "there is nothing to probe")
     shadows = Shadows(wire, number, [n for n in wire.rounds if n < number])
     size = rows_per_shadow(wire, number, len(own))
     random, updates = numpy_generator(settings.seed, "label-leakage"), []
@@ -205,7 +207,8 @@ def draw_skewed(random: np.random.Generator, rows: Rows, task: str, size: int) -
     wanted = random.dirichlet(np.ones(len(classes))) / counts
     chances = wanted[np.searchsorted(classes, labels)]
     # With replacement: a class may be rarer among the attacker's rows than it is to be here.
-    return labelled[random.choice(len(labelled), size, p=chances / chances.sum())]
+    drawn: Counts = labelled[random.choice(len(labelled), size, p=chances / chances.sum())]
+    return drawn
 
 
 def judge(
@@ -237,7 +240,7 @@ def whole_counts(shares: Matrix, total: int) -> Counts:
     kept = np.maximum(np.nan_to_num(shares), 0)
     kept = kept if kept.sum() > 0 else np.ones_like(kept)
     exact = kept / kept.sum() * total
-    counts = np.floor(exact).astype(np.int64)
+    counts: Counts = np.floor(exact).astype(np.int64)
     rest = np.argsort(-(exact - counts), kind="stable")[: total - counts.sum()]
     counts[rest] += 1
     return counts

@@ -66,10 +66,10 @@ def batches_of(observed: Observed) -> Sequence[Tensor]:
     training, seed = observed.experiment.training, observed.experiment.seed
     key, batches = shuffle_key(seed, observed.client), list[Tensor]()
     for epoch in range(training.epochs):
-        order = epoch_order(
-            observed.rows, None, training.balance, key, observed.number, epoch
-        )[: observed.rows]
-        batches += torch.from_numpy(order.copy()).split(training.batch_size)
+        order = epoch_order(observed.rows, None, training.balance, key, observed.number, epoch)[
+            : observed.rows
+        ]
+        batches += torch.split(torch.from_numpy(order.copy()), training.batch_size)
     return batches
 
 

@@ -1,4 +1,4 @@
-"""What an attacker has in hand: a model that was sent, the update that came back, the experiment."""
+"""What an attacker has in hand: a trunk that was sent, the update, and the experiment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

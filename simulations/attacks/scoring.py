@@ -136,7 +136,8 @@ def ssim(one: Tensor, other: Tensor) -> Tensor:
     vb = unbiased * (local(other * other) - b * b)
     both = unbiased * (local(one * other) - a * b)
     above = (2 * a * b + C1) * (2 * both + C2)
-    return (above / ((a * a + b * b + C1) * (va + vb + C2))).flatten(1).mean(1)
+    alike: Tensor = above / ((a * a + b * b + C1) * (va + vb + C2))
+    return alike.flatten(1).mean(1)
 
 
 def mean_rows(others: Rows, count: int) -> dict[str, Tensor]:

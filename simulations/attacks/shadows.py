@@ -2,11 +2,11 @@
 
 The attacker has rows of the same kind, labelled, that no client trained on. It trains on draws of
 them exactly as a client does, from the trunk that was sent, and fits a probe from update to what it
-drew (Shokri et al., "Membership inference attacks against machine learning models", 2017, section V,
-gave the idea its name).
+drew. (Shokri et al., "Membership inference attacks against machine learning models", 2017, section
+V-C, gave the idea its name.)
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,7 @@ RIDGES = tuple(10.0**power for power in range(-6, 3))  # shares of the mean eige
 
 
 def auxiliary_rows(wire: Wire) -> Rows:
-    """Read the attacker's rows: held-out ones, with the labels of all tasks, that nobody trained on.
+    """Read the attacker's rows, with the labels of all tasks: held-out ones that nobody trained on.
 
     Raises:
         ConfigError: there are none.
@@ -144,7 +144,8 @@ class Probe:
 
 def _unit(updates: FloatArray) -> Matrix:
     rows = np.nan_to_num(np.asarray(updates, dtype=np.float64))
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+    unit: Matrix = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+    return unit
 
 
 def rows_per_shadow(wire: Wire, number: int, limit: int) -> int:
@@ -163,9 +164,5 @@ def class_counts(experiment: Experiment, rows: Rows, task: str) -> NDArray[np.in
     """Count the labels of a task with classes, [classes]."""
     labels = rows.targets[task][rows.labelled[task]].long()
     classes = experiment.tasks[task].class_count or 2
-    return torch.bincount(labels, minlength=classes).numpy()
-
-
-def mean_counts(counts: Mapping[str, NDArray[np.int64]]) -> Matrix:
-    """Average the class shares of several."""
-    return np.mean([c / max(c.sum(), 1) for c in counts.values()], axis=0)
+    counts: NDArray[np.int64] = torch.bincount(labels, minlength=classes).numpy()
+    return counts

@@ -2,8 +2,8 @@
 
 Where a client tells its labelled rows per task, as clients do unless ``privacy.counts`` is
 'withheld', nobody need infer anything. Where it does not, its update tells: parts of the model that
-belong to a task go back unmoved from a client that lacks it; and of the shared trunk, a probe fitted
-on shadow clients tells the tasks' updates apart.
+belong to a task go back unmoved from a client that lacks it; and of the shared trunk, a probe
+fitted on shadow clients tells the tasks' updates apart.
 """
 
 from dataclasses import dataclass, field
@@ -79,7 +79,7 @@ def infer_tasks(wire: Wire, number: int, settings: Settings | None = None) -> Ta
     tasks, clients = tuple(wire.experiment.tasks), tuple(wire.clients(number))
     if len(tasks) < 2:
         raise ConfigError("task inference needs two tasks to tell apart; the experiment has one")
-    wire.refuse_masked("which tasks a client trains")
+    wire.refuse_masked("which tasks a client trains", "there is nothing to probe")
     shadows = Shadows(wire, number, [n for n in wire.rounds if n < number])
     probe = fit_probe(shadows, tasks, settings)
     scores = probe.answer(np.stack([shadows.seen(name) for name in clients]))
@@ -120,9 +120,7 @@ def tasks_from_parts(
     return found
 
 
-def describe(
-    tasks: tuple[str, ...], scores: Matrix, truth: NDArray[np.bool_]
-) -> dict[str, Any]:
+def describe(tasks: tuple[str, ...], scores: Matrix, truth: NDArray[np.bool_]) -> dict[str, Any]:
     """Describe how well scores [K, T] tell the truth [K, T]: by task, and the whole sets."""
     found: dict[str, Any] = {}
     for place, task in enumerate(tasks):
@@ -135,7 +133,10 @@ def describe(
     sets = ((scores > 0) == truth).all(1)
     _, counts = np.unique(truth, axis=0, return_counts=True)
     base = float(counts.max() / len(truth))
-    return {"tasks": found, "set": {"accuracy": share(int(sets.sum()), len(sets)), "base-rate": base}}
+    return {
+        "tasks": found,
+        "set": {"accuracy": share(int(sets.sum()), len(sets)), "base-rate": base},
+    }
 
 
 def _index(random: np.random.Generator, count: int, size: int) -> Any:

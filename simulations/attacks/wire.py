@@ -23,6 +23,7 @@ from simulations.wire_record import AGREEMENT, FOLDER, INDEX
 
 Named = dict[str, NDArray[Any]]
 EVERYBODY = ""  # in place of a client's name: the mean of a round
+MEAN_INSTEAD = "attack the round's mean: leave --client out"
 
 
 @dataclass(frozen=True)
@@ -134,26 +135,30 @@ class Wire:
         """
         if client == EVERYBODY:
             return self.mean_update(number)
-        self.refuse_masked(f"the update of client '{client}'")
+        self.refuse_masked(f"the update of client '{client}'", MEAN_INSTEAD)
         sent = self.sent(number, client)
         came = divide_beside(self.reply(number, client).arrays)[0]
         if {n: a.shape for n, a in came.items()} != {n: a.shape for n, a in sent.items()}:
             raise ConfigError(
                 f"round {number}: client '{client}' sent other arrays than the trunk, so there is "
-                "no update of its own to attack; attack the round's mean: leave --client out"
+                f"no update of its own to attack; {MEAN_INSTEAD}"
             )
         return {name: came[name] - sent[name] for name in sent}
 
-    def refuse_masked(self, what: str) -> None:
+    def refuse_masked(self, what: str, way_out: str) -> None:
         """Refuse to look for what secure aggregation hides.
+
+        Args:
+            what: was looked for.
+            way_out: what can be done instead.
 
         Raises:
             ConfigError: the run summed securely.
         """
         if self.is_summed_securely:
             raise ConfigError(
-                f"{what} is masked by privacy.secure-aggregation: the server sees sums alone; "
-                "attack the round's mean: leave --client out"
+                f"{what} is hidden by privacy.secure-aggregation: the server sees sums over "
+                f"clients alone; {way_out}"
             )
 
     def mean_update(self, number: int) -> dict[str, FloatArray]:
@@ -172,7 +177,9 @@ class Wire:
             after = divide_beside(self._sent(later, 0))[0] if self.lines[later]["sent"] else {}
             if after.keys() == before.keys():
                 return {name: after[name] - before[name] for name in before}
-        raise ConfigError(f"round {number} is the last that was recorded; choose an earlier --round")
+        raise ConfigError(
+            f"round {number} is the last that was recorded; choose an earlier --round"
+        )
 
     def rows_of(self, number: int, client: str) -> int | None:
         """Tell how many training rows a client has, or all of a round; None where it is not told.
