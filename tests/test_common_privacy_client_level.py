@@ -97,5 +97,5 @@ def test_much_noise_on_the_count_leaves_the_update_its_own() -> None:
 
 
 def test_a_count_that_costs_more_than_the_round_is_refused() -> None:
-    with pytest.raises(ConfigError, match="quantile-noise must be above 0.5"):
+    with pytest.raises(ConfigError, match=r"quantile-noise must be above 0\.5"):
         update_noise(1.0, 0.5)
