@@ -264,6 +264,7 @@ class RoundLoop:
             run=progress.run,
             clients=self.roster.asked_per_round,
             heads_from=progress.heads_from,
+            privacy=self.exchange.strategy.instruct(),
         )
 
     def _count(self, outcome: Outcome) -> Outcome:

@@ -20,6 +20,7 @@ from client.cohort_evaluation import EvaluationStore, evaluate_cohort
 from client.learners import Learners
 from client.own_arrays import KEPT, memory_arrays
 from client.place import Place
+from client.protection import Protection
 from client.row_store import RowStore
 from client.session import open_session
 from common.metrics import METRICS
@@ -62,6 +63,7 @@ class Residents:
         cohorts = self.trainer.cohorts
         if cohorts is None:
             raise RuntimeError("a model without a stacked form reached the batched engine")
+        self.protection = Protection(self.experiment, self.experiment.seed)
         self.cohorts, self.layout = cohorts, self.trainer.flat.layout
         data = []
         for name in names:
@@ -133,6 +135,14 @@ class Residents:
         rows: FloatArray = (sent[0] if len(sent) == 1 else torch.cat(sent, 1)).cpu().numpy()
         if (order[1:] < order[:-1]).any():
             rows = rows[np.argsort(order)]
+        flat = (
+            arrived.trunk
+            if len(sent) == 1
+            else torch.cat(
+                [arrived.trunk, *(row[arrived.columns] for row in arrived.beside.values())]
+            )
+        )
+        rows = self.protection.protect(rows, flat.cpu().numpy(), clients, instruction)
         examples = self.train_store.counts[members]
         return BulkReplies(clients, examples, SumTable(clients, sums), rows)
 
