@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from common.errors import ConfigError
 from common.privacy.settings import Accountant
+from common.quieting import without_warnings
 
 PRECISION = 1e-4  # of a noise multiplier that is searched for, relative
 LARGEST = 1e6  # the largest noise multiplier that is searched for
@@ -73,7 +74,8 @@ def _rdp(noise_multiplier: float, sampling: float) -> NDArray[np.float64]:
     """Compute one event's Renyi divergence at each of the orders."""
     from dp_accounting.rdp import RdpAccountant
 
-    found = RdpAccountant(orders=_orders()).compose(_dp_event(noise_multiplier, sampling))
+    with without_warnings("absl"):  # of orders that are of no use for such an event
+        found = RdpAccountant(orders=_orders()).compose(_dp_event(noise_multiplier, sampling))
     return np.asarray(found._rdp, np.float64)
 
 
@@ -130,14 +132,27 @@ def find_noise_multiplier(
         return epsilon_of([*found, *beside], delta, accountant)
 
     low, high = 0.0, 1.0
-    while cost(high) > epsilon:
-        low, high = high, high * 2
+    above, below = math.inf, cost(high)  # what they cost
+    while below > epsilon:
+        # The cost falls about as fast as the noise grows.
+        low, above, high = high, below, high * max(2.0, min(below / epsilon, 100.0))
         if high > LARGEST:
             raise ConfigError(
                 f"no noise keeps {sum(event.count for event in events)} releases within epsilon "
                 f"{epsilon:g} at delta {delta:g}; allow a larger epsilon, or release less often"
             )
+        below = cost(high)
+    turn = 0
     while high - low > PRECISION * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(middle) > epsilon else (low, middle)
+        middle, turn = (low + high) / 2, turn + 1
+        if turn % 5 and low and math.isfinite(above) and below > 0:
+            # A straight line in logarithms; a little more, so that the next bracket is narrow.
+            share = math.log(above / epsilon) / math.log(above / below)
+            aimed = low * (high / low) ** share * (1 + PRECISION / 4)
+            middle = min(max(aimed, low * (1 + PRECISION / 2)), high * (1 - PRECISION / 2))
+        found = cost(middle)
+        if found > epsilon:
+            low, above = middle, found
+        else:
+            high, below = middle, found
     return math.ceil(high / PRECISION) * PRECISION if high > 10 * PRECISION else high
