@@ -55,9 +55,9 @@ def test_noised_sums_cost_an_event_per_reply(overrides: Any, replies: int) -> No
     assert client_events(noised, 10, 4) == [Event(2.0, 1.0, 4), Event(8.0, 1.0, replies)]
 
 
-def test_noised_sums_cost_the_evaluations_that_were_answered() -> None:
+def test_noised_sums_cost_the_replies_that_were_sent() -> None:
     noised = experiment("privacy.sums='noised'", "privacy.sums-noise-multiplier=8.0")
-    assert client_events(noised, 10, 4, evaluations=0)[1] == Event(8.0, 1.0, 4)
+    assert client_events(noised, 10, 4, replies=3)[1] == Event(8.0, 1.0, 3)
 
 
 def test_no_round_costs_nothing() -> None:
