@@ -6,20 +6,29 @@ and labels stay in this process, in `Context.state` and in the node's own state 
 
 import json
 import logging
+import math
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.learners import Learners
 from client.place import Place
+from client.privacy_ledger import PrivacyLedger
 from client.protection import Protection
 from client.session import Session, client_name, open_rows, open_session
-from client.state import SIMULATED, FolderState, OwnState, open_state, require_state
+from client.state import (
+    SIMULATED,
+    FolderState,
+    OwnState,
+    ledger_folder,
+    open_state,
+    require_state,
+)
 from common.algorithms import ALGORITHMS
 from common.dataset import ClientData
 from common.errors import FedMTLError
@@ -32,6 +41,7 @@ from common.wire import (
     SplitSums,
     arrays_of,
     config_of,
+    metrics_of,
     pack_arrays,
     pack_sums,
     refusal,
@@ -75,6 +85,7 @@ class Job:
     data: ClientData
     state: OwnState
     seed: int | None  # of a simulation; a deployed node keeps its noise to itself
+    ledger: PrivacyLedger
 
     @property
     def personal(self) -> bool:
@@ -108,6 +119,14 @@ class Job:
         """Keep at home what belongs there."""
         self.state.save(round_number, self.session.trainer.own_arrays(self.data.tasks))
 
+    def enter(self, reply: str, content: RecordDict) -> None:
+        """Write down what is about to leave; where that fails, it must not."""
+        arrays = arrays_of(content) or ArrayRecord()
+        metrics = metrics_of(content) or MetricRecord()
+        update = sum(math.prod(array.shape) for array in arrays.values())
+        sums = sum(len(value) for value in metrics.values() if isinstance(value, list))
+        self.ledger.enter(reply, update, sums)
+
     def _about(self) -> dict[str, Any]:
         return {
             "run": self.instruction.run,
@@ -124,7 +143,10 @@ def _open(message: Message, context: Context) -> Job:
     data = session.client(session.name_of(context))
     state = open_state(context, data.name, instruction.run, instruction.heads_from)
     seed = session.experiment.seed if SIMULATED in context.node_config else None
-    return Job(instruction, session, data, state, seed)
+    rows, folder = len(data.train), ledger_folder(context)
+    ledger = PrivacyLedger(session.experiment, instruction, place, data.name, rows, folder)
+    ledger.check(message.metadata.message_type)  # before anything is trained
+    return Job(instruction, session, data, state, seed, ledger)
 
 
 @app.query()
@@ -158,6 +180,7 @@ def train(message: Message, context: Context) -> Message:
             METRICS: pack_sums(len(job.data.train), sums),
         }
     )
+    job.enter("train", content)
     return Message(content, reply_to=message)
 
 
@@ -181,4 +204,5 @@ def evaluate(message: Message, context: Context) -> Message:
         trainer.complete(learners)
     sums = job.evaluate(learners)
     content = RecordDict({METRICS: pack_sums(len(job.data.train), sums)})
+    job.enter("evaluate", content)
     return Message(content, reply_to=message)

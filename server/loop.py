@@ -302,7 +302,7 @@ class RoundLoop:
             run=progress.run,
             clients=self.roster.asked_per_round,
             heads_from=progress.heads_from,
-            privacy=self.exchange.strategy.instruct(),
+            privacy={**self.exchange.strategy.instruct(), **self.accounts.instruct()},
         )
 
     def _count(self, outcome: Outcome) -> Outcome:

@@ -16,6 +16,8 @@ from common.privacy.assumptions import assumptions
 from common.privacy.client_level import client_noise
 from common.privacy.ledger import (
     COUNTS,
+    POPULATION,
+    SLACK,
     Cost,
     Entry,
     Unit,
@@ -29,7 +31,6 @@ from server.figures import Figures
 from server.roster import Roster
 
 TRAIN = "train"
-SLACK = 1e-6  # of a budget: what rounding may move
 MOST_KNOWN = 2**16  # costs that are remembered
 
 
@@ -94,6 +95,12 @@ class PrivacyAccounts:
         self.counts.rounds += reply == TRAIN
         for name in clients:
             kept[name] = kept.get(name, 0) + 1
+
+    def instruct(self) -> dict[str, float]:
+        """Say what clients need to count what a round costs them (`Instruction.privacy`)."""
+        level = self.experiment.privacy.client_level
+        is_sample = level is not None and level.amplification
+        return {POPULATION: self.counts.clients} if is_sample else {}
 
     def restarted(self) -> None:
         """Count the round that was asked, perhaps, and not done when a deployed run broke off."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Unit = Literal["client", "example"]
 Cost = Mapping[str, tuple[Event, ...]]  # unit -> events
 
+POPULATION = "population"  # in `Instruction.privacy`: clients that a Poisson sample is drawn from
+SLACK = 1e-6  # of a budget: what rounding may move
 UPDATE, MASKED, SUMS, COUNTS = "update", "masked vector", "sums", "counts"
 
 
@@ -178,7 +180,7 @@ def cost_of(
         cost["client"] = tuple(event for event in events if event.count)
     if experiment.privacy.example_level is not None and rows:
         cost["example"] = tuple(example_events(experiment, rows, trainings))
-    return cost
+    return {unit: events for unit, events in cost.items() if events}
 
 
 def add_costs(costs: Iterable[Cost]) -> dict[str, tuple[Event, ...]]:
