@@ -227,7 +227,8 @@ class Policy(Settings):
         for unit, budget in budgets(experiment).items():
             asked = budget.epsilon
             if asked is None or budget.delta > delta:  # its own budget says nothing of this delta
-                asked = epsilon_of(planned[unit], delta, accountant) if unit == "client" else None
+                known = unit == "client" and unit in planned
+                asked = epsilon_of(planned[unit], delta, accountant) if known else None
             if asked is not None and asked > most * (1 + SLACK):
                 allowed = f"{most:g} at delta {delta:g}"
                 _refuse("protections.largest-epsilon", allowed, f"{asked:.4g} for each {unit}")
@@ -240,7 +241,8 @@ def planned_events(experiment: Experiment, instruction: "Instruction") -> dict[s
         Unit -> events; of examples one, with the noise that the experiment sets, if it does.
     """
     privacy, planned = experiment.privacy, dict[str, list[Event]]()
-    if privacy.client_level is not None:
+    level, told = privacy.client_level, POPULATION in instruction.privacy
+    if level is not None and (told or not level.amplification):  # a query does not tell
         clients, rounds = int(instruction.privacy.get(POPULATION, 1)), experiment.federation.rounds
         planned["client"] = client_events(experiment, clients, rounds)
     if privacy.example_level is not None and privacy.example_level.noise_multiplier is not None:
