@@ -16,6 +16,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.discretion import Discretion
 from client.learners import Learners
 from client.place import Place
 from client.privacy_ledger import PrivacyLedger
@@ -109,6 +110,14 @@ class Job:
         sent = self.session.trainer.sent_arrays(learners)
         return protection.protect_arrays(sent, received, self.data.name, self.instruction)
 
+    def metrics(self, sums: SplitSums, *stream: str | int) -> MetricRecord:
+        """Get the figures that are sent, as the experiment asks."""
+        discretion, train = Discretion(self.session.experiment, self.seed), self.data.train
+        if not discretion.is_idle:
+            trained = {task: int(mask.sum()) for task, mask in train.labelled.items()}
+            sums = discretion.reduce(sums, trained, self.data.name, *stream)
+        return pack_sums(discretion.examples(len(train)), sums)
+
     def evaluate(self, learners: Learners) -> SplitSums:
         """Evaluate the model that the client uses, on the rows that training did not see."""
         trainer = self.session.trainer
@@ -177,7 +186,7 @@ def train(message: Message, context: Context) -> Message:
     content = RecordDict(
         {
             ARRAYS: pack_arrays(job.sent(message, learners)),
-            METRICS: pack_sums(len(job.data.train), sums),
+            METRICS: job.metrics(sums, instruction.round),
         }
     )
     job.enter("train", content)
@@ -203,6 +212,8 @@ def evaluate(message: Message, context: Context) -> Message:
     if job.personal:
         trainer.complete(learners)
     sums = job.evaluate(learners)
-    content = RecordDict({METRICS: pack_sums(len(job.data.train), sums)})
+    content = RecordDict(
+        {METRICS: job.metrics(sums, "evaluation", job.instruction.round, int(job.instruction.keep))}
+    )
     job.enter("evaluate", content)
     return Message(content, reply_to=message)

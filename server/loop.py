@@ -71,6 +71,7 @@ class RoundLoop:
         self.weights = experiment.task_weights()
         self.rules = Rules(experiment)
         self.experiment_json = experiment.for_clients()
+        self.tells = experiment.privacy.sums_regime != "withheld"  # whether there are figures
 
     def run(self, trunk: dict[str, FloatArray]) -> Figures:
         """Do the remaining rounds, evaluate the last trunk on all clients, write results.json.
@@ -145,7 +146,8 @@ class RoundLoop:
         max_norm = None if private is None else private.max_norm  # before it moves
         before = (self.progress.sent_bytes, self.progress.received_bytes)
         evaluation = self.experiment.evaluation
-        rides = evaluation.by == "train-reply" and number % evaluation.every == 0
+        is_due = self.tells and number % evaluation.every == 0
+        rides = is_due and evaluation.by == "train-reply"
         outcome, lost = self._train(trunk, number, rides)
         line: Figures = {
             "round": number,
@@ -159,7 +161,7 @@ class RoundLoop:
         }
         moves = self.progress.usable_rounds
         trunk = self._advance(trunk, outcome)
-        if evaluation.by == "message" and number % evaluation.every == 0:
+        if is_due and evaluation.by == "message":
             line["evaluation"] = self._evaluation(number, self.evaluate(trunk).sums)
             moves = self.progress.usable_rounds
         self._judge(line["evaluation"], moves)

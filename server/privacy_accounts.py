@@ -124,7 +124,7 @@ class PrivacyAccounts:
             if budget.epsilon is None:
                 continue
             largest, _ = self._largest(unit, more=1)
-            if largest > budget.epsilon * (1 + SLACK):
+            if largest is not None and largest > budget.epsilon * (1 + SLACK):
                 return (
                     f"the next round would take a client to epsilon {largest:.4g}, and "
                     f"privacy.{unit}-level.epsilon is {budget.epsilon:g} at delta {budget.delta:g}"
@@ -174,7 +174,7 @@ class PrivacyAccounts:
         """
         spent = {unit: self._bounds(unit) for unit in self.budgets}
         counts = int(self.experiment.privacy.counts == "sent")
-        delta: dict[str, float] = {unit: each.delta for unit, each in self.budgets.items()}
+        told = [unit for unit in self.budgets if self._largest(unit)[0] is not None]
         entries = [
             Entry(
                 run=run,
@@ -183,8 +183,8 @@ class PrivacyAccounts:
                 reply=reply,
                 released=released_by(self.experiment, {**held, COUNTS: counts}),
                 cost=self._settle(name, reply),
-                epsilon={unit: spent[unit][name] for unit in self.budgets},
-                delta=delta,
+                epsilon={unit: spent[unit][name] for unit in told},
+                delta={unit: self.budgets[unit].delta for unit in told},
             )
             for name, held in numbers.items()
         ]
@@ -198,13 +198,15 @@ class PrivacyAccounts:
         counts.settled[name] = counts.rounds
         return self._cost(name, int(is_training), int(not is_training), rounds)
 
-    def _largest(self, unit: Unit, more: int = 0) -> tuple[float, float]:
-        """Get the largest and the median epsilon over the clients.
+    def _largest(self, unit: Unit, more: int = 0) -> tuple[float | None, float | None]:
+        """Get the largest and the median epsilon over the clients; None where it is not known.
 
         Args:
             unit: "client" or "example".
             more: rounds, each with an evaluation, beyond those that were counted.
         """
+        if unit == "example" and not all(self._rows(name) for name in self._names()):
+            return None, None  # clients that withhold counts know alone what their rows paid
         bounds = self._bounds(unit, more)
         if not bounds:
             return 0.0, 0.0
@@ -233,8 +235,7 @@ class PrivacyAccounts:
         return sorted({*self.roster.names, *self.counts.trainings, *self.counts.evaluations})
 
     def _cost(self, name: str, trainings: int, evaluations: int, rounds: int) -> Cost:
-        described = self.roster.descriptions.get(name)
-        rows = described.examples.get("train", 0) if described is not None else 0
+        rows = self._rows(name)
         key = rows, trainings, evaluations, rounds
         if key not in self._known:
             if len(self._known) >= MOST_KNOWN:
@@ -248,6 +249,11 @@ class PrivacyAccounts:
                 rounds=rounds,
             )
         return self._known[key]
+
+    def _rows(self, name: str) -> int:
+        """Get a client's training rows; 0 where it does not tell."""
+        described = self.roster.descriptions.get(name)
+        return 0 if described is None else described.examples.get("train", 0)
 
 
 def check_delta(experiment: Experiment, clients: int) -> None:

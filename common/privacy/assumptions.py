@@ -79,6 +79,11 @@ def _example(experiment: "Experiment") -> Iterator[str]:
         "Each step of training takes each row by itself with the same probability (Poisson), and "
         "nobody but the client knows which rows it took."
     )
+    if experiment.privacy.counts == "withheld":
+        yield (
+            "Clients do not tell how many rows they have: each knows its epsilon alone, and its "
+            "ledger keeps it within the budget."
+        )
     yield "Each client is trusted by its own people alone: the noise is in what leaves it."
     if level.covers == "trunk":
         yield "Heads are fitted without noise and hold rows; they must stay where they are."
