@@ -244,7 +244,8 @@ class RoundLoop:
         """Evaluate the last trunk on all clients and write results.json."""
         fits = ALGORITHMS[self.experiment.federation.algorithm].fits_last
         outcome = self.evaluate(trunk, keep=fits)
-        if (fits and self.checkpoints.keep_clients is not None) or self.accounts.is_on:
+        fitted = fits and self.checkpoints.keep_clients is not None
+        if fitted or self.experiment.privacy.sums_regime == "noised":  # which cost privacy
             self._checkpoint(trunk)
         if not self.progress.usable_rounds or not outcome.sums.clients:
             raise NothingLearnedError(self._what_failed(), self.progress.best)

@@ -28,6 +28,11 @@ SAMPLED = [
     "federation.clients-per-round=2",
     "privacy.client-level.amplification=true",
 ]
+NOISED = [
+    "privacy.sums='noised'",
+    "privacy.sums-noise-multiplier=9.0",
+    "tasks.ink.metric='mae'",
+]
 ROWS = {"a": 100, "b": 50, "c": 20, "d": 10}
 
 
@@ -76,8 +81,7 @@ def test_each_client_has_an_epsilon_of_its_own_for_its_rows():
 
 
 def test_a_ledger_adds_up_to_what_its_client_paid():
-    noised = ["privacy.sums='noised'", "privacy.sums-noise-multiplier=9.0"]
-    opened = accounts(NOISE, *SAMPLED, *noised, "privacy.example-level.noise-multiplier=3.0")
+    opened = accounts(NOISE, *SAMPLED, *NOISED, "privacy.example-level.noise-multiplier=3.0")
     entries = []
     for number, asked in enumerate((["a"], ["b"], [], ["a", "b"]), start=1):
         opened.count("train", asked)
@@ -263,3 +267,13 @@ def test_ledgers_that_cannot_be_written_end_the_run_in_one_line(tmp_path):
     folder.ledgers.mkdir()
     with pytest.raises(CheckpointError, match="cannot be written"):
         folder.append_ledgers([Entry("r", 1, "a", "train", ())])
+
+
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+def test_the_last_evaluation_is_not_forgotten_when_a_run_is_given_more_rounds(tmp_path, engine):
+    noised = (NOISE, *NOISED)
+    run(tmp_path / "run", engine, (*noised, "federation.rounds=2"))
+    longer = run(tmp_path / "run", engine, (*noised, "federation.rounds=3"), resume=True)
+    paid = [Event(2.0, 1.0, 3), Event(9.0, 1.0, 3 + 2)]
+    assert longer["privacy"]["client"]["epsilon"] == pytest.approx(epsilon_of(paid, 1e-5))
+    assert len(lines(tmp_path / "run")) == 4 * (3 + 2)
