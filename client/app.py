@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 from client.discretion import Discretion
 from client.learners import Learners
 from client.place import Place
-from client.privacy_ledger import PrivacyLedger
+from client.privacy_ledger import LedgerFile, PrivacyLedger
 from client.protection import Protection
 from client.session import Session, client_name, open_rows, open_session
 from client.state import (
@@ -33,6 +33,7 @@ from client.state import (
 from common.algorithms import ALGORITHMS
 from common.dataset import ClientData
 from common.errors import FedMTLError
+from common.privacy.ledger import describe_entry
 from common.wire import (
     ARRAYS,
     CONFIG,
@@ -165,8 +166,11 @@ def query(message: Message, context: Context) -> Message:
     instruction = Instruction.from_record(config_of(message.content))
     require_state(context)
     rows = open_rows(instruction.experiment, Place.of(context.node_config))
-    text = rows.describe(client_name(context, rows.names)).to_json()
-    return Message(RecordDict({CONFIG: ConfigRecord({"description": text})}), reply_to=message)
+    described, folder = rows.describe(client_name(context, rows.names)), ledger_folder(context)
+    if folder is not None:
+        LedgerFile.of(folder, described.client).append(describe_entry(described))
+    content = RecordDict({CONFIG: ConfigRecord({"description": described.to_json()})})
+    return Message(content, reply_to=message)
 
 
 @app.train()

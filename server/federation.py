@@ -139,6 +139,8 @@ def open_accounts(
         folder.rewind_ledgers(accounts.counts.lines)
     if not progress.privacy:
         accounts.require_a_round()
+        if simulated:
+            folder.append_ledgers(accounts.descriptions())
     elif not simulated:
         accounts.restarted()
     return accounts

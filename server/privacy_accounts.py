@@ -23,6 +23,7 @@ from common.privacy.ledger import (
     Unit,
     budgets,
     cost_of,
+    describe_entry,
     epsilon_of_cost,
     released_by,
 )
@@ -190,6 +191,12 @@ class PrivacyAccounts:
         ]
         self.counts.lines += len(entries)
         return entries
+
+    def descriptions(self) -> list[Entry]:
+        """Write what clients told of their data before round 1."""
+        told = [describe_entry(each) for _, each in sorted(self.roster.descriptions.items())]
+        self.counts.lines += len(told)
+        return told
 
     def _settle(self, name: str, reply: str) -> Cost:
         """Work out what one reply cost its client, with the rounds since its last one."""

@@ -250,6 +250,25 @@ def test_a_client_writes_down_what_it_sends(tmp_path):
 
 
 @pytest.mark.usefixtures("_alone")
+def test_a_description_is_written_down_too_and_kept_at_home_where_it_cannot_be(
+    tmp_path, monkeypatch
+):
+    asked = experiment("inputs.pixels.standardise='federation'")
+    query = Message(
+        RecordDict({CONFIG: Instruction(asked.model_dump_json(by_alias=True)).to_record()}),
+        1,
+        MessageType.QUERY,
+    )
+    context = Context(1, 1, {"client": CLIENT, "state": str(tmp_path)}, RecordDict(), {})
+    assert client_app.app(query, context).has_content()
+    (entry,) = LedgerFile.of(tmp_path, CLIENT).read()
+    held = [(each.what, each.numbers, each.mechanism) for each in entry.released]
+    assert held == [("counts", 3 + 3, "none"), ("column sums", 3, "none")]  # of one channel
+    full_disk(monkeypatch, 0)
+    assert "The reply stays here" in client_app.app(query, context).error.reason
+
+
+@pytest.mark.usefixtures("_alone")
 def test_without_any_mechanism_it_writes_down_that_nothing_protects_it(tmp_path):
     ask(tmp_path, experiment("training.lr=0.1"))
     (entry,) = LedgerFile.of(tmp_path, CLIENT).read()

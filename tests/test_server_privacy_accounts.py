@@ -9,7 +9,7 @@ from common.errors import CheckpointError, ConfigError
 from common.experiment_file import load_experiment
 from common.privacy.accounting import Event, epsilon_of
 from common.privacy.example_level import example_events
-from common.privacy.ledger import Entry, add_costs
+from common.privacy.ledger import Entry, Released, add_costs
 from server.privacy_accounts import PrivacyAccounts
 from server.run_folder import RunFolder
 from simulations.simulate import simulate
@@ -188,7 +188,7 @@ def test_ledger_lines_of_a_round_that_is_done_again_are_dropped(tmp_path):
     overrides = [NOISE, "federation.checkpoint-interval-s=3600"]
     with pytest.raises(StoppedError):
         run(tmp_path / "run", overrides=overrides, listener=stop_after(4))
-    assert {line["round"] for line in lines(tmp_path / "run")} == {1, 2, 3, 4}
+    assert {line["round"] for line in lines(tmp_path / "run")} == {0, 1, 2, 3, 4}
     run(tmp_path / "run", overrides=overrides, resume=True)
     trained = [line["round"] for line in lines(tmp_path / "run") if line["reply"] == "train"]
     assert trained == sorted(list(range(1, 7)) * 4)
@@ -200,7 +200,7 @@ def test_a_torn_ledger_line_is_done_again(tmp_path):
     path = tmp_path / "run" / "ledgers.jsonl"
     path.write_text(path.read_text() + '{"run": "dig')
     run(tmp_path / "run", resume=True)
-    assert len(lines(tmp_path / "run")) == 4 * 6 + 4
+    assert len(lines(tmp_path / "run")) == 4 + 4 * 6 + 4
 
 
 def test_a_ledger_that_lost_lines_is_refused(tmp_path):
@@ -246,8 +246,10 @@ def test_noise_found_from_a_budget_lasts_for_all_rounds(tmp_path):
 def test_a_ledger_says_what_left_every_client_in_every_round(tmp_path):
     run(tmp_path / "run")
     entries = [Entry.from_json(json.dumps(line)) for line in lines(tmp_path / "run")]
-    assert len(entries) == 4 * 6 + 4
-    first, last = entries[0], entries[-1]
+    assert len(entries) == 4 + 4 * 6 + 4
+    told, first, last = entries[0], entries[4], entries[-1]
+    # Rows of three splits, labels of three tasks.
+    assert (told.reply, told.released) == ("query", (Released("counts", 6, (), "none"),))
     assert [each.what for each in first.released] == ["update", "sums", "counts"]
     assert [each.what for each in last.released] == ["sums", "counts"]
     assert first.released[0].units == ("client",)
@@ -276,4 +278,4 @@ def test_the_last_evaluation_is_not_forgotten_when_a_run_is_given_more_rounds(tm
     longer = run(tmp_path / "run", engine, (*noised, "federation.rounds=3"), resume=True)
     paid = [Event(2.0, 1.0, 3), Event(9.0, 1.0, 3 + 2)]
     assert longer["privacy"]["client"]["epsilon"] == pytest.approx(epsilon_of(paid, 1e-5))
-    assert len(lines(tmp_path / "run")) == 4 * (3 + 2)
+    assert len(lines(tmp_path / "run")) == 4 + 4 * (3 + 2)

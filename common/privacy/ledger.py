@@ -17,6 +17,7 @@ from common.privacy.example_level import example_events
 from common.privacy.settings import Accountant, Budget
 
 if TYPE_CHECKING:
+    from common.agreement import Description
     from common.experiment import Experiment
 
 Unit = Literal["client", "example"]
@@ -32,7 +33,8 @@ class Released:
     """One kind of numbers in a reply.
 
     Attributes:
-        what: "update", "masked vector", "sums" or "counts".
+        what: "update", "masked vector", "sums" or "counts"; in a description "counts", "column
+            sums" or "categories".
         numbers: how many.
         units: whose presence they hide.
         mechanism: how, in words; "none" for nothing.
@@ -49,10 +51,10 @@ class Entry:
     """One reply in a ledger.
 
     Attributes:
-        run: names the run, over all sittings.
-        round: the round.
+        run: names the run, over all sittings; empty in a description, which belongs to none.
+        round: the round; 0 in a description.
         client: its name.
-        reply: "train" or "evaluate".
+        reply: "query", "train" or "evaluate".
         released: what it held.
         cost: what it cost, by unit.
         epsilon: what the client has paid in the run so far, this reply included, by unit.
@@ -232,6 +234,18 @@ def released_by(experiment: "Experiment", numbers: Mapping[str, int]) -> tuple[R
         for what, count in numbers.items()
         if count
     )
+
+
+def describe_entry(description: "Description") -> Entry:
+    """Write what a client told of its data before round 1; nothing protects it."""
+    counts = len(description.examples) + len(description.labelled)
+    sums = sum(len(s.count) + len(s.total) + len(s.squares) for s in description.sums.values())
+    categories = sum(
+        len(found) for columns in description.categories.values() for found in columns.values()
+    )
+    numbers = {COUNTS: counts, "column sums": sums, "categories": categories}
+    released = (Released(what, count, (), "none") for what, count in numbers.items() if count)
+    return Entry("", 0, description.client, "query", tuple(released))
 
 
 def _update_mechanism(experiment: "Experiment") -> str:
