@@ -21,6 +21,7 @@ from common.json_gaps import without_gaps
 from common.wire import ARRAYS, CONFIG, EXAMPLES, Instruction, read_array, reason_of
 from server.bulk import BulkGrid, BulkReplies, Trunk
 from server.checkpoint import told_where
+from server.run_folder import RunFolder
 
 FOLDER, INDEX, AGREEMENT = "wire", "index.jsonl", "agreement.json"
 ELSEWHERE = {"experiment", "agreement"}  # of an instruction: in files of their own
@@ -134,8 +135,18 @@ class WireRecord:
                 index.write(json.dumps(without_gaps(line)) + "\n")
 
 
-def record_wire(grid: Grid, record: WireRecord) -> None:
-    """Let a grid write down every exchange from now on."""
+def start_record(grid: Grid, folder: RunFolder, done: int | None) -> None:
+    """Let a grid write down every exchange from now on.
+
+    Args:
+        grid: the server's.
+        folder: of the run.
+        done: rounds that were done before; None for a new run.
+
+    Raises:
+        CheckpointError: the record cannot be written.
+    """
+    record = WireRecord(folder.path, done)
     ask = grid.send_and_receive
 
     def send_and_receive(messages: Iterable[Message], **options: Any) -> list[Message]:

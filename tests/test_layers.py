@@ -50,7 +50,7 @@ def test_flower_stays_at_the_rims():
         "server/federation.py", "server/patient_grid.py", "server/exchange.py", "server/bulk.py",
         "server/replies.py", "server/flat_trunk.py", "server/aggregation/flower.py",
         "simulations/loopback.py", "simulations/workers.py", "simulations/worker_messages.py",
-        "simulations/batched.py", "simulations/flower_engine.py",
+        "simulations/batched.py", "simulations/flower_engine.py", "simulations/wire_record.py",
         "simulations/benchmarks/quickstart/quickstart_app.py",
         "client/node/dry_run.py",
     }  # fmt: skip

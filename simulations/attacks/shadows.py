@@ -79,7 +79,6 @@ class Shadows:
     rounds: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        # Shadow clients are an attacker's own: what protects a client's rows does not bind it.
         self.trainer = Trainer(self.wire.experiment, input_shapes(self.wire.agreement), CPU)
         sent = self.wire.sent(self.number)
         self.names = [name for name in sent if not is_statistic(name)]
@@ -122,7 +121,7 @@ class Probe:
     """
 
     def __init__(self, updates: FloatArray, answers: Matrix) -> None:
-        rows = _unit(updates)
+        rows = unit_rows(updates)
         self.mean, self.offset = rows.mean(0), answers.mean(0)
         self.rows = rows - self.mean
         values, vectors = np.linalg.eigh(self.rows @ self.rows.T)
@@ -138,11 +137,14 @@ class Probe:
 
     def answer(self, updates: FloatArray) -> Matrix:
         """Predict, [N, K], for updates [N, P]."""
-        answers: Matrix = (_unit(updates) - self.mean) @ self.rows.T @ self.weights + self.offset
+        answers: Matrix = (
+            unit_rows(updates) - self.mean
+        ) @ self.rows.T @ self.weights + self.offset
         return answers
 
 
-def _unit(updates: FloatArray) -> Matrix:
+def unit_rows(updates: FloatArray) -> Matrix:
+    """Bring updates [N, P] to length 1: of clipping, rates and numbers of rows, little is left."""
     rows = np.nan_to_num(np.asarray(updates, dtype=np.float64))
     unit: Matrix = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
     return unit

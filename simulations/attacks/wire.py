@@ -184,8 +184,10 @@ class Wire:
     def rows_of(self, number: int, client: str) -> int | None:
         """Tell how many training rows a client has, or all of a round; None where it is not told.
 
-        Only what the wire tells: the count of the reply.
+        Only what the wire tells: the count of the reply, which is 1 where counts are withheld.
         """
+        if self.experiment.privacy.counts == "withheld":
+            return None
         names = self.clients(number) if client == EVERYBODY else [client]
         counts = [self._exchange_reply(number, name)["metrics"].get(EXAMPLES) for name in names]
         return None if None in counts or not all(counts) else int(sum(counts))
