@@ -1,7 +1,10 @@
 """--record-wire: what travelled is written, and nothing more, on every engine."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +45,26 @@ def test_a_client_trained_again_sends_what_the_record_holds(wire, number):
     assert any(update.any() for update in wire.update(number, client).values())
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["federation.algorithm=scaffold", "training.optimiser=sgd"],
+        ["federation.algorithm=whole-model"],
+        ["federation.algorithm=fedrep"],
+        ["loss.weighting=uncertainty"],
+        ["partition.task-skew=rotate"],
+    ],
+)
+def test_clients_of_every_kind_can_be_trained_again(tmp_path, settings):
+    wire = record(tmp_path / "run", *FOUR, *settings)
+    own, trainer = replay(wire, 2, "client-002")
+    data = client_data(wire, "client-002")
+    again = train_again(wire, trainer, data, 2, own, "client-002")
+    came = wire.reply(2, "client-002").arrays
+    assert again.keys() == came.keys()
+    assert all(np.array_equal(again[name], came[name]) for name in came)
+
+
 def test_the_next_trunk_is_the_mean_of_the_recorded_updates(wire):
     counts = [wire.rows_of(1, name) for name in wire.clients(1)]
     for name, mean in wire.update(1, EVERYBODY).items():
@@ -77,7 +100,12 @@ def test_engines_record_alike(wire, tmp_path):
 
 @pytest.mark.slow
 def test_engine_flower_records_alike(wire, tmp_path):
-    flower = record(tmp_path / "run", *FOUR, engine="flower")
+    script = "import sys; from tests.recorded import *; "
+    script += "record(Path(sys.argv[1]), *sys.argv[2:], engine='flower')"
+    root = Path(__file__).parent.parent  # Ray leaves processes to the interpreter's end
+    words = [sys.executable, "-c", script, str(tmp_path / "run"), *FOUR]
+    subprocess.run(words, cwd=root, check=True)
+    flower = open_wire(tmp_path / "run")
     assert flower.clients(2) == wire.clients(2)
     for name, update in wire.update(2, "client-001").items():
         np.testing.assert_allclose(flower.update(2, "client-001")[name], update, atol=1e-6)

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.own_arrays import divide_own
 from common.dataset import Rows
 from common.errors import ConfigError
 from common.model import MultiTaskModel
@@ -190,7 +191,8 @@ def true_heads(wire: Wire, observed: Observed, settings: Settings) -> Parameters
             "--heads true is for the update of one client: each has heads of its own; name one "
             "with --client, or take --heads initial"
         )
-    kept, _ = replay(wire, observed.number, observed.client)
+    own, _ = replay(wire, observed.number, observed.client)
+    kept = divide_own(own).parameters
     return {name: torch.tensor(array, dtype=torch.float64) for name, array in kept.items()}
 
 

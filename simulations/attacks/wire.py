@@ -99,8 +99,12 @@ class Wire:
 
     def sent(self, number: int, client: str = EVERYBODY) -> dict[str, FloatArray]:
         """Get what was sent to a client in a round, what travels beside the trunk left out."""
+        return divide_beside(self.message(number, client))[0]
+
+    def message(self, number: int, client: str = EVERYBODY) -> dict[str, FloatArray]:
+        """Get all arrays that were sent to a client in a round."""
         place = 0 if client == EVERYBODY else self.reply(number, client).sent
-        return divide_beside(self._sent(self._trainings_of(number), place))[0]
+        return self._sent(self._trainings_of(number), place)
 
     def reply(self, number: int, client: str) -> Reply:
         """Get a client's reply of a round.
