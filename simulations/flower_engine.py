@@ -73,7 +73,7 @@ def run_flower(
             stop_at_pull(grid, stopped)
             patient = PatientGrid(grid)  # it need not wait for everybody
             if record:
-                start_record(patient, folder, done)
+                start_record(patient, folder, experiment, done)
             outcome["results"] = federate(
                 patient,
                 experiment,

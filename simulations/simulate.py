@@ -234,7 +234,7 @@ def _run(run: Run, grid: "LoopbackGrid") -> dict[str, Any]:
             progress, _ = checkpoints.load(run.experiment.fingerprint())
             grid.restore_clients(checkpoints.folder, progress.files)
         if run.record:
-            start_record(grid, run.folder, progress.round if progress else None)
+            start_record(grid, run.folder, run.experiment, progress.round if progress else None)
         return federate(
             grid,
             run.experiment,

@@ -150,11 +150,22 @@ def unit_rows(updates: FloatArray) -> Matrix:
     return unit
 
 
-def rows_per_shadow(wire: Wire, number: int, limit: int) -> int:
-    """Choose how many rows a shadow client has: as many as the round's median client told."""
+def rows_per_shadow(wire: Wire, number: int, limit: int, rows: int | None) -> int:
+    """Choose how many rows a shadow client has.
+
+    Args:
+        wire: of the run.
+        number: the round.
+        limit: how many the attacker has.
+        rows: as it is told; None for as many as the round's median client told, or, where counts
+            are withheld, an equal share of the attacker's own.
+    """
+    if rows is not None:
+        return min(limit, rows)
     counts = [wire.rows_of(number, name) for name in wire.clients(number)]
     told = [count for count in counts if count]
-    return min(limit, int(np.median(told)) if told else limit)
+    guess = int(np.median(told)) if told else limit // max(1, len(counts))
+    return min(limit, max(1, guess))
 
 
 def targets_of(wire: Wire, number: int) -> list[str]:

@@ -39,10 +39,12 @@ class Settings:
     Attributes:
         shadows: how many shadow clients are trained.
         seed: draws their rows and tasks.
+        rows: how many each has; None as `shadows.rows_per_shadow`.
     """
 
     shadows: int = 150
     seed: int = 0
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def fit_probe(
     from sklearn.linear_model import LogisticRegression
 
     rows = auxiliary_rows(shadows.wire)
-    size = rows_per_shadow(shadows.wire, shadows.number, len(rows))
+    size = rows_per_shadow(shadows.wire, shadows.number, len(rows), settings.rows)
     random = numpy_generator(settings.seed, "task-inference")
     updates, answers = [], []
     for _ in range(settings.shadows):
