@@ -90,7 +90,14 @@ def test_stages_pass_as_they_are_and_with_nothing_else(kind):
 def test_values_of_a_stage_have_their_size(kind):
     record = dict(stages()[kind])
     for name, value in record.items():
-        longer = value + SECRET if isinstance(value, bytes) else [*value, SECRET]
+        if isinstance(value, bytes):
+            longer = value + SECRET
+        elif value and isinstance(value[0], bytes):
+            longer = [*value[1:], value[0] + SECRET]
+        elif value:
+            longer = [*value, 4711]
+        else:
+            longer = [SECRET]
         with pytest.raises(PolicyError):
             guard(kind, {SECURE: ConfigRecord({**record, name: longer})})
 
