@@ -113,6 +113,11 @@ def check_hostile(experiment: Experiment, engine: str) -> None:
             f"--hostile is for the engines {' and '.join(IN_PROCESS)}, got '{engine}'; choose one "
             "of them, or remove it"
         )
+    if experiment.privacy.secure_aggregation is not None:
+        raise ConfigError(
+            "--hostile must be left out under [privacy.secure-aggregation], where a trunk that was "
+            "made up would be masked like any other; remove one of the two"
+        )
     algorithm = experiment.federation.algorithm
     if ALGORITHMS[algorithm].shares == "nothing":
         raise ConfigError(

@@ -135,6 +135,22 @@ REFUSED = {
         *SECURE,
         "privacy.secure-aggregation.threshold=0.5",
     ],
+    "privacy.secure-aggregation.bits must leave room for 300 clients": [
+        *SECURE,
+        "privacy.secure-aggregation.bits=24",
+        "federation.clients-per-round=300",
+    ],
+    "privacy.secure-aggregation.most-examples must be given": [
+        SECURE[0],
+        "federation.weight-by=examples",
+        "privacy.counts=withheld",
+    ],
+    "privacy.accountant must be 'rdp'": [
+        *CLIENT,
+        "privacy.secure-aggregation.bits=21",
+        "privacy.client-level.noise=shares",
+        "privacy.accountant=pld",
+    ],
     # figures and counts
     "privacy.sums 'secure' needs [privacy.secure-aggregation]": ["privacy.sums=secure"],
     "privacy.sums 'noised' needs [privacy.client-level]": [

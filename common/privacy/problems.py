@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from common.algorithms import ALGORITHMS
+from common.errors import ConfigError
 from common.metrics import METRICS
 from common.privacy.settings import (
     Budget,
@@ -12,6 +13,7 @@ from common.privacy.settings import (
     Privacy,
     SecureAggregation,
 )
+from common.secure_aggregation.grids import Grid
 from common.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -193,6 +195,23 @@ def _secure_problems(experiment: "Experiment", secure: SecureAggregation) -> Ite
             f"{SECURE}.most-examples is for federation.weight-by 'examples', got 'uniform'; "
             "remove it"
         )
+    if (
+        federation.weight_by == "examples"
+        and privacy.counts == "withheld"
+        and not _is_given(secure, "most_examples")
+    ):
+        yield (
+            f"{SECURE}.most-examples must be given for federation.weight-by 'examples' with "
+            "privacy.counts 'withheld': weights are fractions of it, and nobody says how many rows "
+            f"a client has at most; got the default, {secure.most_examples:,}; set it near that"
+        )
+    level = privacy.client_level
+    if level is not None and level.noise == "shares" and privacy.accountant != "rdp":
+        yield (
+            f"privacy.accountant must be 'rdp' with {CLIENT}.noise 'shares', whose cost is known "
+            f"as a Renyi divergence alone, got '{privacy.accountant}'; remove it"
+        )
+    yield from _room_problems(experiment, secure)
     if isinstance(secure.neighbours, int) and secure.neighbours < 2:
         yield f"{SECURE}.neighbours must be 2 or more, or 'all', got {secure.neighbours}"
     if federation.over_selection:
@@ -201,6 +220,17 @@ def _secure_problems(experiment: "Experiment", secure: SecureAggregation) -> Ite
             f"{federation.over_selection:g}: masks of those who are cut off would have to be "
             "uncovered every round; remove it"
         )
+
+
+def _room_problems(experiment: "Experiment", secure: SecureAggregation) -> Iterator[str]:
+    """Name clients per round whose sum has no room, as far as their number is known beforehand."""
+    wanted, partition = experiment.federation.clients_per_round, experiment.partition
+    if wanted == "all":
+        wanted = 0 if partition is None or partition.kind == "natural" else partition.clients
+    try:
+        Grid(1.0, secure.bits).require_room(wanted)
+    except ConfigError as error:
+        yield str(error)
 
 
 def _update_problems(experiment: "Experiment") -> Iterator[str]:
