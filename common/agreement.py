@@ -66,8 +66,9 @@ class Description(_Sent):
         client: its stable name.
         left_out: why it takes no part although nothing is wrong (`data.unusable = "leave-out"`);
             the rest is then empty.
-        examples: split -> number of rows.
-        labelled: tasks that it holds -> number of labelled training rows.
+        examples: split -> number of rows; empty where counts are withheld.
+        labelled: tasks that it holds -> number of labelled training rows; every task, as 1, where
+            counts are withheld.
         columns: input -> its columns, patterns expanded.
         sums: input -> sums over training rows, where standardised over the federation.
         categories: input -> column -> categories in training rows, where the experiment has none.
@@ -134,7 +135,7 @@ def describe_prepared(
             raise
         return Description(client=client, left_out=error.reason)
     inputs = experiment.inputs
-    return Description(
+    described = Description(
         client=client,
         examples={split: len(rows) for split, rows in prepared.splits.items()},
         labelled={
@@ -153,6 +154,15 @@ def describe_prepared(
             if collects_categories(inputs[name])
         },
     )
+    return described if experiment.privacy.counts == "sent" else _withhold(described, experiment)
+
+
+def _withhold(described: Description, experiment: Experiment) -> Description:
+    """Leave counts out of a description, once what the server would refuse is checked here."""
+    if missing := missing_task(described, experiment):
+        raise DataError(missing)
+    claimed = dict.fromkeys(experiment.tasks, 1)
+    return described.model_copy(update={"examples": {}, "labelled": claimed})
 
 
 def agree(descriptions: Sequence[Description], experiment: Experiment) -> Agreement:
