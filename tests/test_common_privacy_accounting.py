@@ -9,7 +9,7 @@ from dp_accounting.rdp import RdpAccountant
 
 from common.errors import ConfigError
 from common.privacy import accounting
-from common.privacy.accounting import Event, epsilon_of, find_noise_multiplier
+from common.privacy.accounting import Event, epsilon_of, epsilons_of, find_noise_multiplier
 from common.privacy.settings import Accountant
 
 ACCOUNTANTS: tuple[Accountant, ...] = ("rdp", "pld")
@@ -137,6 +137,20 @@ def test_finding_the_noise_undoes_the_epsilon() -> None:
     assert find_noise_multiplier(spent, DELTA, [Event(9.9, 0.1, 50)]) == pytest.approx(
         1.234, rel=2e-4
     )
+
+
+@pytest.mark.parametrize("delta", [1e-12, 1e-5, 0.1, 0.9])
+def test_many_epsilons_at_once_are_those_of_each(delta: float) -> None:
+    releases = [
+        [],
+        [Event(2.0, 1.0, 0)],
+        [Event(1e4)],
+        [Event(2.0)],
+        [Event(0.3, 0.5, 100)],
+        [Event(1.5, 0.1, 30), Event(8.0, 1.0, 7)],
+    ]
+    each = [epsilon_of(events, delta) for events in releases]
+    np.testing.assert_allclose(epsilons_of(releases, delta), each, rtol=1e-12)
 
 
 def test_what_is_released_beside_leaves_less_for_the_rest() -> None:
