@@ -41,6 +41,7 @@ class Place:
         largest_epsilon: budget over all runs; 0 for none.
         delta: that goes with it.
         least_noise_multiplier: that an experiment must have; 0 for none.
+        simulated: whether the node is one of a simulation, whose noise may follow from the seed.
     """
 
     data: str = ""
@@ -51,6 +52,7 @@ class Place:
     largest_epsilon: float = 0.0
     delta: float = DELTA
     least_noise_multiplier: float = 0.0
+    simulated: bool = False
 
     @classmethod
     def of(cls, node_config: Mapping[str, Any]) -> "Place":
@@ -77,12 +79,14 @@ class Place:
                 f"node config: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
             )
         texts = {key: str(node_config.get(key, "")) for key in ("data", "device", "state")}
+        own = set(node_config) - set(FLOWER_KEYS)
         return cls(
             data=texts["data"],
             device=texts["device"],
             threads=threads,
             precision=str(precision),
             state=texts["state"],
+            simulated="partition-id" in node_config and not own,
             largest_epsilon=_limit(node_config, "largest-epsilon"),
             delta=_limit(node_config, "delta", DELTA),
             least_noise_multiplier=_limit(node_config, "least-noise-multiplier"),

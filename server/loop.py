@@ -27,7 +27,7 @@ from server.figures import Figures, mean_figures, split_figures, task_figures
 from server.privacy_accounts import PrivacyAccounts
 from server.roster import Roster
 from server.run_folder import RunFolder
-from server.sums import SumTable
+from server.sums import EVERYBODY, SumTable
 from server.watch import Watch
 
 logger = logging.getLogger("fedmtl.server")
@@ -157,12 +157,12 @@ class RoundLoop:
             "notes": list(outcome.notes),
             "weights": {**self.weights, **mean_figures(outcome.sums, "train", "weight")},
             "train": self._train_figures(outcome.sums),
-            "evaluation": self._evaluation(number - 1, outcome.sums) if rides else None,
+            "evaluation": self._evaluation(number - 1, outcome) if rides else None,
         }
         moves = self.progress.usable_rounds
         trunk = self._advance(trunk, outcome)
         if is_due and evaluation.by == "message":
-            line["evaluation"] = self._evaluation(number, self.evaluate(trunk).sums)
+            line["evaluation"] = self._evaluation(number, self.evaluate(trunk))
             moves = self.progress.usable_rounds
         self._judge(line["evaluation"], moves)
         if self.accounts.budgets:
@@ -227,16 +227,18 @@ class RoundLoop:
         Args:
             reply: "train" or "evaluate".
             number: the round.
-            outcome: who was asked, and what they reported.
+            outcome: what clients reported.
             update: how many numbers an update has.
         """
         if not self.accounts.is_on:
             return
-        clients = sorted({*outcome.sums.clients, *outcome.left_out})
+        strategy = self.exchange.strategy
+        clients = strategy.choose(number) if reply == "train" else self.roster.names
         self.accounts.count(reply, clients)
         if self.folder.keeps_ledgers:
             sums = outcome.sums.count_numbers()
-            numbers = {name: {UPDATE: update, SUMS: sums.get(name, 0)} for name in clients}
+            masked = sums.get(EVERYBODY, 0)  # of whose sums the server sees the total alone
+            numbers = {n: {UPDATE: update, SUMS: sums.get(n, masked)} for n in clients}
             entries = self.accounts.entries(self.progress.run, number, reply, numbers)
             self.folder.append_ledgers(entries)
 
@@ -247,8 +249,8 @@ class RoundLoop:
         fitted = fits and self.checkpoints.keep_clients is not None
         if fitted or self.experiment.privacy.sums_regime == "noised":  # which cost privacy
             self._checkpoint(trunk)
-        if not self.progress.usable_rounds or not outcome.sums.clients:
-            raise NothingLearnedError(self._what_failed(), self.progress.best)
+        if not self.progress.usable_rounds or not outcome.answered:
+            raise NothingLearnedError(self._what_failed(outcome.loss), self.progress.best)
         results = {
             "experiment": self.experiment.name,
             "fingerprint": self.progress.fingerprint,
@@ -256,10 +258,11 @@ class RoundLoop:
             "rounds": self.progress.round,
             "stopped": stopped,
             "seconds": self.progress.elapsed_s,
-            "final": self._evaluation(self.progress.round, outcome.sums),
+            "final": self._evaluation(self.progress.round, outcome),
             "best": self.progress.best,
             "clients": {
-                name: self._client_figures(name, outcome.sums) for name in outcome.sums.clients
+                name: self._client_figures(name, outcome.sums)
+                for name in ([] if outcome.sums.is_total else outcome.sums.clients)
             },
             "skipped-rounds": self.progress.skipped_rounds,
             "repeats": self.progress.repeats,
@@ -278,12 +281,16 @@ class RoundLoop:
         self.folder.finish(results)
         return results
 
-    def _what_failed(self) -> str:
-        """Say in one line that no reply was usable, why, and what to do."""
+    def _what_failed(self, loss: str) -> str:
+        """Say in one line that no reply was usable, why, and what to do.
+
+        Args:
+            loss: why the last evaluation came to nothing, where that is known.
+        """
         done, skipped = self.progress.round, self.progress.skipped_rounds
         what = f"nothing was learned: no reply was usable in any of {done} rounds"
         if self.progress.usable_rounds:
-            what = "no client could evaluate the last trunk"
+            what = "no client could evaluate the last trunk" + (f" ({loss})" if loss else "")
         elif skipped and {*self._losses} != {UNUSABLE}:
             what = f"nothing was learned: {skipped} of {done} rounds were skipped"
             for loss, _ in self._losses.most_common(1):
@@ -324,10 +331,10 @@ class RoundLoop:
         figures = split_figures(self.experiment, sums, "train", self.weights)
         return figures or {"loss": None, "tasks": {}}
 
-    def _evaluation(self, trunk_round: int, sums: SumTable) -> Figures:
-        figures: Figures = {"trunk-round": trunk_round, "clients": len(sums.clients)}
+    def _evaluation(self, trunk_round: int, outcome: Outcome) -> Figures:
+        figures: Figures = {"trunk-round": trunk_round, "clients": outcome.answered}
         for split in EVALUATED:
-            figures[split] = split_figures(self.experiment, sums, split, self.weights)
+            figures[split] = split_figures(self.experiment, outcome.sums, split, self.weights)
         return figures
 
     def _judge(self, evaluation: Figures | None, moves: int) -> None:
@@ -363,6 +370,6 @@ def participation(outcome: Outcome) -> Figures:
     """Say who was asked and what became of the replies."""
     return {
         "asked": outcome.asked,
-        "answered": len(outcome.sums.clients),
+        "answered": outcome.answered,
         "left-out": outcome.left_out,
     }

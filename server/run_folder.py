@@ -4,7 +4,7 @@
 ``metrics.jsonl`` a line per round; ``results.json`` the final figures; ``checkpoint/`` the state;
 of a simulation with privacy ``ledgers.jsonl``, a line per client and reply.
 A figure that does not exist is null. A deployed run adds ``log.jsonl``, ``status.json``,
-``metrics.prom``, and a ``lock`` that its ServerApp holds.
+``metrics.prom``, and a ``lock`` that its ServerApp holds; a recorded simulation ``wire/``.
 """
 
 import json
@@ -38,7 +38,7 @@ PACKAGES = ("fedmtl", "flwr", "torch", "numpy", "safetensors", "pydantic")
 # What a run leaves that could not start.
 NOTHING_DONE = {
     "experiment.toml", "environment.json", "log.jsonl", "status.json", "metrics.prom", "lock",
-    "hostile.json",
+    "hostile.json", "wire",
 }  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def example_noise(experiment: "Experiment", rows: int) -> float:
         ConfigError: delta is not below 1/n, or no noise is enough for the budget.
     """
     level = _level(experiment)
-    _check_delta(level, rows)
+    check_delta(experiment, rows)
     if level.noise_multiplier is not None:
         return level.noise_multiplier
     if level.epsilon is None:
@@ -72,12 +72,23 @@ def example_noise(experiment: "Experiment", rows: int) -> float:
     return _find_noise(level.epsilon, level.delta, event, experiment.privacy.accountant)
 
 
-def _check_delta(level: ExampleLevel, rows: int) -> None:
-    if level.delta * rows >= 1:
+def check_delta(experiment: "Experiment", rows: int, client: str = "") -> None:
+    """Refuse a delta at which one of a client's rows may be told as it is.
+
+    Args:
+        experiment: with or without ``[privacy.example-level]``.
+        rows: n, the client's training rows.
+        client: names it.
+
+    Raises:
+        ConfigError: delta is not below 1/n.
+    """
+    level = experiment.privacy.example_level
+    if level is not None and level.delta * rows >= 1:
+        who = f"client '{client}': " if client else ""
         raise ConfigError(
-            f"privacy.example-level.delta must be below 1/{rows}, for with the {rows} training "
-            f"rows of this client one row may be told as it is at that, got {level.delta:g}; "
-            "lower it, or leave this client out"
+            f"{who}privacy.example-level.delta must be below 1/{rows}, one over the client's "
+            f"training rows, got {level.delta:g}, at which some row may be told as it is; lower it"
         )
 
 

@@ -1,0 +1,1 @@
+"""Attacks on what a run sent: what can who reads the messages learn of the clients' rows?"""
