@@ -25,7 +25,6 @@ from client.privacy_ledger import LedgerFile, PrivacyLedger
 from client.protection import Protection
 from client.session import Session, client_name, open_rows, open_session, settled
 from client.state import (
-    SIMULATED,
     FolderState,
     OwnState,
     ledger_folder,
@@ -203,7 +202,7 @@ def _open(message: Message, context: Context) -> Job:
     session = open_session(instruction.experiment, instruction.agreement, place)
     data = session.client(session.name_of(context))
     state = open_state(context, data.name, instruction.run, instruction.heads_from)
-    seed = session.experiment.seed if SIMULATED in context.node_config else None
+    seed = session.experiment.seed if place.simulated else None
     rows, folder = len(data.train), ledger_folder(context)
     ledger = PrivacyLedger(session.experiment, instruction, place, data.name, rows, folder)
     ledger.check(message.metadata.message_type)  # before anything is trained

@@ -14,6 +14,7 @@ Flower hands a node's ``--node-config`` to the client; these keys of it are ours
 """
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,9 @@ LIMITS = ("largest-epsilon", "delta", "least-noise-multiplier")
 KEYS = ("data", "state", "client", "device", "threads", "precision", *LIMITS)
 DELTA = 1e-5
 FLOWER_KEYS = ("partition-id", "num-partitions")  # of a simulated node
+# A real node may have a partition-id as well, and must not make its noise from the seed, which the
+# server knows: our own engines say by this key, or by the environment, that they simulate.
+SIMULATED, SIMULATION = "simulated", "FEDMTL_SIMULATION"
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,10 @@ class Place:
         threads: CPU threads it computes with.
         precision: of float32 matrix products, as `torch.set_float32_matmul_precision` takes it.
         state: folder for what stays home.
+        simulated: whether the node is one of a simulation, whose noise follows from the seed.
         largest_epsilon: budget over all runs; 0 for none.
         delta: that goes with it.
         least_noise_multiplier: that an experiment must have; 0 for none.
-        simulated: whether the node is one of a simulation, whose noise may follow from the seed.
     """
 
     data: str = ""
@@ -49,10 +53,10 @@ class Place:
     threads: int = 0
     precision: str = ""
     state: str = ""
+    simulated: bool = False
     largest_epsilon: float = 0.0
     delta: float = DELTA
     least_noise_multiplier: float = 0.0
-    simulated: bool = False
 
     @classmethod
     def of(cls, node_config: Mapping[str, Any]) -> "Place":
@@ -61,7 +65,7 @@ class Place:
         Raises:
             ConfigError: a value is not what its key needs, or a key looks misspelt.
         """
-        unknown = [key for key in node_config if key not in (*KEYS, *FLOWER_KEYS)]
+        unknown = [key for key in node_config if key not in (*KEYS, *FLOWER_KEYS, SIMULATED)]
         if unknown:
             raise ConfigError(
                 f"node config: keys must be among {', '.join(KEYS)}, got '{unknown[0]}'; correct "
@@ -79,14 +83,13 @@ class Place:
                 f"node config: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
             )
         texts = {key: str(node_config.get(key, "")) for key in ("data", "device", "state")}
-        own = set(node_config) - set(FLOWER_KEYS)
         return cls(
             data=texts["data"],
             device=texts["device"],
             threads=threads,
             precision=str(precision),
             state=texts["state"],
-            simulated="partition-id" in node_config and not own,
+            simulated=bool(node_config.get(SIMULATED) or os.environ.get(SIMULATION)),
             largest_epsilon=_limit(node_config, "largest-epsilon"),
             delta=_limit(node_config, "delta", DELTA),
             least_noise_multiplier=_limit(node_config, "least-noise-multiplier"),

@@ -108,6 +108,26 @@ def federate(
     return loop.run(trunk)
 
 
+def make_exchange(grid: Grid, strategy: TrunkStrategy, roster: Roster) -> Exchange:
+    """Choose how rounds reach the clients: by messages or in bulk, openly or as sums alone.
+
+    Raises:
+        ConfigError: the sum of so many clients has no room in the integers that are added securely.
+    """
+    timeout_s = roster.experiment.federation.round_timeout_s
+    if roster.experiment.privacy.secure_aggregation is None:
+        if isinstance(grid, BulkGrid):
+            return BulkExchange(grid, strategy, roster)
+        return MessageExchange(grid, strategy, roster, timeout_s)
+    # A Poisson sample may draw everybody.
+    poisson = roster.experiment.federation.sampling == "poisson"
+    asked = roster.count if poisson else roster.asked_per_round
+    require_room(roster.experiment, asked, strategy.form.width)
+    if isinstance(grid, BulkGrid):
+        return SecureBulkExchange(grid, strategy, roster)
+    return SecureExchange(grid, strategy, roster, timeout_s)
+
+
 def open_accounts(
     experiment: Experiment,
     roster: Roster,
@@ -142,26 +162,6 @@ def open_accounts(
     elif not simulated:
         accounts.restarted()
     return accounts
-
-
-def make_exchange(grid: Grid, strategy: TrunkStrategy, roster: Roster) -> Exchange:
-    """Choose how rounds reach the clients: by messages or in bulk, openly or as sums alone.
-
-    Raises:
-        ConfigError: the sum of so many clients has no room in the integers that are added securely.
-    """
-    timeout_s = roster.experiment.federation.round_timeout_s
-    if roster.experiment.privacy.secure_aggregation is None:
-        if isinstance(grid, BulkGrid):
-            return BulkExchange(grid, strategy, roster)
-        return MessageExchange(grid, strategy, roster, timeout_s)
-    # A Poisson sample may draw everybody.
-    poisson = roster.experiment.federation.sampling == "poisson"
-    asked = roster.count if poisson else roster.asked_per_round
-    require_room(roster.experiment, asked, strategy.form.width)
-    if isinstance(grid, BulkGrid):
-        return SecureBulkExchange(grid, strategy, roster)
-    return SecureExchange(grid, strategy, roster, timeout_s)
 
 
 def call_roll(grid: Grid, roster: Roster, needed: int, *, strict: bool) -> Agreement:

@@ -93,12 +93,11 @@ def epsilons_of(releases: Sequence[Sequence[Event]], delta: float) -> NDArray[np
         [K]. ``min_a D_a + log(1 - 1/a) - log(delta a) / (a - 1)`` over orders a (Canonne, Kamath &
         Steinke 2020, proposition 12), and 0 where ``delta^2 > 1 - exp(-D_a)``.
     """
-    orders = np.asarray(_orders(), np.float64)
+    orders = np.array(_orders())
     divergences = np.zeros((len(releases), len(orders)))  # [K, A]
     for row, events in zip(divergences, releases, strict=True):
-        for event in events:
-            if event.count and event.sampling:
-                row += _rdp(event.noise_multiplier, event.sampling) * event.count
+        for key, count in _merge(events).items():
+            row += _rdp(*key, _orders()) * count
     with np.errstate(invalid="ignore", divide="ignore"):
         epsilons = divergences + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
     epsilons[:, orders <= LEAST_ORDER] = np.inf
