@@ -279,3 +279,30 @@ def test_the_last_evaluation_is_not_forgotten_when_a_run_is_given_more_rounds(tm
     paid = [Event(2.0, 1.0, 3), Event(9.0, 1.0, 3 + 2)]
     assert longer["privacy"]["client"]["epsilon"] == pytest.approx(epsilon_of(paid, 1e-5))
     assert len(lines(tmp_path / "run")) == 4 + 4 * (3 + 2)
+
+
+SECURE = ("privacy.secure-aggregation.threshold=0.7",)
+SHARES = (NOISE, "privacy.client-level.noise='shares'", *SECURE)
+
+
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+def test_under_secure_aggregation_a_client_pays_for_its_masked_vectors(tmp_path, engine):
+    results = run(tmp_path / "run", engine, SHARES)
+    spent = epsilon_of([Event(2.0, 1.0, 6)], 1e-5)
+    assert results["privacy"]["client"]["epsilon"] == pytest.approx(spent)
+    own = [line for line in lines(tmp_path / "run") if line["client"] == "client-002"]
+    assert [line["reply"] for line in own] == ["query", *["train"] * 6, "evaluate"]
+    assert own[-1]["epsilon"]["client"] == pytest.approx(spent)
+    held = [(each["what"], each["mechanism"]) for each in own[1]["released"]]
+    assert held[0][0] == "masked vector"
+    assert all("masked by secure aggregation" in way for _, way in held[:2])
+
+
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+def test_without_noise_secure_aggregation_has_ledgers_and_no_epsilon(tmp_path, engine):
+    unpaid = (*SECURE, "privacy.secure-aggregation.max-norm=5")
+    results = run(tmp_path / "run", engine, unpaid)
+    assert "privacy" not in results
+    trained = [line for line in lines(tmp_path / "run") if line["reply"] == "train"]
+    assert len(trained) == 4 * 6
+    assert not any(line["epsilon"] for line in trained)
