@@ -109,7 +109,7 @@ class PrivacyAccounts:
 
     def restarted(self) -> None:
         """Count the round that was asked, perhaps, and not done when a deployed run broke off."""
-        self.count(TRAIN, self.roster.names)
+        self.count(TRAIN, self._names())
 
     def require_a_round(self) -> None:
         """Check that a run can do anything at all within its budgets.
@@ -219,7 +219,7 @@ class PrivacyAccounts:
 
         Args:
             unit: "client" or "example".
-            more: rounds, each with an evaluation, beyond those that were counted.
+            more: 1 for another round, and the last evaluation, beyond what was counted.
         """
         if unit == "example" and not all(self._rows(name) for name in self._names()):
             return None, None  # clients that withhold counts know alone what their rows paid
@@ -252,10 +252,13 @@ class PrivacyAccounts:
         return epsilon_of_cost(events, self.budgets[unit].delta, self._accountant)
 
     def _paid(self, name: str, more: int = 0) -> Cost:
-        """Work out what a client paid, and what so many more rounds and evaluations would cost."""
-        counts = self.counts
+        """Work out what a client paid, and would have with a round more and the last evaluation."""
+        counts, evaluation = self.counts, self.experiment.evaluation
         trainings, evaluations = counts.trainings.get(name, 0), counts.evaluations.get(name, 0)
-        return self._cost(name, trainings + more, evaluations + more, counts.rounds + more)
+        if more:
+            is_asked = evaluation.by == "message" and (counts.rounds + 1) % evaluation.every == 0
+            evaluations += 1 + is_asked
+        return self._cost(name, trainings + more, evaluations, counts.rounds + more)
 
     def _names(self) -> list[str]:
         """Name all who paid, or may yet."""

@@ -306,3 +306,20 @@ def test_without_noise_secure_aggregation_has_ledgers_and_no_epsilon(tmp_path, e
     trained = [line for line in lines(tmp_path / "run") if line["reply"] == "train"]
     assert len(trained) == 4 * 6
     assert not any(line["epsilon"] for line in trained)
+
+
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_noise_for_a_plan_with_evaluations_by_message_lasts_to_its_end(tmp_path, every):
+    planned = ("evaluation.by='message'", f"evaluation.every={every}", *NOISED)
+    results = run(tmp_path / "run", "batched", ("privacy.client-level.epsilon=9.0", *planned))
+    assert results["stopped"] == "all rounds done"
+    assert 8.99 < results["privacy"]["client"]["epsilon"] <= 9.0
+
+
+def test_evaluations_still_to_come_are_in_the_next_rounds_cost():
+    paid = [Event(2.0, 1.0, 1), Event(9.0, 1.0, 3)]  # a round, its evaluation, the last one
+    by_message = ("evaluation.by='message'", *NOISED)
+    for spare, fits in ((0.01, True), (-0.01, False)):
+        budget = epsilon_of(paid, 1e-5) + spare
+        opened = accounts(NOISE, *by_message, f"privacy.client-level.epsilon={budget}")
+        assert bool(opened.exhausted()) != fits
