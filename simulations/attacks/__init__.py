@@ -1,0 +1,1 @@
+"""Attacks on what a federation releases, and audits of what it claims to protect."""
