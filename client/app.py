@@ -7,18 +7,20 @@ and labels stay in this process, in `Context.state` and in the node's own state 
 import json
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.discretion import Discretion
 from client.learners import Learners
 from client.place import Place
+from client.protection import Protection
 from client.session import Session, client_name, open_rows, open_session
-from client.state import FolderState, OwnState, open_state, require_state
+from client.state import SIMULATED, FolderState, OwnState, open_state, require_state
 from common.algorithms import ALGORITHMS
 from common.dataset import ClientData
 from common.errors import FedMTLError
@@ -26,6 +28,7 @@ from common.wire import (
     ARRAYS,
     CONFIG,
     METRICS,
+    FloatArray,
     Instruction,
     SplitSums,
     arrays_of,
@@ -72,6 +75,7 @@ class Job:
     session: Session
     data: ClientData
     state: OwnState
+    seed: int | None  # of a simulation; a deployed node keeps its noise to itself
 
     @property
     def personal(self) -> bool:
@@ -87,6 +91,21 @@ class Job:
         self.session.trainer.load(received, self.state.load(round_number))
         weights, memory = self.instruction.weights or {}, self.instruction.memory
         return self.session.trainer.begin(self.data, weights, round_number, memory)
+
+    def sent(self, message: Message, learners: Learners) -> Mapping[str, FloatArray]:
+        """Get what is sent after a round, clipped and with noise as the experiment asks."""
+        protection = Protection(self.session.experiment, self.seed)
+        received = unpack_arrays(arrays_of(message.content) or ArrayRecord())
+        sent = self.session.trainer.sent_arrays(learners)
+        return protection.protect_arrays(sent, received, self.data.name, self.instruction)
+
+    def metrics(self, sums: SplitSums, *stream: str | int) -> MetricRecord:
+        """Get the figures that are sent, as the experiment asks."""
+        discretion, train = Discretion(self.session.experiment, self.seed), self.data.train
+        if not discretion.is_idle:
+            trained = {task: int(mask.sum()) for task, mask in train.labelled.items()}
+            sums = discretion.reduce(sums, trained, self.data.name, *stream)
+        return pack_sums(discretion.examples(len(train)), sums)
 
     def evaluate(self, learners: Learners) -> SplitSums:
         """Evaluate the model that the client uses, on the rows that training did not see."""
@@ -113,7 +132,8 @@ def _open(message: Message, context: Context) -> Job:
     session = open_session(instruction.experiment, instruction.agreement, place)
     data = session.client(session.name_of(context))
     state = open_state(context, data.name, instruction.run, instruction.heads_from)
-    return Job(instruction, session, data, state)
+    seed = session.experiment.seed if SIMULATED in context.node_config else None
+    return Job(instruction, session, data, state, seed)
 
 
 @app.query()
@@ -143,8 +163,8 @@ def train(message: Message, context: Context) -> Message:
     job.keep(instruction.round)  # before the trunk leaves
     content = RecordDict(
         {
-            ARRAYS: pack_arrays(trainer.sent_arrays(learners)),
-            METRICS: pack_sums(len(job.data.train), sums),
+            ARRAYS: pack_arrays(job.sent(message, learners)),
+            METRICS: job.metrics(sums, instruction.round),
         }
     )
     return Message(content, reply_to=message)
@@ -169,5 +189,7 @@ def evaluate(message: Message, context: Context) -> Message:
     if job.personal:
         trainer.complete(learners)
     sums = job.evaluate(learners)
-    content = RecordDict({METRICS: pack_sums(len(job.data.train), sums)})
+    content = RecordDict(
+        {METRICS: job.metrics(sums, "evaluation", job.instruction.round, int(job.instruction.keep))}
+    )
     return Message(content, reply_to=message)

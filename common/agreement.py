@@ -66,8 +66,9 @@ class Description(_Sent):
         client: its stable name.
         left_out: why it takes no part although nothing is wrong (`data.unusable = "leave-out"`);
             the rest is then empty.
-        examples: split -> number of rows.
-        labelled: tasks that it holds -> number of labelled training rows.
+        examples: split -> number of rows; empty where counts are withheld.
+        labelled: tasks that it holds -> number of labelled training rows; every task, as 1, where
+            counts are withheld.
         columns: input -> its columns, patterns expanded.
         sums: input -> sums over training rows, where standardised over the federation.
         categories: input -> column -> categories in training rows, where the experiment has none.
@@ -134,13 +135,16 @@ def describe_prepared(
             raise
         return Description(client=client, left_out=error.reason)
     inputs = experiment.inputs
+    tells = experiment.privacy.counts == "sent"
     return Description(
         client=client,
-        examples={split: len(rows) for split, rows in prepared.splits.items()},
+        examples={split: len(rows) for split, rows in prepared.splits.items()} if tells else {},
         labelled={
             task: int(prepared.train(target.labelled).sum())
             for task, target in prepared.targets.items()
-        },
+        }
+        if tells
+        else dict.fromkeys(experiment.tasks, 1),
         columns={name: features.columns for name, features in prepared.inputs.items()},
         sums={
             name: _sum_input(prepared, features)

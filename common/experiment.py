@@ -566,12 +566,15 @@ class Experiment(Settings):
     def fingerprint(self) -> str:
         """Hash what a result depends on; not the description, paths, device, or how many rounds.
 
-        Two runs with one fingerprint (and the same data) pass through the same trunks.
+        Rounds count where a privacy budget is shared out over them. Two runs with one fingerprint
+        (and the same data) pass through the same trunks.
         """
         content = self.model_dump(mode="json")
         del content["description"], content["data"]["path"], content["federation"]["rounds"]
         del content["training"]["device"], content["federation"]["affinity_every"]
         del content["federation"]["checkpoint_interval_s"]
+        if any(level and level.noise_multiplier is None for level in self.privacy.levels):
+            content["federation"]["rounds"] = self.federation.rounds  # noise is worked out for them
         content["federation"]["availability"] = seal(self.federation.availability)
         if not self.federation.availability:  # its delays would make the deadline part of a result
             del content["federation"]["round_timeout_s"]

@@ -70,7 +70,7 @@ def _ratio(sums: Sequence[float]) -> float:
 
 
 def _root_ratio(sums: Sequence[float]) -> float:
-    return math.sqrt(_ratio(sums)) if sums[1] else math.nan
+    return math.sqrt(max(_ratio(sums), 0.0)) if sums[1] else math.nan  # noise may go below 0
 
 
 def _f1(sums: Sequence[float]) -> float:
@@ -113,6 +113,11 @@ class MetricRule:
     figure: Callable[[Sequence[float]], float]
     length: Callable[[int], int]
     higher_is_better: bool
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether its numbers are a sum and a count, and their ratio is a mean over rows."""
+        return self.length is _pair
 
 
 def _pair(outputs: int) -> int:

@@ -21,7 +21,9 @@ class SumsForm:
         rules = Rules(experiment)
         self._weighting = dict.fromkeys((*FIGURES, *(STATE + n for n in rules.initial)), 2)
         # Name -> its first number that counts something, and cannot be negative; so are the rest.
-        self._counts = dict.fromkeys(METRICS, 0) | dict.fromkeys(("loss", *self._weighting), 1)
+        # Noise makes any figure negative, and its count is 1.
+        first = int(experiment.privacy.sums_regime == "noised")
+        self._counts = dict.fromkeys(METRICS, first) | dict.fromkeys(("loss", *self._weighting), 1)
 
     def fault(self, task: str, numbers: Mapping[str, list[float]]) -> str | None:
         """Say what is wrong with one task's sums, or None."""

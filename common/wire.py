@@ -21,6 +21,7 @@ from common.lazy_array import LazyArray
 from common.metrics import Sums
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"  # keys of a message's records
+MAX_NORM = "max-norm"  # in `Instruction.privacy`: what a round's updates are clipped to
 EXAMPLES = "num-examples"  # Flower's own key for a client's weight
 MOST_REASON = 1000  # characters of a refusal that are read
 REFUSED = 100  # error code of a reply: the client explains why it cannot serve
@@ -57,7 +58,7 @@ class Instruction:
         heads_from: name of an earlier run, with whose heads a client starts that has none yet.
         keep: whether what an evaluation fitted, such as heads under 'fedbabu', is kept at home.
         privacy: what the round's mechanisms need beside the experiment, such as "max-norm", to
-            which updates are clipped, and "clients", whose noise is shared out.
+            which updates are clipped.
     """
 
     experiment: str

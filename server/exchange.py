@@ -87,7 +87,7 @@ class MessageExchange:
         number, self.strategy.attempt = instruction.round, attempt
         clients = self.strategy.choose(number)
         if not clients:
-            return nobody()
+            return nobody(self.strategy.combine_nobody(number, trunk))
         tally = Tally(Closing.of(self.strategy.experiment.federation, len(clients)))
         arrays = pack_arrays(trunk)
         config = replace(instruction, clients=len(clients)).to_record()
@@ -172,7 +172,7 @@ class BulkExchange:
         self.strategy.attempt = attempt
         clients = self.strategy.choose(instruction.round)
         if not clients:
-            return nobody()
+            return nobody(self.strategy.combine_nobody(instruction.round, trunk))
         instruction = replace(instruction, clients=len(clients))
         tally = Tally(Closing.of(self.strategy.experiment.federation, len(clients)))
         groups = self.strategy.address_train(clients, trunk)
@@ -224,9 +224,9 @@ def told(outcome: Outcome, strategy: TrunkStrategy) -> Outcome:
     return replace(outcome, loss=loss, notes=tuple(strategy.last.notes))
 
 
-def nobody() -> Outcome:
-    """What comes of a round in which nobody can be asked."""
-    return Outcome(0, SumTable.of({}), None, loss=NOBODY)
+def nobody(trunk: dict[str, FloatArray] | None) -> Outcome:
+    """What comes of a round in which nobody can be asked; its next trunk, where it has one."""
+    return Outcome(0, SumTable.of({}), trunk, loss=NOBODY if trunk is None else "")
 
 
 def close(replies: BulkReplies, tally: Tally) -> tuple[BulkReplies, dict[str, str]]:

@@ -62,7 +62,8 @@ def federate(
         experiment: the resolved experiment.
         folder: the run's folder, made by the caller.
         resume: go on from the folder's checkpoint.
-        strict: refuse to start where a client's data does not fit; else it is left out.
+        strict: a simulation: refuse to start where a client's data does not fit, which else is left
+            out, and make noise from the experiment's seed.
         nodes: that are known to be starting, and are waited for.
         keep_clients: writes the clients' own state, for engines that hold it.
         heads_from: an earlier run, with whose heads clients start; a resumed run keeps its own.
@@ -91,8 +92,9 @@ def federate(
     # A file keeps no order; sums over parameters in another order would differ in the last bits.
     trunk = fresh if trunk is None else {name: trunk[name] for name in fresh}
     progress.agreement = agreement.to_json()
-    strategy = make_strategy(experiment, roster, pack_arrays(trunk))
-    strategy.restore(checkpoints.load_strategy(progress))
+    strategy = make_strategy(experiment, roster, pack_arrays(trunk), simulated=strict)
+    if resume:
+        strategy.restore(checkpoints.load_strategy(progress))
     checkpoints.strategy_state = strategy.state
     exchange: Exchange = (
         BulkExchange(grid, strategy, roster)

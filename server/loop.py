@@ -67,6 +67,7 @@ class RoundLoop:
         self.weights = experiment.task_weights()
         self.rules = Rules(experiment)
         self.experiment_json = experiment.for_clients()
+        self.tells = experiment.privacy.sums_regime != "withheld"  # whether there are figures
 
     def run(self, trunk: dict[str, FloatArray]) -> Figures:
         """Do the remaining rounds, evaluate the last trunk on all clients, write results.json.
@@ -132,7 +133,8 @@ class RoundLoop:
         started, number = time.perf_counter(), self.progress.round + 1
         before = (self.progress.sent_bytes, self.progress.received_bytes)
         evaluation = self.experiment.evaluation
-        rides = evaluation.by == "train-reply" and number % evaluation.every == 0
+        is_due = self.tells and number % evaluation.every == 0
+        rides = is_due and evaluation.by == "train-reply"
         outcome, lost = self._train(trunk, number, rides)
         line: Figures = {
             "round": number,
@@ -146,7 +148,7 @@ class RoundLoop:
         }
         moves = self.progress.usable_rounds
         trunk = self._advance(trunk, outcome)
-        if evaluation.by == "message" and number % evaluation.every == 0:
+        if is_due and evaluation.by == "message":
             line["evaluation"] = self._evaluation(number, self.evaluate(trunk).sums)
             moves = self.progress.usable_rounds
         self._judge(line["evaluation"], moves)
@@ -264,6 +266,7 @@ class RoundLoop:
             run=progress.run,
             clients=self.roster.asked_per_round,
             heads_from=progress.heads_from,
+            privacy=self.exchange.strategy.instruct(),
         )
 
     def _count(self, outcome: Outcome) -> Outcome:

@@ -21,7 +21,11 @@ ROUNDING = 9  # digits
 
 
 def choose_clients(
-    experiment: Experiment, roster: Roster, round_number: int, attempt: int = 0
+    experiment: Experiment,
+    roster: Roster,
+    round_number: int,
+    attempt: int = 0,
+    rate: float | None = None,
 ) -> list[str]:
     """Draw a round's clients from those that are connected and, by the trace, there.
 
@@ -30,6 +34,7 @@ def choose_clients(
         roster: who is connected, and how many rows each has.
         round_number: the round.
         attempt: how often the round was asked before.
+        rate: of Poisson sampling, where it must not go by who is there.
 
     Returns:
         Their names, sorted; none where nobody is there.
@@ -38,11 +43,15 @@ def choose_clients(
     if experiment.federation.sampling == "by-size":
         described = roster.descriptions
         sizes = {name: described[name].examples.get("train", 0) for name in sizes}
-    return draw_clients(experiment, sizes, round_number, attempt)
+    return draw_clients(experiment, sizes, round_number, attempt, rate)
 
 
 def draw_clients(
-    experiment: Experiment, sizes: Mapping[str, int], round_number: int, attempt: int = 0
+    experiment: Experiment,
+    sizes: Mapping[str, int],
+    round_number: int,
+    attempt: int = 0,
+    rate: float | None = None,
 ) -> list[str]:
     """Draw as `choose_clients`, of clients by name with their rows, which 'by-size' goes by."""
     federation = experiment.federation
@@ -50,9 +59,8 @@ def draw_clients(
     names = [name for name in sorted(sizes) if trace.is_there(name, round_number)]
     stream = ("sampling", round_number, *((attempt,) if attempt else ()))
     if federation.sampling == "poisson":
-        return sample_poisson(
-            names, sampling_rate(federation, len(names)), experiment.seed, *stream
-        )
+        rate = sampling_rate(federation, len(names)) if rate is None else rate
+        return sample_poisson(names, rate, experiment.seed, *stream)
     count = count_asked(federation, len(names))
     if count == len(names):
         return names

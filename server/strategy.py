@@ -22,6 +22,7 @@ from server.checkpoint import RESTORE
 from server.client_weights import ClientWeights, Counts
 from server.control_variates import step_control
 from server.flat_trunk import FlatTrunk, model_arrays
+from server.private_mean import PrivateMean
 from server.replies import NO_NUMBER, ReplyReader, RoundReplies, read_sums, row_faults
 from server.roster import Roster
 from server.sampling import choose_clients
@@ -31,6 +32,7 @@ from server.task_parts import TaskParts
 logger = logging.getLogger("fedmtl.server")
 
 Trunk = Mapping[str, FloatArray]
+EVERYBODY = "all clients"  # whose mean a rule is given where it must not see theirs
 
 
 class TrunkStrategy(Strategy):
@@ -45,6 +47,7 @@ class TrunkStrategy(Strategy):
         experiment: seed, clients per round, client weights, tasks.
         roster: names, node ids, who holds which task.
         trunk: the initial trunk; fixes names, shapes and dtypes.
+        private: makes the mean update of a private round, in the place of the clients' own ones.
 
     Attributes:
         attempt: how often the round at hand was asked before.
@@ -53,8 +56,14 @@ class TrunkStrategy(Strategy):
     attempt = 0
 
     def __init__(
-        self, rule: Rule, experiment: Experiment, roster: Roster, trunk: ArrayRecord
+        self,
+        rule: Rule,
+        experiment: Experiment,
+        roster: Roster,
+        trunk: ArrayRecord,
+        private: PrivateMean | None = None,
     ) -> None:
+        self.private = private
         self.rule, self.experiment, self.roster = rule, experiment, roster
         self.form = FlatTrunk(trunk)
         self.reader = ReplyReader(experiment, roster, self.form)
@@ -67,7 +76,12 @@ class TrunkStrategy(Strategy):
 
     def choose(self, server_round: int) -> list[str]:
         """Draw this round's clients by the run's seed; their names, sorted."""
-        return choose_clients(self.experiment, self.roster, server_round, self.attempt)
+        rate = None if self.private is None else self.private.rate
+        return choose_clients(self.experiment, self.roster, server_round, self.attempt, rate)
+
+    def instruct(self) -> dict[str, float]:
+        """Say what clients need for a round beside the experiment (`Instruction.privacy`)."""
+        return {} if self.private is None else self.private.instruct()
 
     def find_fault(self, reply: Message) -> str | None:
         """Say why a reply to a training message cannot be used; None where it can.
@@ -191,7 +205,8 @@ class TrunkStrategy(Strategy):
     def _is_plain(self) -> bool:
         """Whether the next trunk is the mean of the rows as they came, and nothing else."""
         model_only = self.form.width == self.form.full_width
-        return self.rule.is_mean and model_only and not self._parts.columns
+        plain = self.rule.is_mean and self.private is None
+        return plain and model_only and not self._parts.columns
 
     def _mean(self, clients: Sequence[str], examples: Counts, rows: FloatArray) -> FloatArray:
         counts = self.weights.of(clients, examples)
@@ -213,6 +228,8 @@ class TrunkStrategy(Strategy):
             return None
         sent, width = self.form.flatten(self._sent), self.form.width
         with np.errstate(all="ignore"):  # as above
+            if self.private is not None:
+                return self._combine_private(server_round, rows, sent)
             updates, unheld = self._updates(
                 server_round, clients, examples, rows[:, :width], sent[:width], sums
             )
@@ -226,6 +243,48 @@ class TrunkStrategy(Strategy):
             following[self._parts.columns[task]] = sent[self._parts.columns[task]]
         control = step_control(rows[:, width:], sent[width:], len(self.roster.node_ids))
         return self.form.cut(np.concatenate([following, control]) if len(control) else following)
+
+    def combine_nobody(self, server_round: int, trunk: Trunk) -> dict[str, FloatArray] | None:
+        """Make the next trunk of a round that asked nobody; None where it stays as it was.
+
+        A private round releases its noise all the same: that nobody was drawn is nobody's business.
+        """
+        if self.private is None or self.private.level.noise != "server":
+            return None
+        sent = self.form.flatten(trunk)
+        return self._combine_private(server_round, sent[None][:0], sent)
+
+    def _combine_private(
+        self, server_round: int, rows: FloatArray, sent: FloatArray
+    ) -> dict[str, FloatArray] | None:
+        """Make the next trunk of the private mean alone, which the rule takes for one client's."""
+        if self.private is None:
+            raise RuntimeError("no private mean in a private round")
+        total = self.private.total(rows, sent)
+        mean = self.private.release(total, sent, server_round, self.attempt)
+        return self._step(server_round, sent, mean)
+
+    def _step(
+        self, server_round: int, sent: FloatArray, mean: FloatArray
+    ) -> dict[str, FloatArray] | None:
+        """Let the rule step from the trunk that was sent by a mean, [Q]; None where it cannot."""
+        updates = Updates(
+            round=server_round,
+            clients=[EVERYBODY],
+            before=sent,
+            rows=mean[None],
+            weights=np.ones(1),
+            labelled=np.ones((1, len(self.experiment.tasks)), np.int64),
+            tasks=tuple(self.experiment.tasks),
+            losses=np.full(1, np.nan),
+            columns=self.form.columns,
+        )
+        following = self.rule.combine(updates)
+        self.last.notes, self.rule.notes = self.rule.notes, []
+        if not np.isfinite(following).all():
+            self.last.loss = f"strategy '{self.experiment.federation.strategy}' made {NO_NUMBER}"
+            return None
+        return self.form.cut(following)
 
     def _updates(
         self,
@@ -280,7 +339,12 @@ class TrunkStrategy(Strategy):
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Get what rule and affinity remember from round to round, for the checkpoint."""
-        parts = {"rule": self.rule.state(), "affinity": self.affinity.state()}
+        private = {} if self.private is None else self.private.state()
+        parts = {
+            "rule": self.rule.state(),
+            "affinity": self.affinity.state(),
+            "private": private,
+        }
         return {f"{part}.{n}": array for part, kept in parts.items() for n, array in kept.items()}
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -289,13 +353,16 @@ class TrunkStrategy(Strategy):
         Raises:
             CheckpointError: it is not what this strategy remembers.
         """
-        kept: dict[str, dict[str, NDArray[Any]]] = {"rule": {}, "affinity": {}}
+        parts = ("rule", "affinity", "private")
+        kept: dict[str, dict[str, NDArray[Any]]] = {part: {} for part in parts}
         try:
             for name, array in state.items():
                 part, _, own = name.partition(".")
                 kept[part][own] = array
             self.rule.restore(kept["rule"])
             self.affinity.restore(kept["affinity"])
+            if self.private is not None:
+                self.private.restore(kept["private"])
             found = self.state()
             if {n: a.shape for n, a in found.items()} != {n: a.shape for n, a in state.items()}:
                 raise ValueError("other names or shapes")
@@ -320,8 +387,16 @@ class TrunkStrategy(Strategy):
         return [Message(contents[name], node_ids[name], kind) for name in sorted(contents)]
 
 
-def make_strategy(experiment: Experiment, roster: Roster, trunk: ArrayRecord) -> TrunkStrategy:
+def make_strategy(
+    experiment: Experiment, roster: Roster, trunk: ArrayRecord, *, simulated: bool = False
+) -> TrunkStrategy:
     """Make the strategy that the experiment names.
+
+    Args:
+        experiment: names it.
+        roster: the clients met at the start.
+        trunk: the initial trunk.
+        simulated: noise comes from the experiment's seed, which in a deployment clients know.
 
     Raises:
         ConfigError: fewer clients are asked per round than its rule needs.
@@ -335,4 +410,8 @@ def make_strategy(experiment: Experiment, roster: Roster, trunk: ArrayRecord) ->
             f"clients per round, {roster.asked_per_round} would be asked; start more clients, for "
             "which federation.min-clients waits, ask more of them, or change strategy-options"
         )
-    return TrunkStrategy(rule, experiment, roster, trunk)
+    private = None
+    if experiment.privacy.client_level is not None:
+        seed = experiment.seed if simulated else None
+        private = PrivateMean(experiment, len(roster.node_ids), seed)
+    return TrunkStrategy(rule, experiment, roster, trunk, private)

@@ -170,6 +170,11 @@ def make_clients(record: RunRecord, collected: Charts) -> str:
     return f"{drawn}\n{make_client_table(record)}"
 
 
+def _rows_told(client: Figures, split: str) -> str:
+    count = client["examples"].get(split)
+    return NOTHING if count is None else f"{count:,}"
+
+
 def make_client_table(record: RunRecord) -> str:
     """Write the numbers behind the charts of clients."""
     clients: Figures = (record.results or {})["clients"]
@@ -180,7 +185,7 @@ def make_client_table(record: RunRecord) -> str:
         [
             escape(name),
             *([str(groups.get(name, NOTHING))] if groups else []),
-            *(f"{clients[name]['examples'][s]:,}" for s in ("train", "validation", "test")),
+            *(_rows_told(clients[name], split) for split in ("train", "validation", "test")),
             *(format_figure(by_task[task].get(name)) for task in tasks),
         ]
         for name in list(clients)[:MOST_ROWS]

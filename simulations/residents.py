@@ -17,9 +17,11 @@ from torch import Tensor
 from client.batches import Index, label_patterns, shuffle_key
 from client.cohort import largest_first
 from client.cohort_evaluation import EvaluationStore, evaluate_cohort
+from client.discretion import Discretion
 from client.learners import Learners
 from client.own_arrays import KEPT, memory_arrays
 from client.place import Place
+from client.protection import Protection
 from client.row_store import RowStore
 from client.session import open_session
 from common.metrics import METRICS
@@ -62,6 +64,8 @@ class Residents:
         cohorts = self.trainer.cohorts
         if cohorts is None:
             raise RuntimeError("a model without a stacked form reached the batched engine")
+        self.discretion = Discretion(self.experiment, self.experiment.seed)
+        self.protection = Protection(self.experiment, self.experiment.seed)
         self.cohorts, self.layout = cohorts, self.trainer.flat.layout
         data = []
         for name in names:
@@ -133,8 +137,16 @@ class Residents:
         rows: FloatArray = (sent[0] if len(sent) == 1 else torch.cat(sent, 1)).cpu().numpy()
         if (order[1:] < order[:-1]).any():
             rows = rows[np.argsort(order)]
-        examples = self.train_store.counts[members]
-        return BulkReplies(clients, examples, SumTable(clients, sums), rows)
+        flat = (
+            arrived.trunk
+            if len(sent) == 1
+            else torch.cat(
+                [arrived.trunk, *(row[arrived.columns] for row in arrived.beside.values())]
+            )
+        )
+        rows = self.protection.protect(rows, flat.cpu().numpy(), clients, instruction)
+        told = self._tell(members, clients, sums, instruction.round)
+        return BulkReplies(clients, self._count(members), told, rows)
 
     def evaluate(
         self, clients: Sequence[str], received: Mapping[str, FloatArray], instruction: Instruction
@@ -159,8 +171,29 @@ class Residents:
         self.memory = remembered
         if instruction.keep:
             self.rounds[members] = instruction.round
-        examples = self.train_store.counts[members]
-        return BulkReplies(clients, examples, SumTable(clients, sums))
+        stream = ("evaluation", instruction.round, int(instruction.keep))
+        told = self._tell(members, clients, sums, *stream)
+        return BulkReplies(clients, self._count(members), told)
+
+    def _tell(
+        self, members: Index, clients: Sequence[str], sums: Sums, *stream: str | int
+    ) -> SumTable:
+        """Get the figures that clients send, as the experiment asks."""
+        table = SumTable(clients, sums)
+        if self.discretion.is_idle:
+            return table
+        told = {}
+        for member, client in zip(members, clients, strict=True):
+            counts = self.train_store.label_counts[member].tolist()
+            trained = dict(zip(self.train_store.tasks, counts, strict=True))
+            own = {split: table.client(client, split) for split in sums}
+            told[client] = self.discretion.reduce(own, trained, client, *stream)
+        return SumTable.of(told)
+
+    def _count(self, members: Index) -> Index:
+        """Get how many rows clients say that they count as."""
+        counts = self.train_store.counts[members]
+        return counts if self.experiment.privacy.counts == "sent" else np.ones_like(counts)
 
     def own_states(self, clients: Sequence[str]) -> dict[str, Own]:
         """Cut out what clients keep at home: the heads of their tasks, and norms that stay."""

@@ -25,11 +25,12 @@ def ms_per_step(record: RunRecord) -> float:
     first round, which encodes the clients' data and warms up, is left out where there is another.
 
     Returns:
-        NaN where the run did not end, or left a client out of its last evaluation, so that its
-        rows are not known.
+        NaN where the run did not end, or left a client out of its last evaluation, or rows are
+        not told.
     """
     results = record.results
-    if results is None or results["warnings"]:
+    withheld = record.experiment.privacy.counts == "withheld"
+    if results is None or results["warnings"] or withheld or not results["clients"]:
         return math.nan
     sizes = {name: client["examples"]["train"] for name, client in results["clients"].items()}
     passes = open_algorithm(record.experiment).passes

@@ -33,7 +33,9 @@ def print_summary(experiment: Experiment, results: Mapping[str, Any], console: C
     table = Table(title=f"{experiment.name}: trunk of round {final['trunk-round']}")
     for heading in ("task", "metric"):
         table.add_column(heading)
-    for heading in ("validation", "test", "clients p10 to p90", "test rows"):
+    # Under noise every client counts once, whatever its rows.
+    counted = "clients" if experiment.privacy.sums_regime == "noised" else "test rows"
+    for heading in ("validation", "test", "clients p10 to p90", counted):
         table.add_column(heading, justify="right")
     for task, metric in metrics_of(experiment).items():
         validation, test = (
@@ -47,7 +49,10 @@ def print_summary(experiment: Experiment, results: Mapping[str, Any], console: C
             describe_spread(test),
             f"{test.get('examples', 0):,}",
         )
-    console.print(table)
+    if experiment.privacy.sums_regime == "withheld":
+        console.print("figures stay with the clients: privacy.sums is 'withheld'")
+    else:
+        console.print(table)
     traffic = results["traffic"]
     console.print(
         f"{format_count(results['rounds'], 'round')} with "

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from common.algorithms import ALGORITHMS
+from common.metrics import METRICS
 from common.privacy.settings import (
     Budget,
     ClientLevel,
@@ -235,8 +236,67 @@ def _sums_problems(experiment: "Experiment") -> Iterator[str]:
             "privacy.smallest-group is for privacy.sums 'sent' or 'secure', got "
             f"{privacy.smallest_group} with '{regime}'; remove it"
         )
+    yield from _figure_problems(experiment)
+    yield from _count_problems(experiment)
     if not privacy.is_on and _is_given(privacy, "accountant"):
         yield (
             f"privacy.accountant is for [{CLIENT}] or [{EXAMPLE}], got '{privacy.accountant}' with "
             "neither; remove it"
         )
+
+
+def _figure_problems(experiment: "Experiment") -> Iterator[str]:
+    """Name what needs figures that are not sent."""
+    regime, loss = experiment.privacy.sums_regime, experiment.loss
+    if regime not in ("noised", "withheld"):
+        return
+    if loss.record != "weights":
+        yield (
+            f"loss.record must be 'weights' with privacy.sums '{regime}', which keeps gradient "
+            f"norms at home, got '{loss.record}'; remove it"
+        )
+    if loss.weighting not in BLIND and loss.scope == "global" and _remembers(experiment):
+        yield (
+            f"loss.scope must be 'local' with privacy.sums '{regime}', which keeps at home what "
+            f"loss.weighting '{loss.weighting}' remembers, got 'global'; set it, or use 'equal'"
+        )
+    unfit = [t for t, own in experiment.tasks.items() if not METRICS[own.metric_name].is_mean]
+    if regime == "noised" and unfit:
+        means = ", ".join(name for name, rule in METRICS.items() if rule.is_mean)
+        yield (
+            f"tasks.{unfit[0]}.metric must be one of {means} with privacy.sums 'noised', which "
+            f"blurs means, got '{experiment.tasks[unfit[0]].metric_name}'; set one of them"
+        )
+
+
+def _remembers(experiment: "Experiment") -> bool:
+    from common.weighting.balance import Rules
+
+    try:
+        return bool(Rules(experiment).initial)
+    except ValueError:  # options that are refused elsewhere
+        return False
+
+
+def _count_problems(experiment: "Experiment") -> Iterator[str]:
+    privacy, federation = experiment.privacy, experiment.federation
+    if privacy.counts == "sent":
+        return
+    where = "privacy.counts 'withheld'"
+    if privacy.client_level is None and privacy.secure_aggregation is None:
+        yield f"{where} needs [{CLIENT}] or [{SECURE}]: updates tell which tasks a client has"
+    if privacy.sums_regime not in ("withheld", "secure"):
+        yield (
+            f"privacy.sums must be 'withheld' or 'secure' with {where}, got "
+            f"'{privacy.sums_regime}': sums hold counts, and tell which tasks a client has"
+        )
+    if federation.weight_by != "uniform" and privacy.secure_aggregation is None:
+        yield f"federation.weight-by must be 'uniform' with {where}, got '{federation.weight_by}'"
+    if federation.sampling == "by-size":
+        yield f"federation.sampling must not be 'by-size' with {where}; use 'uniform'"
+    for name, settings in experiment.inputs.items():
+        if settings.standardise == "federation":
+            yield (
+                f"inputs.{name}.standardise must not be 'federation' with {where}, for it sends "
+                "the number of rows; use 'client'"
+            )

@@ -144,6 +144,11 @@ class Privacy(Settings):
         return any((self.client_level, self.example_level, self.secure_aggregation))
 
     @property
+    def levels(self) -> tuple[ClientLevel | None, ExampleLevel | None]:
+        """Both units' budgets."""
+        return self.client_level, self.example_level
+
+    @property
     def sums_regime(self) -> SumsRegime:
         """What becomes of sums: as set, or the default."""
         return self.sums or ("secure" if self.secure_aggregation else "sent")
