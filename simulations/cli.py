@@ -16,6 +16,7 @@ import typer
 
 from common.errors import CheckpointError, ConfigError, FedMTLError
 from common.resuming import check_changes
+from simulations.cli_attack import app as attack_app
 from simulations.cli_deploy import deploy_app
 from simulations.cli_health import health
 from simulations.cli_node import app as node_app
@@ -33,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(attack_app, name="attack")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(node_app, name="node")
 
