@@ -16,7 +16,7 @@ import typer
 
 from common.errors import CheckpointError, ConfigError, FedMTLError
 from common.resuming import check_changes
-from simulations.cli_attack import app as attack_app
+from simulations.cli_audit import app as attack_app
 from simulations.cli_deploy import deploy_app
 from simulations.cli_health import health
 from simulations.cli_node import app as node_app

@@ -25,19 +25,6 @@ def cosines(directions: FloatArray, released: FloatArray) -> FloatArray:
     return product / length if length else np.zeros(len(directions))
 
 
-def fitted_epsilon(inside: FloatArray, outside: FloatArray, delta: float) -> float:
-    """Fit both kinds of scores, and estimate epsilon.
-
-    Args:
-        inside: [M] scores of canaries that took part.
-        outside: [N] scores of those that did not.
-        delta: of the claim.
-    """
-    means = inside.mean(), outside.mean()
-    deviations = inside.std(ddof=1), outside.std(ddof=1)
-    return gaussian_epsilon(*map(float, (means[1], deviations[1], means[0], deviations[0])), delta)
-
-
 def gaussian_epsilon(
     mean: float, deviation: float, other_mean: float, other_deviation: float, delta: float
 ) -> float:
