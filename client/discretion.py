@@ -6,6 +6,7 @@ import numpy as np
 
 from common.experiment import Experiment
 from common.privacy.randomness import secret_generator
+from common.sums_form import LARGEST
 from common.weighting.balance import FIGURES, STATE
 from common.wire import SplitSums
 
@@ -88,4 +89,4 @@ def _mean(pair: list[float]) -> float:
     """Divide a sum by its count; 0 where nothing was counted, or where training has diverged."""
     total, count = pair
     mean = total / count if count else 0.0
-    return mean if np.isfinite(mean) else 0.0
+    return float(np.clip(mean, -LARGEST, LARGEST)) if np.isfinite(mean) else 0.0

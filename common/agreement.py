@@ -135,16 +135,13 @@ def describe_prepared(
             raise
         return Description(client=client, left_out=error.reason)
     inputs = experiment.inputs
-    tells = experiment.privacy.counts == "sent"
-    return Description(
+    described = Description(
         client=client,
-        examples={split: len(rows) for split, rows in prepared.splits.items()} if tells else {},
+        examples={split: len(rows) for split, rows in prepared.splits.items()},
         labelled={
             task: int(prepared.train(target.labelled).sum())
             for task, target in prepared.targets.items()
-        }
-        if tells
-        else dict.fromkeys(experiment.tasks, 1),
+        },
         columns={name: features.columns for name, features in prepared.inputs.items()},
         sums={
             name: _sum_input(prepared, features)
@@ -157,6 +154,15 @@ def describe_prepared(
             if collects_categories(inputs[name])
         },
     )
+    return described if experiment.privacy.counts == "sent" else _withhold(described, experiment)
+
+
+def _withhold(described: Description, experiment: Experiment) -> Description:
+    """Leave counts out of a description, once what the server would refuse is checked here."""
+    if missing := missing_task(described, experiment):
+        raise DataError(missing)
+    claimed = dict.fromkeys(experiment.tasks, 1)
+    return described.model_copy(update={"examples": {}, "labelled": claimed})
 
 
 def agree(descriptions: Sequence[Description], experiment: Experiment) -> Agreement:

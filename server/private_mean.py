@@ -29,8 +29,9 @@ from common.privacy.client_level import (
     expected_clients,
     update_noise,
 )
-from common.privacy.randomness import secret_generator
+from common.privacy.randomness import secret_generator, secret_key
 from common.wire import MAX_NORM, FloatArray
+from server.sampling import Poisson
 
 # Who was clipped at home sends a norm that rounding moved a little.
 ROUNDING = 1e-4
@@ -76,6 +77,7 @@ class PrivateMean:
             raise ValueError("privacy.client-level is not asked for")
         self.experiment, self.level, self.seed = experiment, level, seed
         self.max_norm: float = level.max_norm
+        self._key = secret_key(None) if seed is None else seed
         self._count(clients)
 
     def _count(self, clients: int) -> None:
@@ -89,9 +91,9 @@ class PrivateMean:
             self.update_noise = update_noise(self.noise_multiplier, self.count_noise)
 
     @property
-    def rate(self) -> float:
-        """The probability with which a Poisson sample draws each client."""
-        return self.expected / self.clients
+    def poisson(self) -> Poisson:
+        """How a Poisson sample draws clients."""
+        return Poisson(self.expected / self.clients, self._key)
 
     def instruct(self) -> dict[str, float]:
         """Say what clients need for a round beside the experiment."""

@@ -6,6 +6,7 @@ two runs ask the same clients on every engine, and a resumed run asks them again
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,12 +21,26 @@ from server.roster import Roster
 ROUNDING = 9  # digits
 
 
+@dataclass(frozen=True)
+class Poisson:
+    """How a private round is drawn.
+
+    Attributes:
+        rate: each client's probability, the same in every round.
+        key: in the place of the experiment's seed, which clients know, while who was drawn is a
+            secret that amplification rests on.
+    """
+
+    rate: float
+    key: int
+
+
 def choose_clients(
     experiment: Experiment,
     roster: Roster,
     round_number: int,
     attempt: int = 0,
-    rate: float | None = None,
+    poisson: "Poisson | None" = None,
 ) -> list[str]:
     """Draw a round's clients from those that are connected and, by the trace, there.
 
@@ -34,7 +49,7 @@ def choose_clients(
         roster: who is connected, and how many rows each has.
         round_number: the round.
         attempt: how often the round was asked before.
-        rate: of Poisson sampling, where it must not go by who is there.
+        poisson: of Poisson sampling, where it must not go by who is there.
 
     Returns:
         Their names, sorted; none where nobody is there.
@@ -43,7 +58,7 @@ def choose_clients(
     if experiment.federation.sampling == "by-size":
         described = roster.descriptions
         sizes = {name: described[name].examples.get("train", 0) for name in sizes}
-    return draw_clients(experiment, sizes, round_number, attempt, rate)
+    return draw_clients(experiment, sizes, round_number, attempt, poisson)
 
 
 def draw_clients(
@@ -51,7 +66,7 @@ def draw_clients(
     sizes: Mapping[str, int],
     round_number: int,
     attempt: int = 0,
-    rate: float | None = None,
+    poisson: "Poisson | None" = None,
 ) -> list[str]:
     """Draw as `choose_clients`, of clients by name with their rows, which 'by-size' goes by."""
     federation = experiment.federation
@@ -59,8 +74,9 @@ def draw_clients(
     names = [name for name in sorted(sizes) if trace.is_there(name, round_number)]
     stream = ("sampling", round_number, *((attempt,) if attempt else ()))
     if federation.sampling == "poisson":
-        rate = sampling_rate(federation, len(names)) if rate is None else rate
-        return sample_poisson(names, rate, experiment.seed, *stream)
+        if poisson is None:
+            poisson = Poisson(sampling_rate(federation, len(names)), experiment.seed)
+        return sample_poisson(names, poisson.rate, poisson.key, *stream)
     count = count_asked(federation, len(names))
     if count == len(names):
         return names
@@ -84,14 +100,14 @@ def sampling_rate(federation: Federation, there: int) -> float:
     return count_asked(federation, there) / there if there else 0.0
 
 
-def sample_poisson(names: Sequence[str], rate: float, seed: int, *stream: str | int) -> list[str]:
+def sample_poisson(names: Sequence[str], rate: float, key: int, *stream: str | int) -> list[str]:
     """Draw each name by itself with one probability; maybe none, maybe all.
 
     >>> sample_poisson(["a", "b", "c"], 1.0, 0, "x")
     ['a', 'b', 'c']
     """
     ordered = sorted(names)
-    draws = numpy_generator(seed, *stream).random(len(ordered))
+    draws = numpy_generator(key, *stream).random(len(ordered))
     return [name for name, draw in zip(ordered, draws, strict=True) if draw < rate]
 
 

@@ -76,8 +76,8 @@ class TrunkStrategy(Strategy):
 
     def choose(self, server_round: int) -> list[str]:
         """Draw this round's clients by the run's seed; their names, sorted."""
-        rate = None if self.private is None else self.private.rate
-        return choose_clients(self.experiment, self.roster, server_round, self.attempt, rate)
+        poisson = None if self.private is None else self.private.poisson
+        return choose_clients(self.experiment, self.roster, server_round, self.attempt, poisson)
 
     def instruct(self) -> dict[str, float]:
         """Say what clients need for a round beside the experiment (`Instruction.privacy`)."""

@@ -4,13 +4,20 @@ import itertools
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from common.agreement import Description
 from common.errors import ConfigError
 from server.closing import CLOSED, SILENT, Closing, Tally
 from server.roster import Roster
-from server.sampling import choose_clients, count_asked, require_trace, sample_by_size
+from server.sampling import (
+    choose_clients,
+    count_asked,
+    require_trace,
+    sample_by_size,
+    sample_poisson,
+)
 from tests.conftest import make_experiment
 
 NAMES = ("anna", "bert", "cleo", "dora", "emil")
@@ -139,3 +146,17 @@ def test_a_round_that_never_fills_waits_for_its_deadline_and_may_be_lost():
     tally.take("dora", None)
     assert tally.left_out(["anna", "dora"]) == {"anna": SILENT}
     assert tally.loss == "usable replies: 1, needed: 2"
+
+
+def test_a_poisson_sample_draws_each_client_by_itself_with_one_rate():
+    names = [f"client-{place:03d}" for place in range(50)]
+    rounds = [sample_poisson(names, 0.3, 7, "sampling", number) for number in range(2000)]
+    drawn = np.array([[name in sample for name in names] for sample in rounds])
+    rates = drawn.mean(0)
+    assert np.abs(rates - 0.3).max() < 5 * np.sqrt(0.3 * 0.7 / 2000)
+    sizes = drawn.sum(1)  # binomial: no fixed size
+    assert sizes.var() == pytest.approx(50 * 0.3 * 0.7, rel=0.15)
+    pairs = np.corrcoef(drawn[:, :10].T) - np.eye(10)
+    assert np.abs(pairs).max() < 0.12
+    assert rounds[3] == sample_poisson(names[::-1], 0.3, 7, "sampling", 3)
+    assert all(sample == sorted(sample) for sample in rounds[:5])

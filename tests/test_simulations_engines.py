@@ -188,8 +188,16 @@ def test_whoever_asks_for_workers_gets_the_engine_that_has_them():
     assert choose_engine(load_experiment("digits"), workers=2)[0] == "loopback"
 
 
+PRIVATE = [
+    "federation.weight-by=uniform",
+    "privacy.client-level.noise-multiplier=0.1",
+    "privacy.client-level.quantile=0.5",
+]
+
+
 @pytest.mark.slow
-def test_flowers_simulation_runtime_gives_the_trunk_of_loopback_and_resumes(tmp_path):
+@pytest.mark.parametrize("more", [[], PRIVATE], ids=["plain", "private"])
+def test_flowers_simulation_runtime_gives_the_trunk_of_loopback_and_resumes(tmp_path, more):
     """In a process of its own: Ray and the runtime leave threads behind."""
     script = (
         "import sys; from pathlib import Path\n"
@@ -198,9 +206,10 @@ def test_flowers_simulation_runtime_gives_the_trunk_of_loopback_and_resumes(tmp_
         "simulate(load_experiment('digits', sys.argv[3:]), engine='flower',"
         " out=Path(sys.argv[1]), resume=sys.argv[2] == 'resume')\n"
     )
-    simulate(load_experiment("digits", SETTINGS), engine="loopback", out=tmp_path / "loopback")
-    two_rounds = [*SETTINGS, "federation.rounds=2"]
-    for how, settings in {"new": two_rounds, "resume": SETTINGS}.items():
+    whole = [*SETTINGS, *more]
+    simulate(load_experiment("digits", whole), engine="loopback", out=tmp_path / "loopback")
+    two_rounds = [*whole, "federation.rounds=2"]
+    for how, settings in {"new": two_rounds, "resume": whole}.items():
         subprocess.run(
             [sys.executable, "-c", script, str(tmp_path / "flower"), how, *settings],
             cwd=ROOT,

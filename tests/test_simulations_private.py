@@ -1,0 +1,160 @@
+"""Private runs: every engine, partial tasks, resumed; and what leaves a client."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.experiment_file import load_experiment
+from common.sharing import task_of
+from common.strategies import STRATEGIES
+from server.federation import initial_trunk
+from simulations.baselines import read_clients
+from simulations.simulate import simulate
+from tests.test_simulations_engines import assert_same_figures, assert_same_trunk, figures
+from tests.test_simulations_resume import kept
+
+SETTINGS = [
+    "federation.rounds=4",
+    "federation.clients-per-round=4",
+    "federation.weight-by=uniform",
+    "partition.clients=6",
+    "trunk.widths=[8]",
+]
+SKEWED = ["partition.task-skew=rotate", "partition.tasks-per-client=2"]
+QUIET = "privacy.client-level.noise-multiplier=0.05"
+NOISED = [
+    "privacy.sums=noised",
+    "privacy.sums-noise-multiplier=0.1",
+    "privacy.sums-max-norm=3",
+    "tasks.ink.metric=mse",
+]
+POISSON = ["federation.sampling=poisson", "privacy.client-level.amplification=true"]
+CASES = {
+    "fixed": [QUIET],
+    "clipped by the server": [QUIET, "privacy.client-level.clip=server"],
+    "adaptive": [QUIET, "privacy.client-level.quantile=0.5"],
+    "local": [QUIET, "privacy.client-level.noise=client"],
+    "from a budget, amplified": ["privacy.client-level.epsilon=50", *POISSON],
+    "figures with noise": [QUIET, *NOISED],
+    "nothing told": [QUIET, "privacy.sums=withheld", "privacy.counts=withheld"],
+    "small groups": ["privacy.smallest-group=40"],
+    "mr-mtl": [QUIET, "federation.algorithm=mr-mtl"],
+    "whole model": [QUIET, "federation.algorithm=whole-model"],
+    "adam": [QUIET, "federation.strategy=fedadam", "federation.strategy-options.eta=0.01"],
+}
+
+
+def run(out: Path, case: str, engine: str = "batched", **options: object) -> Path:
+    skewed = [] if case == "whole model" else SKEWED
+    experiment = load_experiment("digits", [*SETTINGS, *skewed, *CASES[case]])
+    simulate(experiment, engine=engine, out=out, **options)
+    return out
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_engines_agree(tmp_path, case) -> None:
+    runs = [run(tmp_path / engine, case, engine) for engine in ("loopback", "batched")]
+    assert_same_trunk(*runs, tolerance=1e-5)
+    assert_same_figures(*(figures(path) for path in runs))
+
+
+def test_what_belongs_to_one_task_moves_by_its_holders_updates_alone(tmp_path) -> None:
+    """Clients without the task add nothing: its own columns are the sum over holders, over m."""
+    settings = [*SETTINGS, *SKEWED, "trunk.sharing=cgc", "trunk.task-parts=shared"]
+    settings += ["federation.rounds=1", "federation.clients-per-round=all"]
+    trunks = {}
+    for name, more in {
+        "private": [
+            "privacy.client-level.noise-multiplier=1e-9",
+            "privacy.client-level.max-norm=100",
+        ],
+        "plain": [],
+    }.items():
+        experiment = load_experiment("digits", [*settings, *more])
+        simulate(experiment, engine="loopback", out=tmp_path / name)
+        arrays = kept(tmp_path / name)
+        trunks[name] = {
+            n: np.frombuffer(a, np.float32) for n, a in arrays.items() if n[:6] == "trunk/"
+        }
+    _, agreement = read_clients(experiment)
+    start = {f"trunk/{n}": a.reshape(-1) for n, a in initial_trunk(experiment, agreement).items()}
+    own = [name for name in start if task_of(name.removeprefix("trunk/")) == "ink"]
+    assert own
+    for name in own:
+        whole, part = trunks["plain"][name] - start[name], trunks["private"][name] - start[name]
+        np.testing.assert_allclose(part * 6, whole * 4, atol=1e-5)  # of six clients, four hold it
+
+
+@pytest.mark.parametrize("case", ["adaptive", "local", "from a budget, amplified", "adam"])
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+def test_a_run_that_stopped_goes_on_with_the_same_noise_and_norm(tmp_path, case, engine) -> None:
+    whole = run(tmp_path / "whole", case, engine)
+
+    class Stop(Exception):
+        pass
+
+    def stop(line: dict) -> None:
+        if line["round"] == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(tmp_path / "broken", case, engine, listener=stop)
+    broken = run(tmp_path / "broken", case, engine, resume=True)
+    assert kept(broken) == kept(whole)
+    assert figures(broken) == figures(whole)
+
+
+@pytest.mark.parametrize("strategy", [s for s in STRATEGIES if STRATEGIES[s].by_mean])
+def test_every_strategy_by_mean_steps_from_the_private_mean(tmp_path, strategy) -> None:
+    settings = [*SETTINGS, f"federation.strategy={strategy}"]
+    quiet = load_experiment(
+        "digits",
+        [
+            *settings,
+            "privacy.client-level.noise-multiplier=1e-9",
+            "privacy.client-level.max-norm=100",
+        ],
+    )
+    plain = load_experiment("digits", settings)
+    simulate(quiet, engine="batched", out=tmp_path / "quiet")
+    simulate(plain, engine="batched", out=tmp_path / "plain")
+    # What does not clip and hardly blurs is the plain mean.
+    assert_same_trunk(tmp_path / "quiet", tmp_path / "plain", tolerance=2e-2)
+
+
+def test_a_round_that_drew_nobody_is_a_round_with_noise(tmp_path) -> None:
+    settings = [*SETTINGS, "federation.clients-per-round=1", "federation.rounds=8", *POISSON, QUIET]
+    simulate(load_experiment("digits", settings), engine="batched", out=tmp_path / "run")
+    lines = figures(tmp_path / "run")
+    idle = [line for line in lines if not line["clients"]["asked"]]
+    assert idle
+    assert all(line["skipped"] is None for line in idle)
+
+
+def test_withheld_counts_stay_at_home(tmp_path) -> None:
+    out = run(tmp_path / "run", "nothing told", "loopback")
+    results = json.loads((out / "results.json").read_text())
+    assert all(own == {"examples": {}, "tasks": {}} for own in results["clients"].values())
+    assert results["final"]["test"] == {}
+
+
+def test_the_trunks_noise_is_that_of_the_mean(tmp_path) -> None:
+    """Two noise multipliers, one seed: rounds differ by the noise alone, in the stated size."""
+    trunks = {}
+    for multiplier in (1e-6, 1.0):
+        settings = [
+            *SETTINGS,
+            "federation.rounds=1",
+            "trunk.widths=[64]",
+            f"privacy.client-level.noise-multiplier={multiplier}",
+        ]
+        out = tmp_path / str(multiplier)
+        simulate(load_experiment("digits", settings), engine="batched", out=out)
+        arrays = kept(out)
+        trunks[multiplier] = np.concatenate(
+            [np.frombuffer(a, np.float32) for n, a in sorted(arrays.items()) if n[:6] == "trunk/"]
+        )
+    noise = trunks[1.0] - trunks[1e-6]
+    assert np.sqrt((noise**2).mean()) == pytest.approx(1 / 4, rel=0.05)
