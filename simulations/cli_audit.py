@@ -141,7 +141,7 @@ def audit(
             print_json(figures)
             return
         for name, value in lines_of(figures):
-            typer.echo(f"{name:32} {value}")
+            typer.echo(f"{name:36} {value}")
         for text in notes_of(figures):
             typer.echo(text)
         typer.echo(f"figures and page: {page}")

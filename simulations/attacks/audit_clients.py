@@ -112,7 +112,9 @@ def describe_audit(
     final = cosines(watched.directions, watched.moved())
     # Who does not know which rounds asked a canary has the last trunk's word for all of them.
     scores = final if level.amplification else watched.scores
-    bound = audit(scores, watched.included, level.delta)
+    # A Poisson sample has another trade-off curve.
+    is_gaussian = all(event.sampling == 1 for event in events)
+    found = describe_bound(audit(scores, watched.included, level.delta), is_gaussian)
     return {
         "unit": "client",
         "experiment": experiment.name,
@@ -125,20 +127,21 @@ def describe_audit(
         "noise-multiplier": client_noise(experiment, clients),
         "taken": taken,
         "claimed": claimed,
-        "bound": describe_bound(bound),
+        "bound": found,
         "estimates": estimates_of(watched, final, level.delta),
         "scores": {
             "included": scores[watched.included].tolist(),
             "left-out": scores[~watched.included].tolist(),
         },
-        "refuted": bound.epsilon > claimed,
+        "refuted": max(found["epsilon"], found["gaussian"] or 0.0) > claimed,
     }
 
 
-def describe_bound(bound: Bound) -> dict[str, Any]:
-    """Write a bound for machines."""
+def describe_bound(bound: Bound, is_gaussian: bool) -> dict[str, Any]:
+    """Write a bound for machines; that for Gaussian noise only where the noise is that."""
     return {
         "epsilon": bound.epsilon,
+        "gaussian": bound.gaussian if is_gaussian else None,
         "guesses": bound.guesses,
         "right": bound.right,
     }

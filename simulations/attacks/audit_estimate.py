@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 LARGEST = 1e3  # an epsilon that is searched for
-POINTS = 400_001  # of the grid that densities are integrated on
+POINTS = 100_001  # of the grid that densities are integrated on
 REACH = 12.0  # deviations around both means that the grid spans
 
 

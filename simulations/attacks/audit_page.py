@@ -24,6 +24,11 @@ def lines_of(figures: Figures) -> Iterator[tuple[str, str]]:
     """Name each epsilon, from below to above."""
     bound = figures["bound"]
     yield f"lower bound at {CONFIDENCE:.0%}", format_figure(bound["epsilon"])
+    if bound["gaussian"] is not None:
+        yield (
+            f"lower bound at {CONFIDENCE:.0%}, of Gaussian noise",
+            format_figure(bound["gaussian"]),
+        )
     for name, value in figures["estimates"].items():
         yield f"estimate, {name}", format_figure(value)
     yield "claimed by the accountant", format_figure(figures["claimed"])
@@ -32,7 +37,7 @@ def lines_of(figures: Figures) -> Iterator[tuple[str, str]]:
 def notes_of(figures: Figures) -> Iterator[str]:
     """Say what was done and found, a sentence each."""
     bound, unit = figures["bound"], figures["unit"]
-    canaries = format_count(figures["canaries"], f"canary {unit}").replace("canary", "canary")
+    canaries = format_count(figures["canaries"], f"canary {unit}")
     yield (
         f"{canaries}, of which {figures['included']} were in by the toss of a coin; "
         f"{bound['right']} of {bound['guesses']} guesses were right."
