@@ -35,6 +35,7 @@ class CanaryRows(PreparedRows):
         client: as given.
         included: bool [m], by fair coins.
         canaries: the rows, in or not, once the client's rows were encoded.
+        others: the client's own training rows, likewise.
         agreement: of the run, likewise.
     """
 
@@ -49,6 +50,7 @@ class CanaryRows(PreparedRows):
         self.client = client
         self.included = numpy_generator(experiment.seed, "audit", "coins").random(count) < 0.5
         self.canaries: Rows | None = None
+        self.others: Rows | None = None
         self.agreement: Agreement | None = None
 
     def describe(self, name: str) -> Description:
@@ -66,7 +68,7 @@ class CanaryRows(PreparedRows):
         data = super().encode(name, agreement)
         if name != self.client:
             return data
-        self.agreement = agreement
+        self.agreement, self.others = agreement, data.train
         self.canaries = draw_canaries(data.train, self.experiment, len(self.included))
         chosen = self.canaries.select(torch.from_numpy(np.flatnonzero(self.included)))
         return replace(data, splits={**data.splits, "train": Rows.join([data.train, chosen])})

@@ -1,8 +1,9 @@
-"""What a server sees of canary rows: how far a client's updates go against their gradients.
+"""What a server sees of canary rows: which of them a client's updates are made of.
 
-The white-box score of Steinke, Nasr & Jagielski 2023, section 5: ``-sum_t <g / |g|, u_t>`` over the
-rounds, with u the client's update of the trunk, and g a canary's gradient at the trunk received.
-The auditor knows the client's heads as well, which it has after the round before.
+After Steinke, Nasr & Jagielski 2023, section 5 (white box): an update of the trunk goes against the
+gradients of the rows that it was trained on, each scaled to the clipping norm. The auditor, who may
+know all other rows as well as the client's heads, finds how much of each row is in an update by
+ridge regression of the update on all their gradients; a canary's score is what was found of it.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,6 @@ from torch.func import functional_call, grad, vmap
 
 from common.agreement import input_shapes
 from common.dataset import Rows
-from common.experiment import Experiment
 from common.losses import ROW_LOSSES
 from common.model import build_model
 from common.wire import FloatArray
@@ -23,7 +23,9 @@ from server.federation import initial_trunk
 from simulations.attacks.canary_rows import CanaryRows
 from simulations.hostile import Hostile
 
-CHUNK = 64  # canaries whose gradients are in memory together
+CHUNK = 64  # rows whose gradients are computed together
+MOST_NUMBERS = 2**27  # of all gradients; with more, the client's own rows are left out of them
+SHORTEST = 1e-12  # of a gradient's length
 
 ReadHeads = Callable[[], Mapping[str, FloatArray]]
 
@@ -33,46 +35,46 @@ class RowWatch(Hostile):
 
     Args:
         rows: with the canaries.
+        ridge: of the regression, in units of gradients of length 1.
 
     Attributes:
         read_own: gets what the client keeps at home; set once there is an engine.
-        scores: float64 [m], high where a canary seems to be in.
+        scores: float64 [m], high where a canary seems to be in; summed over rounds.
         taken: rounds that the client took part in.
     """
 
     read_own: ReadHeads
 
-    def __init__(self, rows: CanaryRows) -> None:
+    def __init__(self, rows: CanaryRows, ridge: float) -> None:
         super().__init__("watched", frozenset({rows.client}))
-        self.rows, self.taken = rows, 0
+        self.rows, self.ridge, self.taken = rows, ridge, 0
         self.scores = np.zeros(len(rows.included))
         self._heads: Mapping[str, FloatArray] = {}
-        self._gradients: CanaryGradients | None = None
+        self._gradients: RowGradients | None = None
 
     def distort(self, client: str, before: FloatArray, row: FloatArray) -> FloatArray:
         """Look at what a client sends; it is sent as it is."""
         if client == self.rows.client:
             self.taken += 1
             if self._gradients is None:
-                self._gradients = CanaryGradients(self.rows)
-            self.scores -= self._gradients.along(before, row - before, self._heads)
-            own = {name: np.array(array) for name, array in self.read_own().items()}
-            self._heads = own
+                self._gradients = RowGradients(self.rows)
+            found = self._gradients.shares(before, row - before, self._heads, self.ridge)
+            self.scores += found[: len(self.scores)]
+            self._heads = {name: np.array(array) for name, array in self.read_own().items()}
         return row
 
 
-class CanaryGradients:
-    """The gradients of canaries, one of each, in the order in which a trunk is sent.
+class RowGradients:
+    """The gradients of canaries and of the client's other rows, in the order of a sent trunk.
 
     Args:
         rows: with the canaries, of a run that has begun.
     """
 
     def __init__(self, rows: CanaryRows) -> None:
-        if rows.agreement is None or rows.canaries is None:
+        if rows.agreement is None or rows.canaries is None or rows.others is None:
             raise RuntimeError("the client's rows were never encoded")
-        self.experiment: Experiment = rows.experiment
-        self.canaries: Rows = rows.canaries
+        self.experiment = rows.experiment
         self.model = build_model(self.experiment, input_shapes(rows.agreement)).eval()
         self.values = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.weights = self.experiment.task_weights()
@@ -80,37 +82,48 @@ class CanaryGradients:
         self.shapes = {name: a.shape for name, a in sent.items() if name in self.values}
         level = self.experiment.privacy.example_level
         self.whole = level is None or level.covers == "model"
+        size = sum(int(np.prod(shape)) for shape in self.shapes.values())
+        fits = (len(rows.canaries) + len(rows.others)) * size <= MOST_NUMBERS
+        self.rows = Rows.join([rows.canaries, rows.others]) if fits else rows.canaries
 
-    def along(
-        self, before: FloatArray, update: FloatArray, own: Mapping[str, FloatArray]
+    def shares(
+        self, before: FloatArray, update: FloatArray, own: Mapping[str, FloatArray], ridge: float
     ) -> NDArray[np.float64]:
-        """Compute the products of an update with every canary's gradient, scaled to length 1.
+        """Find how much of each row's gradient, scaled to length 1, is taken off by an update.
 
         Args:
             before: [Q], the trunk that the update starts from.
             update: [Q].
             own: what the client keeps, by name; what is none of the model's parameters, or not
                 there, is left as it was.
+            ridge: as in the class.
 
         Returns:
-            [m].
+            [N], canaries first.
         """
-        trunk, step = self._cut(before), self._cut(update)
         self.values |= {n: torch.from_numpy(a).float() for n, a in own.items() if n in self.values}
-        self.values |= trunk
+        self.values |= self._cut(before)
+        gradients = self._unit_gradients()  # [N, Q]
+        step = torch.cat([part.flatten() for part in self._cut(update).values()])
+        products = (gradients @ -step).double()
+        gram = (gradients @ gradients.T).double()
+        gram.diagonal().add_(ridge)
+        found: NDArray[np.float64] = torch.linalg.lstsq(gram, products[:, None]).solution[:, 0].numpy()
+        return found
 
-        products = []
-        for start in range(0, len(self.canaries), CHUNK):
-            chunk = self.canaries.select(slice(start, start + CHUNK))
-            gradients = vmap(grad(self._loss), in_dims=(None, 0, 0))(
-                self.values, chunk.inputs, chunk.targets
+    def _unit_gradients(self) -> Tensor:
+        """Compute all rows' gradients of the trunk, [N, Q], by the length of what is clipped."""
+        parts = []
+        for start in range(0, len(self.rows), CHUNK):
+            some = self.rows.select(slice(start, start + CHUNK))
+            found = vmap(grad(self._loss), in_dims=(None, 0, 0, 0))(
+                self.values, some.inputs, some.targets, some.labelled
             )
-            flat = {name: g.flatten(1) for name, g in gradients.items()}
-            measured = flat.values() if self.whole else [flat[name] for name in step]
-            squares = sum((g.square().sum(1) for g in measured), torch.zeros(()))
-            product = sum((flat[n] @ s.flatten() for n, s in step.items()), torch.zeros(()))
-            products.append(product / squares.sqrt().clamp(min=1e-12))
-        return torch.cat(products).double().numpy()
+            flat = {name: gradient.flatten(1) for name, gradient in found.items()}
+            trunk = torch.cat([flat[name] for name in self.shapes], 1)
+            measured = torch.cat(list(flat.values()), 1) if self.whole else trunk
+            parts.append(trunk / measured.norm(dim=1, keepdim=True).clamp(min=SHORTEST))
+        return torch.cat(parts)
 
     def _cut(self, row: FloatArray) -> dict[str, Tensor]:
         """Cut a flat trunk into its parameters; what travels beside the model is left out."""
@@ -122,13 +135,18 @@ class CanaryGradients:
         }
 
     def _loss(
-        self, values: dict[str, Tensor], inputs: dict[str, Tensor], targets: dict[str, Tensor]
+        self,
+        values: dict[str, Tensor],
+        inputs: dict[str, Tensor],
+        targets: dict[str, Tensor],
+        labelled: dict[str, Tensor],
     ) -> Tensor:
         """Compute the weighted loss of one row, without its batch dimension."""
         one = {name: value.unsqueeze(0) for name, value in inputs.items()}
         outputs, _ = functional_call(self.model, values, (one, list(targets)))
         terms = [
             self.weights[task]
+            * labelled[task]
             * ROW_LOSSES[self.experiment.tasks[task].kind](outputs[task], target.unsqueeze(0)).sum()
             for task, target in targets.items()
         ]
