@@ -142,7 +142,7 @@ def _require_trunk(kept: KeptFederation) -> None:
 
 def attacked(target: RowScores, shadows: Shadows | None) -> Iterator[tuple[str, FloatArray]]:
     """Name the methods, each with its score of every row; the higher, the likelier a member."""
-    yield "threshold", np.nan_to_num(-target.loss, nan=-np.inf)
+    yield "threshold", -target.loss
     if shadows is not None:
         yield "lira online", likelihood_ratios(target.confidence, shadows)
         yield "lira offline", likelihood_ratios(target.confidence, shadows, online=False)

@@ -46,7 +46,7 @@ def print_membership(figures: Figures, console: Console) -> None:
     result = Table(title=_title(figures))
     for place, heading in enumerate(headings()):
         result.add_column(heading, justify="left" if place < 2 else "right")
-    for cells in lines_of(figures):
+    for cells in lines_of(figures, "\n"):
         result.add_row(*cells)
     console.print(result)
     for text in notes_of(figures):
@@ -58,8 +58,8 @@ def headings() -> list[str]:
     return ["attacker", "method", "AUC", *(f"TPR at FPR {rate:.1%}" for rate in LOW_RATES)]
 
 
-def lines_of(figures: Figures) -> Iterator[list[str]]:
-    """Write one row of the table per attacker and method, as text."""
+def lines_of(figures: Figures, between: str) -> Iterator[list[str]]:
+    """Write one row of the table per attacker and method; `between` a figure and its interval."""
     for attacker, found in figures["attackers"].items():
         for method, own in found["methods"].items():
             auc = own["auc"]
@@ -67,8 +67,8 @@ def lines_of(figures: Figures) -> Iterator[list[str]]:
             yield [
                 attacker,
                 method,
-                f"{auc['value']:.3f} ({auc['low']:.3f}-{auc['high']:.3f})",
-                *(f"{r['tpr']:.1%} ({r['low']:.1%}-{r['high']:.1%})" for r in rates),
+                f"{auc['value']:.3f}{between}{auc['low']:.3f}-{auc['high']:.3f}",
+                *(f"{r['tpr']:.1%}{between}{r['low']:.1%}-{r['high']:.1%}" for r in rates),
             ]
 
 
@@ -78,7 +78,7 @@ def notes_of(figures: Figures) -> Iterator[str]:
         yield f"{attacker}: knows {found['knows']}."
     first = next(iter(next(iter(figures["attackers"].values()))["methods"].values()))
     yield (
-        f"In brackets {CONFIDENCE:.0%} intervals: DeLong's for AUC, Clopper-Pearson's for rates, of "
+        f"Below each figure its {CONFIDENCE:.0%} interval: DeLong's for AUC, Clopper-Pearson's for rates, of "
         f"{first['members']:,} members and {format_count(first['others'], 'held-out row')}."
     )
     least = LOW_RATES[0]
@@ -104,7 +104,7 @@ def make_page(figures: Figures) -> str:
     }
     body = [
         header("Membership inference", _title(figures), facts, figures["method"]),
-        section("Figures", table(headings(), lines_of(figures), words=2)),
+        section("Figures", table(headings(), lines_of(figures, "<br>"), words=2)),
         *(note(text) for text in notes_of(figures)),
         section("Curves", card(collected.figure(curves_chart(figures)))),
     ]

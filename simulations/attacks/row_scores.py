@@ -30,7 +30,8 @@ class RowScores:
     Attributes:
         confidence: [N, S] by `confidence_scores`, task by task; NaN where a row has no label, or
             the model no head.
-        loss: [N], the mean over a row's labelled tasks, by their weights.
+        loss: [N], the mean over a row's labelled tasks, by their weights; infinite where there is
+            none.
     """
 
     confidence: FloatArray
@@ -78,7 +79,7 @@ class RowScorer:
             losses = ROW_LOSSES[kind](outputs[task], rows.targets[task]).double().numpy()
             total += np.where(mask, losses, 0.0) * self.weights[task]
             weight += mask * self.weights[task]
-        loss = np.divide(total, weight, out=np.full(len(rows), np.nan), where=weight > 0)
+        loss = np.divide(total, weight, out=np.full(len(rows), np.inf), where=weight > 0)
         return RowScores(np.concatenate(columns, 1), loss)
 
     def _confidence(self, task: str, rows: Rows, outputs: Mapping[str, Tensor]) -> FloatArray:
