@@ -14,9 +14,9 @@ from common.experiment_file import load_experiment
 from common.privacy.accounting import Event, epsilon_of
 from simulations.attacks.audit_bound import audit
 from simulations.attacks.audit_clients import read_prepared
-from simulations.attacks.audit_examples import audit_examples, best_ridge, choose_client
+from simulations.attacks.audit_examples import audit_examples, choose_client
 from simulations.attacks.canary_rows import CanaryRows
-from simulations.attacks.row_watch import RowGradients
+from simulations.attacks.row_watch import RowGradients, regress
 from simulations.cli import app
 
 DELTA = 1e-5
@@ -106,7 +106,7 @@ def test_rows_in_an_update_are_found_exactly_without_noise():
     shares[:30] = torch.from_numpy(rows.included).float()
     shares[40:60] = 2.0
     update = -(shares @ units).numpy()
-    found = gradients.shares(trunk, update, {}, ridge=1e-6)
+    found = gradients.shares(trunk, update, {})
     np.testing.assert_allclose(found[:30], rows.included, atol=0.05)
 
 
@@ -131,8 +131,23 @@ def test_gradients_are_those_of_autograd():
     torch.testing.assert_close(units, trunk / length)
 
 
-def test_the_ridge_is_the_noise_for_one_row():
-    assert best_ridge(Event(2.0, 0.5, 4)) == pytest.approx(4 / (4 * 0.25))
+@pytest.mark.parametrize("noise", [1e-4, 0.05, 0.5])
+def test_rows_are_found_as_well_as_the_noise_lets_them_be(noise):
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(400, generator=generator)
+    gradients = torch.randn(60, 400, generator=generator) + 2 * common  # alike, as gradients are
+    gradients /= gradients.norm(dim=1, keepdim=True)
+    parts = torch.randint(0, 2, (60,), generator=generator).float()
+    step = parts @ gradients + noise * torch.randn(400, generator=generator)
+    found = torch.from_numpy(regress(gradients, step)).float()
+    plain = gradients @ step
+    errors = [
+        float(((values - values.mean()) / values.std() - (parts - parts.mean()) / parts.std()).norm())
+        for values in (found, plain)
+    ]
+    assert errors[0] < errors[1]
+    if noise < 0.01:
+        torch.testing.assert_close(found, parts, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("score", ["gradient", "loss"])

@@ -52,8 +52,7 @@ def audit_examples(
     prepared = read_prepared(experiment)
     rows = CanaryRows(experiment, prepared, choose_client(prepared, client), canaries)
     count = len(prepared[rows.client].splits["train"]) + int(rows.included.sum())
-    (round_event,) = example_events(experiment, count, 1)
-    watch, folder = RowWatch(rows, best_ridge(round_event)), RunFolder(out / "run")
+    watch, folder = RowWatch(rows), RunFolder(out / "run")
     folder.create(experiment, "batched")
 
     def look_on(grid: LoopbackGrid) -> None:
@@ -90,15 +89,6 @@ def _check_experiment(experiment: Experiment, score: str) -> ExampleLevel:
             "[privacy.secure-aggregation], which the claim does not rest on"
         )
     return level
-
-
-def best_ridge(event: Event) -> float:
-    """Say how much noise there is for one row in one round: ``steps z^2 / (steps q)^2``.
-
-    Of each of a round's steps a row is in with probability q, and adds one unit to the update; its
-    noise has z units in every direction.
-    """
-    return event.noise_multiplier**2 / (event.count * event.sampling**2)
 
 
 def choose_client(prepared: dict[str, PreparedClient], client: str) -> str:

@@ -3,7 +3,8 @@
 After Steinke, Nasr & Jagielski 2023, section 5 (white box): an update of the trunk goes against the
 gradients of the rows that it was trained on, each scaled to the clipping norm. The auditor, who may
 know all other rows as well as the client's heads, finds how much of each row is in an update by
-ridge regression of the update on all their gradients; a canary's score is what was found of it.
+ridge regression of the update on all their gradients; a canary's score is what was found of it. How
+much noise there is, the auditor reads off the update, and not from what is claimed.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from simulations.hostile import Hostile
 CHUNK = 64  # rows whose gradients are computed together
 MOST_NUMBERS = 2**27  # of all gradients; with more, the client's own rows are left out of them
 SHORTEST = 1e-12  # of a gradient's length
+RANK = 1e-6  # of the largest eigenvalue, below which a direction is not reached
 
 ReadHeads = Callable[[], Mapping[str, FloatArray]]
 
@@ -35,7 +37,6 @@ class RowWatch(Hostile):
 
     Args:
         rows: with the canaries.
-        ridge: of the regression, in units of gradients of length 1.
 
     Attributes:
         read_own: gets what the client keeps at home; set once there is an engine.
@@ -45,9 +46,9 @@ class RowWatch(Hostile):
 
     read_own: ReadHeads
 
-    def __init__(self, rows: CanaryRows, ridge: float) -> None:
+    def __init__(self, rows: CanaryRows) -> None:
         super().__init__("watched", frozenset({rows.client}))
-        self.rows, self.ridge, self.taken = rows, ridge, 0
+        self.rows, self.taken = rows, 0
         self.scores = np.zeros(len(rows.included))
         self._heads: Mapping[str, FloatArray] = {}
         self._gradients: RowGradients | None = None
@@ -58,7 +59,7 @@ class RowWatch(Hostile):
             self.taken += 1
             if self._gradients is None:
                 self._gradients = RowGradients(self.rows)
-            found = self._gradients.shares(before, row - before, self._heads, self.ridge)
+            found = self._gradients.shares(before, row - before, self._heads)
             self.scores += found[: len(self.scores)]
             self._heads = {name: np.array(array) for name, array in self.read_own().items()}
         return row
@@ -83,11 +84,12 @@ class RowGradients:
         level = self.experiment.privacy.example_level
         self.whole = level is None or level.covers == "model"
         size = sum(int(np.prod(shape)) for shape in self.shapes.values())
-        fits = (len(rows.canaries) + len(rows.others)) * size <= MOST_NUMBERS
+        count = len(rows.canaries) + len(rows.others)
+        fits = count * size <= MOST_NUMBERS and 2 * count <= size
         self.rows = Rows.join([rows.canaries, rows.others]) if fits else rows.canaries
 
     def shares(
-        self, before: FloatArray, update: FloatArray, own: Mapping[str, FloatArray], ridge: float
+        self, before: FloatArray, update: FloatArray, own: Mapping[str, FloatArray]
     ) -> NDArray[np.float64]:
         """Find how much of each row's gradient, scaled to length 1, is taken off by an update.
 
@@ -96,20 +98,14 @@ class RowGradients:
             update: [Q].
             own: what the client keeps, by name; what is none of the model's parameters, or not
                 there, is left as it was.
-            ridge: as in the class.
 
         Returns:
             [N], canaries first.
         """
         self.values |= {n: torch.from_numpy(a).float() for n, a in own.items() if n in self.values}
         self.values |= self._cut(before)
-        gradients = self._unit_gradients()  # [N, Q]
         step = torch.cat([part.flatten() for part in self._cut(update).values()])
-        products = (gradients @ -step).double()
-        gram = (gradients @ gradients.T).double()
-        gram.diagonal().add_(ridge)
-        found: NDArray[np.float64] = torch.linalg.lstsq(gram, products[:, None]).solution[:, 0].numpy()
-        return found
+        return regress(self._unit_gradients(), -step)
 
     def _unit_gradients(self) -> Tensor:
         """Compute all rows' gradients of the trunk, [N, Q], by the length of what is clipped."""
@@ -151,3 +147,31 @@ class RowGradients:
             for task, target in targets.items()
         ]
         return torch.stack(terms).sum()
+
+
+def regress(gradients: Tensor, step: Tensor) -> NDArray[np.float64]:
+    """Find how much of each row is in a sum that may have noise.
+
+    With ``s = G^T a + N(0, sigma^2)`` and ``a ~ N(0, tau^2)`` the mean of a is
+    ``(G G^T + sigma^2 / tau^2)^-1 G s``. Both variances are estimated by their moments: sigma from
+    the part of s that no gradient reaches, tau from the rest.
+
+    Args:
+        gradients: G, [N, Q].
+        step: s, [Q].
+
+    Returns:
+        [N].
+    """
+    values, vectors = torch.linalg.eigh((gradients @ gradients.T).double())
+    values = values.clamp(min=0)
+    reached = values > RANK * values.max()
+    along = vectors.T @ (gradients @ step).double()
+    energy = float((along[reached].square() / values[reached]).sum())
+    rank, size = int(reached.sum()), len(step)
+    rest = max(float(step.double().square().sum()) - energy, 0.0)
+    noise = rest / max(size - rank, 1)
+    spread = max((energy - rank * noise) / max(float(values.sum()), SHORTEST), SHORTEST)
+    ridge = max(noise / spread, RANK * float(values.max()))
+    found: NDArray[np.float64] = (vectors @ (along / (values + ridge))).numpy()
+    return found
