@@ -6,14 +6,12 @@ from typing import Annotated
 import typer
 
 from common.errors import ConfigError
-from simulations.cli_attack import app
 from simulations.terminal import print_json, told_in_lines
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 DEFAULT_SHADOWS, DEFAULT_CANARIES = 16, 200
 
 
-@app.command()
 def membership(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder of a simulation.")],
     method: Annotated[
@@ -73,7 +71,6 @@ def _tell_shadow(done: int, count: int, seconds: float) -> None:
     typer.echo(f"shadow federation {done} of {count}, {each:.1f} s each", err=True)
 
 
-@app.command()
 def audit(
     experiment: Annotated[
         str, typer.Argument(metavar="EXPERIMENT", help="A known experiment, or a TOML file.")

@@ -116,7 +116,9 @@ def test_epsilon_of_two_gaussians_is_the_accountant_s(noise):
 def test_gaussians_of_unlike_deviations_differ_although_their_means_do_not():
     assert gaussian_epsilon(0.0, 1.0, 0.0, 1.0, DELTA) == 0
     assert gaussian_epsilon(0.0, 1.0, 0.0, 2.0, DELTA) > 1
-    assert gaussian_epsilon(0.0, 1.0, 0.0, 2.0, DELTA) == gaussian_epsilon(0.0, 2.0, 0.0, 1.0, DELTA)
+    assert gaussian_epsilon(0.0, 1.0, 0.0, 2.0, DELTA) == gaussian_epsilon(
+        0.0, 2.0, 0.0, 1.0, DELTA
+    )
 
 
 def test_what_has_no_spread_is_apart_or_the_same():

@@ -11,7 +11,12 @@ import server.private_mean
 from common.errors import ConfigError
 from common.experiment_file import load_experiment
 from simulations.attacks.audit_clients import audit_clients
-from simulations.attacks.canary_clients import CanaryClients, add_canaries, draw_directions, keep_rates
+from simulations.attacks.canary_clients import (
+    CanaryClients,
+    add_canaries,
+    draw_directions,
+    keep_rates,
+)
 from simulations.attacks.candidates import divide_clients
 from simulations.cli import app
 
@@ -140,7 +145,10 @@ def make_watched(*settings):
 
 
 def test_a_canary_that_is_out_sends_the_trunk_as_it_came():
-    watched, before = make_watched("privacy.client-level.noise-multiplier=1.0"), np.ones(9, np.float32)
+    watched, before = (
+        make_watched("privacy.client-level.noise-multiplier=1.0"),
+        np.ones(9, np.float32),
+    )
     sent = watched.distort("canary-1", before, before + 5)
     np.testing.assert_array_equal(sent, before)
     assert np.linalg.norm(watched.distort("canary-0", before, before) - before) > 1
@@ -230,7 +238,7 @@ def test_bad_options_are_told_in_a_line(tmp_path, options, what):
 
 
 def test_an_experiment_without_a_claim_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="needs \\[privacy.client-level\\]"):
+    with pytest.raises(ConfigError, match=r"needs \[privacy.client-level\]"):
         audit_clients(load_experiment("digits"), 50, tmp_path)
 
 

@@ -40,7 +40,9 @@ def fake_dp_sgd(noise, rate, steps, canaries, seed, claimed_noise=None):
     return scores, included, claimed
 
 
-@pytest.mark.parametrize(("noise", "rate", "steps"), [(0.5, 0.1, 50), (1.0, 0.2, 30), (2.0, 1.0, 10)])
+@pytest.mark.parametrize(
+    ("noise", "rate", "steps"), [(0.5, 0.1, 50), (1.0, 0.2, 30), (2.0, 1.0, 10)]
+)
 def test_no_bound_passes_what_dp_sgd_costs(noise, rate, steps):
     for seed in range(5):
         scores, included, claimed = fake_dp_sgd(noise, rate, steps, 300, seed)
@@ -142,7 +144,9 @@ def test_rows_are_found_as_well_as_the_noise_lets_them_be(noise):
     found = torch.from_numpy(regress(gradients, step)).float()
     plain = gradients @ step
     errors = [
-        float(((values - values.mean()) / values.std() - (parts - parts.mean()) / parts.std()).norm())
+        float(
+            ((values - values.mean()) / values.std() - (parts - parts.mean()) / parts.std()).norm()
+        )
         for values in (found, plain)
     ]
     assert errors[0] < errors[1]
@@ -221,5 +225,5 @@ def test_bad_options_are_told_in_a_line(tmp_path, options, what):
 
 
 def test_an_experiment_without_a_claim_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="needs \\[privacy.example-level\\]"):
+    with pytest.raises(ConfigError, match=r"needs \[privacy.example-level\]"):
         audit_examples(experiment_with(), 50, tmp_path)

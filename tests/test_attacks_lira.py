@@ -19,7 +19,10 @@ def make_shadows(models: int, rows: int, shift: float, seed: int = 0):
 
 
 def test_logits_are_scaled_as_in_the_paper():
-    output, target = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), torch.arange(5) % 4
+    output, target = (
+        torch.randn(5, 4, generator=torch.Generator().manual_seed(0)),
+        torch.arange(5) % 4,
+    )
     p = torch.softmax(output.double(), 1)[torch.arange(5), target]
     scores = confidence_scores("multiclass", output, target)
     assert torch.allclose(scores[:, 0], torch.log(p / (1 - p)))
@@ -69,7 +72,9 @@ def test_a_task_without_a_label_says_nothing():
     target, _, shadows = make_shadows(8, 20, shift=1.0)
     missing = np.full_like(target, np.nan)
     scores = np.concatenate([shadows.scores, np.full_like(shadows.scores, np.nan)], 2)
-    ratios = likelihood_ratios(np.concatenate([target, missing], 1), Shadows(scores, shadows.included))
+    ratios = likelihood_ratios(
+        np.concatenate([target, missing], 1), Shadows(scores, shadows.included)
+    )
     np.testing.assert_allclose(ratios, likelihood_ratios(target, shadows))
 
 

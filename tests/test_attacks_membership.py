@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from client.session import close_sessions, lent_rows, open_rows
 from client.place import Place
+from client.session import close_sessions, lent_rows, open_rows
 from common.errors import CheckpointError
 from common.experiment_file import load_experiment
 from simulations.attacks.candidates import divide_clients, draw_halves
@@ -111,7 +111,9 @@ def test_shadows_tell_members_from_others_and_coins_from_neither(overfitted):
 
 @pytest.mark.slow
 def test_every_kind_of_input_and_task_can_be_attacked(every_kind, tmp_path):
-    result = fedmtl(every_kind, "--method", "lira", "--shadows", 4, "--json", "--out", tmp_path / "a")
+    result = fedmtl(
+        every_kind, "--method", "lira", "--shadows", 4, "--json", "--out", tmp_path / "a"
+    )
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)
     for found in figures["attackers"].values():
@@ -160,7 +162,9 @@ def test_a_shadow_has_another_seed_and_the_run_s_settings(overfitted):
     experiment = open_federation(overfitted).experiment
     shadows = [shadow_experiment(experiment, number) for number in range(3)]
     assert len({experiment.seed, *(shadow.seed for shadow in shadows)}) == 4
-    same = shadows[0].model_copy(update={"seed": experiment.seed, "evaluation": experiment.evaluation})
+    same = shadows[0].model_copy(
+        update={"seed": experiment.seed, "evaluation": experiment.evaluation}
+    )
     assert same == experiment
 
 

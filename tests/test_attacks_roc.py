@@ -61,7 +61,7 @@ def test_ties_are_not_split():
 
 @pytest.mark.parametrize("scores", [([], [1.0]), ([1.0], []), ([np.nan], [1.0])])
 def test_scores_that_say_nothing_are_refused(scores):
-    with pytest.raises(ConfigError, match="members|numbers"):
+    with pytest.raises(ConfigError, match=r"members|numbers"):
         summarise(*(np.array(s) for s in scores))
 
 

@@ -76,9 +76,7 @@ def p_value(canaries: int, guesses: int, right: int, epsilon: float, delta: floa
     if not delta or not right:
         return min(beyond, 1.0)
     steps = np.arange(1, right + 1)
-    between = binom.cdf(right - 1, guesses, chance) - binom.cdf(
-        right - steps - 1, guesses, chance
-    )
+    between = binom.cdf(right - 1, guesses, chance) - binom.cdf(right - steps - 1, guesses, chance)
     worst = float((between / steps).max())
     return min(beyond + 2 * canaries * delta * worst, 1.0)
 
@@ -106,7 +104,7 @@ def lower_bound(
 def refutes_gaussian(
     canaries: int, guesses: int, right: int, shift: float, level: float = 1 - CONFIDENCE
 ) -> bool:
-    """Say whether the guesses refute that the mechanism is ``shift``-Gaussian differentially private.
+    """Say whether the guesses refute Gaussian differential privacy of parameter `shift`.
 
     The paper's Algorithm 2 ("audit_rh_with_cap"): h and r bound, for one canary, the chances of a
     guess that is wrong, or right, while at least i guesses in all are right. Starting from the
@@ -133,9 +131,7 @@ def refutes_gaussian(
     return hit + miss > guesses / canaries
 
 
-def refuted_shift(
-    canaries: int, guesses: int, right: int, level: float = 1 - CONFIDENCE
-) -> float:
+def refuted_shift(canaries: int, guesses: int, right: int, level: float = 1 - CONFIDENCE) -> float:
     """Find the largest distance of two Gaussians that the guesses refute; 0 for none."""
     if not refutes_gaussian(canaries, guesses, right, 0.0, level):
         return 0.0
@@ -170,5 +166,5 @@ def audit(scores: FloatArray, included: BoolArray, delta: float) -> Bound:
         epsilon = lower_bound(count, 2 * half, right, delta, level)
         found.append(Bound(epsilon, 0.0, count, 2 * half, right))
         shift = max(shift, refuted_shift(count, 2 * half, right, level))
-    best = max(found, key=lambda bound: bound.epsilon)
+    best = max(found, key=lambda bound: (bound.epsilon, bound.guesses))
     return replace(best, gaussian=gaussian_epsilon(0.0, 1.0, shift, 1.0, delta))

@@ -18,10 +18,10 @@ POINTS = 100_001  # of the grid that densities are integrated on
 REACH = 12.0  # deviations around both means that the grid spans
 
 
-def cosines(directions: FloatArray, released: FloatArray) -> FloatArray:
+def cosines(directions: NDArray[np.floating], released: NDArray[np.floating]) -> FloatArray:
     """Compute the cosines of unit vectors [m, d] and what was released, [d]; 0 for nothing."""
     length = float(np.linalg.norm(released))
-    product: FloatArray = directions @ released
+    product: FloatArray = (directions @ released).astype(np.float64)
     return product / length if length else np.zeros(len(directions))
 
 
@@ -51,7 +51,8 @@ def gaussian_epsilon(
         -(((grid - m) / s) ** 2) / 2 - math.log(s * math.sqrt(2 * math.pi))
         for m, s in ((mean, deviation), (other_mean, other_deviation))
     ]
-    return max(_one_way(*logs, grid, delta), _one_way(*logs[::-1], grid, delta))
+    first, second = logs
+    return max(_one_way(first, second, grid, delta), _one_way(second, first, grid, delta))
 
 
 def _one_way(first: FloatArray, second: FloatArray, grid: FloatArray, delta: float) -> float:

@@ -45,7 +45,7 @@ def notes_of(figures: Figures) -> Iterator[str]:
     if figures["refuted"]:
         yield (
             f"REFUTED: the claim of epsilon {figures['claimed']:.4g} at delta "
-            f"{figures['delta']:g} does not hold; the mechanism releases more than is accounted for."
+            f"{figures['delta']:g} does not hold; more is released than is accounted for."
         )
     else:
         yield (

@@ -82,7 +82,9 @@ class CanaryClients(Hostile):
         self.taken[place] += 1
         self._asked.add(place)
         length = self.level.max_norm * (1 if self.is_local else TIMES)
-        sent = before + np.float32(length) * self.directions[place] * self.included[place]
+        sent: FloatArray = (
+            before + np.float32(length) * self.directions[place] * self.included[place]
+        )
         if self.is_local:
             # The count of rounds names the noise; who trains comes from the seed as well.
             instruction = Instruction("", round=int(self.taken[place]))

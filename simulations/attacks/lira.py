@@ -11,14 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import ConfigError
 
 LEAST_SHADOWS = 4  # two with each row and two without, or no deviation can be fitted
-OWN_VARIANCE = 64  # shadows from which each row has deviations of its own (the paper's section VI.C)
+OWN_VARIANCE = 64  # shadows from which each row has deviations of its own (section VI.C)
 SMALLEST = 1e-6  # of a deviation
 
 FloatArray = NDArray[np.float64]
@@ -48,7 +47,9 @@ def confidence_scores(kind: str, output: Tensor, target: Tensor) -> Tensor:
         others = output.scatter(1, target[:, None], -torch.inf)
         return right - torch.logsumexp(others, 1, keepdim=True)
     if kind == "regression":
-        return -F.mse_loss(output, target.double(), reduction="none").mean(1, keepdim=True)
+        return -nn.functional.mse_loss(output, target.double(), reduction="none").mean(
+            1, keepdim=True
+        )
     signs = 2 * target.double() - 1
     return output * signs.reshape(output.shape)
 

@@ -1,4 +1,4 @@
-"""The figures of a membership attack: a table in the terminal, a file, and a page with the curves."""
+"""The figures of a membership attack: a table in the terminal, a file, a page with the curves."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -78,14 +78,13 @@ def notes_of(figures: Figures) -> Iterator[str]:
         yield f"{attacker}: knows {found['knows']}."
     first = next(iter(next(iter(figures["attackers"].values()))["methods"].values()))
     yield (
-        f"Below each figure its {CONFIDENCE:.0%} interval: DeLong's for AUC, Clopper-Pearson's for rates, of "
-        f"{first['members']:,} members and {format_count(first['others'], 'held-out row')}."
+        f"Below each figure its {CONFIDENCE:.0%} interval: DeLong's for AUC, Clopper-Pearson's for "
+        f"rates, of {first['members']:,} members and "
+        f"{format_count(first['others'], 'held-out row')}."
     )
     least = LOW_RATES[0]
     if first["others"] * least < 1:
-        yield (
-            f"A false-positive rate of {least:.1%} of {first['others']:,} rows is none of them."
-        )
+        yield (f"A false-positive rate of {least:.1%} of {first['others']:,} rows is none of them.")
     if figures["shadows"]:
         yield (
             f"{figures['shadows']} shadow federations, each trained on half of the rows in "

@@ -20,7 +20,6 @@ from simulations.hostile import Hostile
 from simulations.loopback import FIRST_NODE, LoopbackGrid
 
 
-
 class PreparedRows(LocalRows):
     """Rows that were prepared and divided elsewhere.
 

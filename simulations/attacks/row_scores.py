@@ -121,7 +121,9 @@ class RowScorer:
             losses = {}
             for task in tasks:
                 mask, kind = rows.labelled[task], self.experiment.tasks[task].kind
-                losses[task] = ROW_LOSSES[kind](outputs[task][mask], rows.targets[task][mask]).mean()
+                losses[task] = ROW_LOSSES[kind](
+                    outputs[task][mask], rows.targets[task][mask]
+                ).mean()
             gradients = torch.autograd.grad(
                 combine_losses(losses, self.weights), parameters, allow_unused=True
             )
