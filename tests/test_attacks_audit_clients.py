@@ -114,6 +114,16 @@ def test_noise_of_an_honest_mechanism_is_not_taken_for_a_broken_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("noise", ["server", "client"])
+@pytest.mark.parametrize("multiplier", [0.02, 4.0])
+def test_models_that_train_one_by_one_are_audited_as_well(tmp_path, noise, multiplier):
+    figures = audit(tmp_path, 'trunk.sharing="mmoe"', f'privacy.client-level.noise="{noise}"',
+                    f"privacy.client-level.noise-multiplier={multiplier}", canaries=60)  # fmt: skip
+    assert not figures["refuted"]
+    assert (figures["bound"]["epsilon"] > 2) == (multiplier < 1)
+
+
+@pytest.mark.slow
 def test_the_estimate_comes_near_what_the_noise_costs(tmp_path):
     found = []
     for seed in range(4):

@@ -57,6 +57,10 @@ def error_of(result):
     return line
 
 
+def score_inside(kept, prepared):
+    return score_rows(kept, prepared, ["insider"])["insider"]
+
+
 def auc(figures, attacker, method="threshold"):
     return figures["attackers"][attacker]["methods"][method]["auc"]
 
@@ -79,7 +83,7 @@ def test_who_does_not_know_the_heads_finds_less(overfitted):
 def test_members_by_the_toss_of_a_coin_are_not_found(overfitted):
     kept = open_federation(overfitted)
     candidates = divide_clients(kept.experiment)
-    scores = -score_rows(kept, {n: c.as_attacked() for n, c in candidates.items()}, "insider").loss
+    scores = -score_inside(kept, {n: c.as_attacked() for n, c in candidates.items()}).loss
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(40):
@@ -98,7 +102,7 @@ def test_shadows_tell_members_from_others_and_coins_from_neither(overfitted):
     for number in range(9):
         prepared = {n: own.trained_on(drawn[n][number]) for n, own in candidates.items()}
         shadow = train_shadow(kept.experiment, prepared, number)
-        scores.append(score_rows(shadow, prepared, "insider").confidence)
+        scores.append(score_inside(shadow, prepared).confidence)
     included = np.concatenate([drawn[name] for name in candidates], axis=1)
     shadows = Shadows(np.stack(scores[1:]), included[1:])
     coins = np.random.default_rng(1).random(included.shape[1]) < 0.5

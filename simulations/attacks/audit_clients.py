@@ -18,7 +18,7 @@ from simulations.attacks.audit_bound import Bound, audit
 from simulations.attacks.audit_estimate import cosines, gaussian_epsilon
 from simulations.attacks.canary_clients import CanaryClients, add_canaries, keep_rates
 from simulations.attacks.kept_federation import read_federation
-from simulations.attacks.other_rows import PreparedRows, run_on
+from simulations.attacks.other_rows import PreparedRows, engine_of, run_on
 
 LEAST_CANARIES = 20
 TINY = 1e-300  # in the place of a length of 0
@@ -46,7 +46,7 @@ def audit_clients(experiment: Experiment, canaries: int, out: Path) -> dict[str,
     experiment = keep_rates(experiment, len(prepared), canaries)
     watched = CanaryClients(experiment, names)
     folder = RunFolder(out / "run")
-    folder.create(experiment, "batched")
+    folder.create(experiment, engine_of(experiment))
     run_on(PreparedRows(experiment, everybody), folder, watched)
     kept = read_federation(folder.path, experiment)
     # A file keeps no order.

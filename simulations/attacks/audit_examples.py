@@ -20,7 +20,7 @@ from simulations.attacks.audit_clients import check_canaries, describe_bound, re
 from simulations.attacks.audit_estimate import gaussian_epsilon
 from simulations.attacks.canary_rows import CanaryRows
 from simulations.attacks.kept_federation import KeptFederation, read_federation
-from simulations.attacks.other_rows import read_own, run_on
+from simulations.attacks.other_rows import engine_of, read_own, run_on
 from simulations.attacks.row_scores import RowScorer
 from simulations.attacks.row_watch import RowWatch
 from simulations.loopback import LoopbackGrid
@@ -53,7 +53,7 @@ def audit_examples(
     rows = CanaryRows(experiment, prepared, choose_client(prepared, client), canaries)
     count = len(prepared[rows.client].splits["train"]) + int(rows.included.sum())
     watch, folder = RowWatch(rows), RunFolder(out / "run")
-    folder.create(experiment, "batched")
+    folder.create(experiment, engine_of(experiment))
 
     def look_on(grid: LoopbackGrid) -> None:
         watch.read_own = lambda: read_own(grid, rows.client)

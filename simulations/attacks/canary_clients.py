@@ -3,7 +3,8 @@
 Andrew et al., "One-shot empirical privacy estimation for federated learning", ICLR 2024: random
 directions in many dimensions are nearly orthogonal to one another and to all that honest clients
 send. A canary takes part as any client does; one that is out sends the trunk as it came, which is
-what a client that is not there adds to the sum.
+what a client that is not there adds to the sum. Where the server clips, or clips again, a canary
+is a client that did not clip; under local noise it protects what it sends as others do.
 """
 
 from collections.abc import Mapping

@@ -85,7 +85,7 @@ def infer_membership(
         _require_trunk(kept)
     started = time.perf_counter()
     prepared = {name: own.as_attacked() for name, own in candidates.items()}
-    target = {a: score_rows(kept, prepared, a) for a in attack.attackers}
+    target = score_rows(kept, prepared, attack.attackers)
     members = np.concatenate([own.members for own in candidates.values()])
     shadows: dict[str, Shadows] = {}
     if attack.method == "lira":
@@ -156,35 +156,44 @@ def describe_scores(scores: FloatArray, members: NDArray[np.bool_]) -> dict[str,
 
 
 def score_rows(
-    kept: KeptFederation, prepared: Mapping[str, PreparedClient], attacker: str
-) -> RowScores:
-    """Score the rows in question of all clients, one client after another.
+    kept: KeptFederation, prepared: Mapping[str, PreparedClient], attackers: Sequence[str]
+) -> dict[str, RowScores]:
+    """Score the rows in question of all clients, one client after another, for each attacker.
 
     Args:
         kept: a federation, attacked or shadow.
         prepared: client -> its rows as that federation divided them, those in question as "test",
             the attacker's as "validation".
-        attacker: of `ATTACKERS`.
+        attackers: of `ATTACKERS`.
     """
     scorer = RowScorer(kept.experiment, kept.shapes)
-    data = {
-        name: encode_prepared(own, kept.experiment, kept.agreement)
-        for name, own in prepared.items()
-    }
-    if attacker == "server":
-        rows = Rows.join([client.splits["validation"] for client in data.values()])
-        tasks = scorer.fit_heads(kept.trunk, rows)
-        scores = [scorer.score(client.splits["test"], tasks) for client in data.values()]
-    else:
-        scores = [_score_inside(scorer, kept, client) for client in data.values()]
-    return RowScores.join(scores)
+    data = [encode_prepared(own, kept.experiment, kept.agreement) for own in prepared.values()]
+    found = {}
+    for attacker in attackers:
+        score = _score_outside if attacker == "server" else _score_inside
+        found[attacker] = RowScores.join(score(scorer, kept, data))
+    return found
 
 
-def _score_inside(scorer: RowScorer, kept: KeptFederation, client: ClientData) -> RowScores:
-    arrays = kept.arrays_of(client.name)
-    scorer.load(arrays)
-    tasks = {task_of(name) for name in arrays if name.startswith("heads.")}
-    return scorer.score(client.splits["test"], [task for task in tasks if task is not None])
+def _score_outside(
+    scorer: RowScorer, kept: KeptFederation, data: Sequence[ClientData]
+) -> list[RowScores]:
+    rows = Rows.join([client.splits["validation"] for client in data])
+    tasks = scorer.fit_heads(kept.trunk, rows)
+    return [scorer.score(client.splits["test"], tasks) for client in data]
+
+
+def _score_inside(
+    scorer: RowScorer, kept: KeptFederation, data: Sequence[ClientData]
+) -> list[RowScores]:
+    scores = []
+    for client in data:
+        arrays = kept.arrays_of(client.name)
+        scorer.load(arrays)
+        tasks = {task_of(name) for name in arrays if name.startswith("heads.")}
+        held = [task for task in tasks if task is not None]
+        scores.append(scorer.score(client.splits["test"], held))
+    return scores
 
 
 def train_shadows(
@@ -200,8 +209,8 @@ def train_shadows(
     for number in range(attack.shadows):
         prepared = {n: own.trained_on(drawn[n][number]) for n, own in candidates.items()}
         shadow = train_shadow(kept.experiment, prepared, number)
-        for attacker, scores in found.items():
-            scores.append(score_rows(shadow, prepared, attacker).confidence)
+        for attacker, scores in score_rows(shadow, prepared, attack.attackers).items():
+            found[attacker].append(scores.confidence)
         if told is not None:
             told(number + 1, attack.shadows, time.perf_counter() - started)
     included = np.concatenate([drawn[name] for name in candidates], axis=1)

@@ -68,7 +68,10 @@ def lines_of(figures: Figures, between: str) -> Iterator[list[str]]:
                 attacker,
                 method,
                 f"{auc['value']:.3f}{between}{auc['low']:.3f}-{auc['high']:.3f}",
-                *(f"{r['tpr']:.1%}{between}{r['low']:.1%}-{r['high']:.1%}" for r in rates),
+                *(
+                    f"{r['tpr']:.1%}{between}{100 * r['low']:.1f}-{100 * r['high']:.1f}"
+                    for r in rates
+                ),
             ]
 
 

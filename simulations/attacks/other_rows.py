@@ -42,6 +42,11 @@ class PreparedRows(LocalRows):
         return encode_prepared(self.prepared[name], self.experiment, agreement)
 
 
+def engine_of(experiment: Experiment) -> str:
+    """Name the engine of `run_on`."""
+    return "loopback" if find_obstacle(experiment) else "batched"
+
+
 def run_on(
     rows: PreparedRows,
     folder: RunFolder,
@@ -63,7 +68,7 @@ def run_on(
         FedMTLError: the rows or the settings cannot serve.
     """
     experiment = rows.experiment
-    kind = LoopbackGrid if find_obstacle(experiment) else BatchedGrid
+    kind = BatchedGrid if engine_of(experiment) == "batched" else LoopbackGrid
     logging.getLogger("flwr").setLevel(logging.WARNING)
     with lent_rows(rows):
         grid = kind(app, rows.names, Circumstances.of(experiment, hostile))
