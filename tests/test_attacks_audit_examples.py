@@ -189,6 +189,28 @@ def leave_noise_out(monkeypatch):
     monkeypatch.setattr(RowPrivacy, "draw_noise", draw_noise)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ('federation.algorithm="mr-mtl"',),
+        ('federation.algorithm="fedbabu"', 'privacy.example-level.covers="trunk"'),
+        ('federation.algorithm="ditto"',),
+    ],
+)
+def test_canaries_are_found_under_algorithms_of_every_kind(tmp_path, settings):
+    experiment = experiment_with("privacy.example-level.noise-multiplier=0.01",
+                                 "training.batch-size=1000", *settings)  # fmt: skip
+    figures = audit_examples(experiment, 60, tmp_path)
+    assert figures["bound"]["epsilon"] > 1
+    assert not figures["refuted"]
+
+
+def test_heads_that_nothing_is_claimed_about_are_no_witnesses(tmp_path):
+    settings = ('federation.algorithm="fedbabu"', 'privacy.example-level.covers="trunk"')
+    with pytest.raises(ConfigError, match="makes no claim about"):
+        audit_examples(experiment_with(NOISE, *settings), 60, tmp_path, score="loss")
+
+
 def run(*arguments):
     small = [word for setting in SMALL for word in ("--set", setting)]
     return CliRunner().invoke(

@@ -83,6 +83,11 @@ def _check_experiment(experiment: Experiment, score: str) -> ExampleLevel:
             "--unit example needs [privacy.example-level] in the experiment, whose claim is "
             "audited, got none; add that table"
         )
+    if score == "loss" and level.covers == "trunk":
+        raise ConfigError(
+            "--score loss looks at heads, which covers 'trunk' makes no claim about; use --score "
+            "gradient"
+        )
     if experiment.privacy.secure_aggregation is not None:
         raise ConfigError(
             "--unit example looks at one client's updates, which secure aggregation hides; remove "

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
+from client.algorithms.algorithm import open_algorithm
 from common.agreement import input_shapes
 from common.dataset import Rows
 from common.losses import ROW_LOSSES
@@ -51,6 +52,9 @@ class RowWatch(Hostile):
         self.rows, self.taken = rows, 0
         self.scores = np.zeros(len(rows.included))
         self._heads: Mapping[str, FloatArray] = {}
+        # A client with a trunk of its own goes on from what it sent last.
+        self._goes_on = open_algorithm(rows.experiment).KEEPS.get("personal") == "shared"
+        self._last: FloatArray | None = None
         self._gradients: RowGradients | None = None
 
     def distort(self, client: str, before: FloatArray, row: FloatArray) -> FloatArray:
@@ -59,7 +63,9 @@ class RowWatch(Hostile):
             self.taken += 1
             if self._gradients is None:
                 self._gradients = RowGradients(self.rows)
-            found = self._gradients.shares(before, row - before, self._heads)
+            start = before if self._last is None else self._last
+            found = self._gradients.shares(start, row - start, self._heads)
+            self._last = row.copy() if self._goes_on else None
             self.scores += found[: len(self.scores)]
             self._heads = {name: np.array(array) for name, array in self.read_own().items()}
         return row
