@@ -113,6 +113,16 @@ def test_noise_of_an_honest_mechanism_is_not_taken_for_a_broken_one(tmp_path):
     assert figures["bound"]["epsilon"] < 0.5 * figures["claimed"]
 
 
+def test_under_amplification_nobody_is_told_who_was_asked(tmp_path):
+    noise = "privacy.client-level.noise-multiplier=1.0"
+    amplified = audit(tmp_path / "a", *MECHANISMS["amplified"], noise, canaries=40)
+    sampled = audit(tmp_path / "b", *MECHANISMS["sampled"], noise, canaries=40)
+    assert list(amplified["estimates"]) == ["last trunk"]
+    assert amplified["bound"]["gaussian"] is None
+    assert "all rounds" in sampled["estimates"]
+    assert sampled["taken"] <= 3 == amplified["taken"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", ["server", "client"])
 @pytest.mark.parametrize("multiplier", [0.02, 4.0])

@@ -153,7 +153,8 @@ def estimates_of(watched: CanaryClients, final: FloatArray, delta: float) -> dic
     A direction without part is known to show ``N(0, 1/d)``; where each update is looked at on its
     own (local noise), both kinds are fitted. The paper fits the deviation of those with part, too,
     and epsilon at a small delta hangs on it; "one deviation" takes it to be that of the others, as
-    it is under Gaussian noise that is much more than the other clients' updates.
+    it is under Gaussian noise that is much more than the other clients' updates. A claim that rests
+    on amplification is about who does not know which rounds asked a client: the last trunk alone.
     """
     inside = watched.included
     if inside.sum() < 2 or (~inside).sum() < 2:
@@ -164,8 +165,11 @@ def estimates_of(watched: CanaryClients, final: FloatArray, delta: float) -> dic
         null = float(shares[~inside].std(ddof=1))
     mean, deviation = float(shares[inside].mean()), float(shares[inside].std(ddof=1))
     last = float(final[inside].mean()), float(final[inside].std(ddof=1))
+    found = {"last trunk": gaussian_epsilon(0.0, null, *last, delta)}
+    if watched.level.amplification:
+        return found
     return {
-        "last trunk": gaussian_epsilon(0.0, null, *last, delta),
+        **found,
         "all rounds": gaussian_epsilon(0.0, null, mean, deviation, delta),
         "all rounds, one deviation": gaussian_epsilon(0.0, null, mean, null, delta),
     }

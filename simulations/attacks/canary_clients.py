@@ -17,6 +17,7 @@ from client.protection import Protection
 from common.errors import ConfigError
 from common.experiment import Experiment
 from common.preparation import PreparedClient
+from common.privacy.client_level import client_level
 from common.seeding import numpy_generator
 from common.wire import FloatArray, Instruction
 from simulations.hostile import Hostile
@@ -47,12 +48,7 @@ class CanaryClients(Hostile):
 
     def __init__(self, experiment: Experiment, names: tuple[str, ...]) -> None:
         super().__init__("canary", frozenset(names))
-        level = experiment.privacy.client_level
-        if level is None:
-            raise ConfigError(
-                "an audit by client needs [privacy.client-level], got none; add that table"
-            )
-        self.names, self.seed, self.level = names, experiment.seed, level
+        self.names, self.seed, self.level = names, experiment.seed, client_level(experiment)
         self.places = {name: place for place, name in enumerate(names)}
         coins = numpy_generator(self.seed, "audit", "coins")
         self.included = coins.random(len(names)) < 0.5
