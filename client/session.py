@@ -92,11 +92,11 @@ class LocalRows:
 class Session:
     """One experiment in one process."""
 
-    def __init__(self, rows: LocalRows, agreement: Agreement) -> None:
+    def __init__(self, rows: LocalRows, agreement: Agreement, *, simulated: bool = False) -> None:
         experiment = rows.experiment
         self.rows, self.experiment, self.agreement = rows, experiment, agreement
         device = choose_device(experiment.training.device)
-        self.trainer = Trainer(experiment, input_shapes(agreement), device)
+        self.trainer = Trainer(experiment, input_shapes(agreement), device, simulated)
         self._clients: dict[str, ClientData] = {}
         self._names: dict[tuple[object, object], str] = {}
 
@@ -122,7 +122,8 @@ class Session:
 
 def open_session(experiment: str, agreement: str, place: Place) -> Session:
     """Get the process's session for an experiment, made at the first message."""
-    return _open_session(open_rows(experiment, place), agreement, place.precision)
+    rows = open_rows(experiment, place)
+    return _open_session(rows, agreement, place.precision, place.simulated)
 
 
 def open_rows(experiment: str, place: Place) -> LocalRows:
@@ -151,24 +152,25 @@ def lent_rows(rows: LocalRows) -> Iterator[None]:
 
 
 @lru_cache(maxsize=8)
-def _settle(experiment: str, place: Place) -> Experiment:
+def settled(experiment: str, place: Place) -> Experiment:
+    """Read the experiment that the server sent; the node's decisions hold."""
     return place.settle(Experiment.model_validate_json(experiment))
 
 
 def _signature(experiment: str, place: Place) -> str:
-    return source_signature(_settle(experiment, place).data)
+    return source_signature(settled(experiment, place).data)
 
 
 @lru_cache(maxsize=2)
-def _open_session(rows: LocalRows, agreement: str, precision: str) -> Session:
+def _open_session(rows: LocalRows, agreement: str, precision: str, simulated: bool) -> Session:
     if precision:
         torch.set_float32_matmul_precision(precision)
-    return Session(rows, Agreement.from_json(agreement))
+    return Session(rows, Agreement.from_json(agreement), simulated=simulated)
 
 
 @lru_cache(maxsize=8)
 def _open_rows(text: str, place: Place, signature: str) -> LocalRows:
-    experiment = _settle(text, place)
+    experiment = settled(text, place)
     kept = bool(place.state and signature)  # embedded data needs no cache
     cache = RowCache(Path(place.state) / "cache", experiment, signature) if kept else None
     return LocalRows(experiment, cache)
@@ -176,7 +178,7 @@ def _open_rows(text: str, place: Place, signature: str) -> LocalRows:
 
 def close_sessions() -> None:
     """Let go of everything that this process keeps; the next run reads its data anew."""
-    for cached in (_settle, _open_session, _open_rows):
+    for cached in (settled, _open_session, _open_rows):
         cached.cache_clear()
 
 

@@ -3,7 +3,7 @@
 ``experiment.toml`` the resolved experiment; ``environment.json`` versions, seed, machine;
 ``metrics.jsonl`` a line per round; ``results.json`` the final figures; ``checkpoint/`` the state.
 A figure that does not exist is null. A deployed run adds ``log.jsonl``, ``status.json``,
-``metrics.prom``, and a ``lock`` that its ServerApp holds.
+``metrics.prom``, and a ``lock`` that its ServerApp holds; a recorded simulation ``wire/``.
 """
 
 import json
@@ -36,7 +36,7 @@ PACKAGES = ("fedmtl", "flwr", "torch", "numpy", "safetensors", "pydantic")
 # What a run leaves that could not start.
 NOTHING_DONE = {
     "experiment.toml", "environment.json", "log.jsonl", "status.json", "metrics.prom", "lock",
-    "hostile.json",
+    "hostile.json", "wire",
 }  # fmt: skip
 
 

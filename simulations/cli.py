@@ -102,6 +102,13 @@ def simulate(
             "scaled, nan or replayed. See docs/participation.md.",
         ),
     ] = None,
+    record_wire: Annotated[
+        bool,
+        typer.Option(
+            "--record-wire",
+            help="Write all that travels into wire/ of the run folder, for fedmtl attack.",
+        ),
+    ] = False,
     as_json: Json = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress, warnings only.")
@@ -114,10 +121,11 @@ def simulate(
     with told_in_lines():
         overrides = overrides or []
         if resume is not None:
-            if experiment or seed is not None or out is not None or engine or hostile:
+            others = (experiment, seed is not None, out is not None, engine, hostile, record_wire)
+            if any(others):
                 raise ConfigError(
-                    "--resume goes on with the run's own experiment, seed, engine, folder and "
-                    "hostile clients; give only --data or --set with it."
+                    "--resume goes on with the run's own experiment, seed, engine, folder, hostile "
+                    "clients and record of what travels; give only --data or --set with it."
                 )
             settings, engine = read_interrupted(resume, overrides, data)
             out = resume
@@ -136,6 +144,7 @@ def simulate(
             workers=workers,
             profile=profile,
             hostile=hostile,
+            record=record_wire,
             as_json=as_json,
             quiet=quiet,
         )
@@ -309,6 +318,7 @@ def run(
     workers: int,
     profile: bool,
     hostile: str | None,
+    record: bool = False,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -337,6 +347,7 @@ def run(
                 profile=profile,
                 listener=listener.on_round,
                 hostile=attackers,
+                record=record,
             )
         tell_results(experiment, results, out, profile=profile, as_json=as_json)
     except KeyboardInterrupt:

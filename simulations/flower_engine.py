@@ -8,7 +8,7 @@ home is mirrored into the run folder, which makes the run resumable.
 import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from threading import Event
 from typing import Any
 
@@ -31,9 +31,20 @@ class StoppedError(Exception):
 
 
 def run_flower(
-    experiment: Experiment, folder: RunFolder, resume: bool, listener: Listener | None
+    experiment: Experiment,
+    folder: RunFolder,
+    resume: bool,
+    listener: Listener | None,
+    prepare: Callable[[Grid], None] = lambda grid: None,
 ) -> dict[str, Any]:
     """Run on Ray, one client per core; with a GPU, the clients at work share it.
+
+    Args:
+        experiment: the resolved experiment.
+        folder: the run's folder.
+        resume: go on from its checkpoint.
+        listener: called with each round's line of metrics.jsonl.
+        prepare: is given the server's grid before the first message.
 
     Raises:
         FedMTLError: what the server side found wrong, or the runtime stopped without a result.
@@ -56,8 +67,10 @@ def run_flower(
     def main(grid: Grid, context: Context) -> None:
         try:
             stop_at_pull(grid, stopped)
+            patient = PatientGrid(grid)  # it need not wait for everybody
+            prepare(patient)
             outcome["results"] = federate(
-                PatientGrid(grid),  # it need not wait for everybody
+                patient,
                 experiment,
                 folder,
                 resume=resume,

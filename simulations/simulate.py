@@ -18,6 +18,8 @@ from server.sampling import refuse_delays
 from server.watch import Listener, Watch
 
 if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
     from simulations.hostile import Hostile
     from simulations.loopback import LoopbackGrid
 
@@ -36,6 +38,7 @@ class Run:
         workers: processes that train; engines with workers of their own pass it over.
         listener: called with each round's line of metrics.jsonl.
         hostile: clients that send trunks they made up; engines in this process alone know it.
+        record: write what travels into the folder ``wire``; see `simulations.wire_record`.
     """
 
     experiment: Experiment
@@ -44,6 +47,19 @@ class Run:
     workers: int = 1
     listener: Listener | None = None
     hostile: "Hostile | None" = None
+    record: bool = False
+
+    def record_grid(self, grid: "Grid") -> None:
+        """Let the run's grid write down what travels, where that is asked for."""
+        if not self.record:
+            return
+        from simulations.wire_record import WireRecord, record_wire
+
+        done = None
+        if self.resume:
+            progress, _ = self.folder.checkpoints().load(self.experiment.fingerprint())
+            done = progress.round
+        record_wire(grid, WireRecord(self.folder.path, done))
 
 
 def simulate(
@@ -56,6 +72,7 @@ def simulate(
     profile: bool = False,
     listener: Listener | None = None,
     hostile: "Hostile | None" = None,
+    record: bool = False,
 ) -> dict[str, Any]:
     """Run a whole federation on this machine.
 
@@ -68,6 +85,7 @@ def simulate(
         profile: measure where the rounds' time goes, and write profile.json.
         listener: called with each round's line of metrics.jsonl.
         hostile: clients that send trunks they made up; a resumed run has those it had.
+        record: write what travels into the folder ``wire``; a resumed run does if it did.
 
     Returns:
         What results.json holds.
@@ -85,7 +103,7 @@ def simulate(
     folder = RunFolder(out)
     if resume:
         folder.reopen(experiment)
-        hostile = Hostile.load(out)
+        hostile, record = Hostile.load(out), (out / "wire").is_dir()
     else:
         # Bad data paths, too few clients and a trace of others are told before a folder is made.
         names = open_clients(experiment).names
@@ -94,7 +112,7 @@ def simulate(
         folder.create(experiment, engine)
         if hostile is not None:
             hostile.save(out)
-    run = Run(experiment, folder, resume, workers, listener, hostile)
+    run = Run(experiment, folder, resume, workers, listener, hostile, record)
     return run_profiled(engine, run) if profile else ENGINES[engine](run)
 
 
@@ -227,6 +245,7 @@ def _run(run: Run, grid: "LoopbackGrid") -> dict[str, Any]:
             checkpoints = run.folder.checkpoints()
             progress, _ = checkpoints.load(run.experiment.fingerprint())
             grid.restore_clients(checkpoints.folder, progress.files)
+        run.record_grid(grid)
         return federate(
             grid,
             run.experiment,
@@ -245,7 +264,7 @@ def run_flower(run: Run) -> dict[str, Any]:
     """Run on Flower's Simulation Runtime; see `simulations.flower_engine`."""
     from simulations.flower_engine import run_flower as run_on_ray
 
-    return run_on_ray(run.experiment, run.folder, run.resume, run.listener)
+    return run_on_ray(run.experiment, run.folder, run.resume, run.listener, run.record_grid)
 
 
 ENGINES: dict[str, Callable[[Run], dict[str, Any]]] = {

@@ -1,1 +1,1 @@
-"""Attacks on what a federation releases, and audits of what it claims to protect."""
+"""Attacks on what a run sent: what can who reads the messages learn of the clients' rows?"""
