@@ -1,5 +1,6 @@
 """`fedmtl attack membership` and `fedmtl attack audit`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -29,13 +30,15 @@ def membership(
     ] = None,
     as_json: Json = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write figures and a page with the curves.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder to write; default: the run folder."),
     ] = None,
 ) -> None:
     """Tell rows that a finished run trained on from rows that it held out.
 
     The insider knows the final trunk and the clients' own heads. The server knows the trunk alone,
-    and fits heads to rows of its own: half of those that were held out.
+    and fits heads to rows of its own: half of those that were held out. Writes
+    attack-membership.json, and a page with the curves.
 
     threshold: a row with a small loss is a member. lira: shadow federations, each on half of the
     rows in question, show what a row's score is with and without it.
@@ -45,25 +48,20 @@ def membership(
 
         from simulations.attacks.membership import ATTACKERS, Attack, infer_membership
         from simulations.attacks.membership_page import print_membership, write_membership
-        from simulations.compare import require_new_folder
 
         if method == "threshold" and shadows is not None:
             raise ConfigError(
                 f"--shadows is for --method lira, got {shadows} with 'threshold'; remove it"
             )
-        if out is not None:
-            require_new_folder(out)
         attackers = ATTACKERS if attacker == "both" else (attacker,)
         attack = Attack(method, attackers, DEFAULT_SHADOWS if shadows is None else shadows)
         figures = infer_membership(run, attack, data, _tell_shadow)
-        if out is not None:
-            page = write_membership(figures, out)
+        paths = write_membership(figures, out or run)
         if as_json:
             print_json(figures)
             return
         print_membership(figures, Console())
-        if out is not None:
-            typer.echo(f"figures and page: {page}")
+        tell_paths(paths)
 
 
 def _tell_shadow(done: int, count: int, seconds: float) -> None:
@@ -109,7 +107,8 @@ def audit(
     mistake for others. A coin decides of each whether it is in; how often this can be guessed from
     what was released refutes every epsilon that is too small for it, with 95 % confidence.
 
-    Beside the bound stand an estimate without confidence, and what the accountant claims.
+    Beside the bound stand an estimate without confidence, and what the accountant claims. Writes
+    the run, attack-audit.json, and a page.
     """
     with told_in_lines():
         from common.experiment_file import load_experiment
@@ -133,7 +132,7 @@ def audit(
             figures = audit_examples(settings, canaries, out, client, score or "gradient")
         else:
             raise ConfigError(f"--unit must be client or example, got '{unit}'")
-        page = write_audit(figures, out)
+        paths = write_audit(figures, out)
         if as_json:
             print_json(figures)
             return
@@ -141,4 +140,10 @@ def audit(
             typer.echo(f"{name:36} {value}")
         for text in notes_of(figures):
             typer.echo(text)
-        typer.echo(f"figures and page: {page}")
+        tell_paths(paths)
+
+
+def tell_paths(paths: Sequence[Path]) -> None:
+    """Say where figures and page were written."""
+    for path in paths:
+        typer.echo(f"written: {path}")

@@ -231,10 +231,10 @@ def test_the_command_tells_bound_estimate_and_claim(tmp_path):
     assert result.exit_code == 0, result.output
     for words in ("lower bound at 95%", "estimate, all rounds", "claimed by the accountant"):
         assert words in result.stdout
-    figures = json.loads((tmp_path / "a/audit.json").read_text())
+    figures = json.loads((tmp_path / "a/attack-audit.json").read_text())
     assert figures["canaries"] == 60
     assert len(figures["scores"]["included"]) == figures["included"]
-    assert "not refuted" in (tmp_path / "a/audit.html").read_text()
+    assert "not refuted" in (tmp_path / "a/attack-audit.html").read_text()
     assert (tmp_path / "a/run/results.json").exists()
 
 

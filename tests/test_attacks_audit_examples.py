@@ -228,10 +228,10 @@ def test_the_command_tells_bound_estimate_and_claim(tmp_path):
     result = run("--out", tmp_path / "a", "--canaries", 40, "--set", NOISE)
     assert result.exit_code == 0, result.output
     assert "lower bound at 95%" in result.stdout
-    figures = json.loads((tmp_path / "a/audit.json").read_text())
+    figures = json.loads((tmp_path / "a/attack-audit.json").read_text())
     assert figures["unit"] == "example"
     assert figures["rows"] > 100
-    assert "Privacy audit by example" in (tmp_path / "a/audit.html").read_text()
+    assert "Privacy audit by example" in (tmp_path / "a/attack-audit.html").read_text()
 
 
 @pytest.mark.parametrize(

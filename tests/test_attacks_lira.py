@@ -6,7 +6,7 @@ import torch
 
 from common.errors import ConfigError
 from simulations.attacks.lira import OWN_VARIANCE, Shadows, confidence_scores, likelihood_ratios
-from simulations.attacks.roc import area
+from simulations.attacks.roc import summarise
 
 
 def make_shadows(models: int, rows: int, shift: float, seed: int = 0):
@@ -42,6 +42,11 @@ def test_regression_scores_are_losses_turned_round():
 def test_certain_answers_have_finite_scores():
     scores = confidence_scores("multiclass", torch.tensor([[300.0, -300.0]]), torch.tensor([0]))
     assert scores.item() == 600
+
+
+def area(members, others):
+    found = summarise(members, others)["auc"]
+    return found["value"], found["low"], found["high"]
 
 
 @pytest.mark.parametrize("models", [16, OWN_VARIANCE])

@@ -16,7 +16,7 @@ from simulations.attacks.candidates import divide_clients, draw_halves
 from simulations.attacks.kept_federation import open_federation
 from simulations.attacks.lira import Shadows, likelihood_ratios
 from simulations.attacks.membership import Attack, describe_scores, infer_membership, score_rows
-from simulations.attacks.membership_page import PAGE, make_page
+from simulations.attacks.membership_page import make_page
 from simulations.attacks.other_rows import PreparedRows
 from simulations.attacks.roc import summarise
 from simulations.attacks.shadow_federations import shadow_experiment, train_shadow
@@ -123,8 +123,8 @@ def test_every_kind_of_input_and_task_can_be_attacked(every_kind, tmp_path):
     for found in figures["attackers"].values():
         assert list(found["methods"]) == ["threshold", "lira online", "lira offline"]
         assert all(0 <= method["auc"]["value"] <= 1 for method in found["methods"].values())
-    assert json.loads((tmp_path / "a/membership.json").read_text()) == figures
-    assert "lira online" in (tmp_path / "a" / PAGE).read_text()
+    assert json.loads((tmp_path / "a/attack-membership.json").read_text()) == figures
+    assert "lira online" in (tmp_path / "a/attack-membership.html").read_text()
 
 
 def test_an_attack_repeats_exactly(every_kind):
@@ -229,11 +229,6 @@ def test_what_is_no_run_is_refused(tmp_path):
     assert "is no run folder" in error_of(fedmtl(tmp_path))
     with pytest.raises(CheckpointError):
         infer_membership(tmp_path, Attack())
-
-
-def test_figures_are_not_written_over(overfitted, tmp_path):
-    (tmp_path / "notes").write_text("mine")
-    assert "exists and is not empty" in error_of(fedmtl(overfitted, "--out", tmp_path))
 
 
 def test_a_diverged_model_is_told(tmp_path):

@@ -5,19 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from simulations.attacks.audit_bound import CONFIDENCE
-from simulations.attacks.membership_page import write_figures
+from simulations.attacks.results import write_figures
 from simulations.charts import Chart
 from simulations.formats import format_count, format_figure
 from simulations.page_parts import Charts, card, fill_page, header, note, section, table, write_page
 
-FIGURES, PAGE = "audit.json", "audit.html"
+KIND = "audit"
 Figures = Mapping[str, Any]
 
 
-def write_audit(figures: Figures, out: Path) -> Path:
-    """Write ``audit.json`` and ``audit.html``; returns the page's path."""
-    write_figures(figures, out, FIGURES)
-    return write_page(out / PAGE, make_page(figures))
+def write_audit(figures: Figures, out: Path) -> list[Path]:
+    """Write ``attack-audit.json`` and a page beside it; returns where."""
+    page = out / f"attack-{KIND}.html"
+    return [write_figures(out, KIND, figures), write_page(page, make_page(figures))]
 
 
 def lines_of(figures: Figures) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,5 @@
 """The figures of a membership attack: a table in the terminal, a file, a page with the curves."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,37 +7,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common.errors import CheckpointError
-from common.json_gaps import without_gaps
-from server.checkpoint import replace_text
+from simulations.attacks.results import write_figures
 from simulations.attacks.roc import CONFIDENCE, LOW_RATES
 from simulations.charts import Chart, curve, nth_style
 from simulations.formats import format_count
 from simulations.page_parts import Charts, card, fill_page, header, note, section, table, write_page
 
-FIGURES, PAGE = "membership.json", "membership.html"
+KIND = "membership"
 Figures = Mapping[str, Any]
 
 
-def write_figures(figures: Figures, out: Path, name: str = FIGURES) -> None:
-    """Write an attack's figures into a folder.
-
-    Raises:
-        CheckpointError: they cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        replace_text(out / name, json.dumps(without_gaps(figures), indent=1, allow_nan=False))
-    except OSError as error:
-        raise CheckpointError(
-            f"--out {out} cannot be written: {error.strerror or error}; choose another folder"
-        ) from error
-
-
-def write_membership(figures: Figures, out: Path) -> Path:
-    """Write ``membership.json`` and ``membership.html``; returns the page's path."""
-    write_figures(figures, out)
-    return write_page(out / PAGE, make_page(figures))
+def write_membership(figures: Figures, out: Path) -> list[Path]:
+    """Write ``attack-membership.json`` and a page beside it; returns where."""
+    page = out / f"attack-{KIND}.html"
+    return [write_figures(out, KIND, figures), write_page(page, make_page(figures))]
 
 
 def print_membership(figures: Figures, console: Console) -> None:
@@ -81,8 +63,8 @@ def notes_of(figures: Figures) -> Iterator[str]:
         yield f"{attacker}: knows {found['knows']}."
     first = next(iter(next(iter(figures["attackers"].values()))["methods"].values()))
     yield (
-        f"Below each figure its {CONFIDENCE:.0%} interval: DeLong's for AUC, Clopper-Pearson's for "
-        f"rates, of {first['members']:,} members and "
+        f"Below each figure its {CONFIDENCE:.0%} interval: Newcombe's for AUC, Clopper-Pearson's "
+        f"for rates, of {first['members']:,} members and "
         f"{format_count(first['others'], 'held-out row')}."
     )
     least = LOW_RATES[0]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ConfigError
+from simulations.attacks.intervals import auc_with_interval
 
 CONFIDENCE = 0.95
 LOW_RATES = (0.001, 0.01, 0.1)  # false-positive rates at which the true-positive rate is told
@@ -70,51 +71,6 @@ def require_both(members: FloatArray, others: FloatArray) -> None:
         raise ConfigError("scores must be numbers, got NaN; the attacked model may have diverged")
 
 
-def area(members: FloatArray, others: FloatArray) -> tuple[float, float, float]:
-    """Compute the AUC and its interval: the chance that a member scores above another row.
-
-    DeLong, DeLong & Clarke-Pearson, "Comparing the areas under two or more correlated receiver
-    operating characteristic curves", Biometrics 1988: each row's placement among those of the
-    other kind gives the variance ``S10 / M + S01 / N``. The interval is that of the logit of the
-    AUC, so that it stays within 0 and 1.
-
-    Args:
-        members: [M] scores.
-        others: [N] scores.
-
-    Returns:
-        The AUC, and the ends of its 95 % interval. Where all or none score above, the variance is
-        unknown, and the interval ends where the rule of three puts it.
-    """
-    require_both(members, others)
-    placed, passed = _placements(members, others), 1 - _placements(others, members)
-    auc = float(placed.mean())
-    fewest = min(len(members), len(others))
-    if auc in (0.0, 1.0) or fewest < 2:
-        margin = min(1.0, 3 / fewest)
-        return auc, max(0.0, auc - margin), min(1.0, auc + margin)
-    variance = placed.var(ddof=1) / len(members) + passed.var(ddof=1) / len(others)
-    centre, width = math.log(auc / (1 - auc)), math.sqrt(variance) / (auc * (1 - auc))
-    reach = _normal_quantile() * width
-    low, high = (1 / (1 + math.exp(-x)) for x in (centre - reach, centre + reach))
-    return auc, low, high
-
-
-def _placements(scores: FloatArray, against: FloatArray) -> FloatArray:
-    """Say for each score which share of the others is below it, ties by half."""
-    ordered = np.sort(against)
-    below = np.searchsorted(ordered, scores, side="left")
-    up_to = np.searchsorted(ordered, scores, side="right")
-    share: FloatArray = (below + up_to) / 2 / len(against)
-    return share
-
-
-def _normal_quantile() -> float:
-    from scipy.stats import norm
-
-    return float(norm.ppf((1 + CONFIDENCE) / 2))
-
-
 def clopper_pearson(hits: int, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Bound a share from both sides (Clopper & Pearson, Biometrika 1934).
 
@@ -152,11 +108,13 @@ def rate_at(members: FloatArray, others: FloatArray, false_rate: float) -> dict[
 
 def summarise(members: FloatArray, others: FloatArray) -> dict[str, Any]:
     """Put an attack's figures together, for machines."""
-    auc, low, high = area(members, others)
+    require_both(members, others)
+    truths = np.arange(len(members) + len(others)) < len(members)
+    found = auc_with_interval(np.concatenate([members, others]), truths)
     return {
         "members": len(members),
         "others": len(others),
-        "auc": {"value": auc, "low": low, "high": high},
+        "auc": {end: found[end] for end in ("value", "low", "high")},
         "tpr-at-fpr": {f"{rate:g}": rate_at(members, others, rate) for rate in LOW_RATES},
     }
 
