@@ -10,6 +10,7 @@ import client.protection
 import server.private_mean
 from common.errors import ConfigError
 from common.experiment_file import load_experiment
+from common.privacy.shares import Shares
 from simulations.attacks.audit_clients import audit_clients
 from simulations.attacks.canary_clients import (
     CanaryClients,
@@ -262,8 +263,34 @@ def test_an_experiment_without_a_claim_is_refused(tmp_path):
         audit_clients(load_experiment("digits"), 50, tmp_path)
 
 
-def test_secure_aggregation_hides_what_would_be_audited(tmp_path):
-    settings = ("privacy.client-level.noise-multiplier=1.0", 'privacy.client-level.noise="shares"',
-                "privacy.secure-aggregation.bits=20")  # fmt: skip
-    with pytest.raises(ConfigError, match="without secure aggregation"):
+SECURE = ('privacy.client-level.noise="shares"', "privacy.secure-aggregation.threshold=0.66")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [0.05, 3.0])
+def test_noise_in_shares_is_audited_by_the_sum_that_it_leaves(tmp_path, noise):
+    figures = audit(tmp_path, *SECURE, f"privacy.client-level.noise-multiplier={noise}",
+                    "trunk.widths=[8]", "federation.rounds=2", canaries=60)  # fmt: skip
+    assert not figures["refuted"]
+    assert (figures["bound"]["epsilon"] > 1.5) == (noise < 1)
+
+
+@pytest.mark.slow
+def test_shares_that_are_left_out_are_caught(tmp_path, monkeypatch):
+    monkeypatch.setattr(Shares, "sample", lambda self, *_: np.zeros(self.width, np.int64))
+    figures = audit(tmp_path, *SECURE, "privacy.client-level.noise-multiplier=5.0",
+                    "trunk.widths=[8]", "federation.rounds=2", canaries=100)  # fmt: skip
+    assert figures["refuted"]
+
+
+def test_under_secure_aggregation_the_norm_must_stand_still(tmp_path):
+    settings = ("privacy.client-level.noise-multiplier=1.0", "privacy.client-level.quantile=0.5",
+                "privacy.secure-aggregation.threshold=0.66")  # fmt: skip
+    with pytest.raises(ConfigError, match="fixed max-norm"):
+        audit(tmp_path, *settings)
+
+
+def test_under_secure_aggregation_the_model_must_stack(tmp_path):
+    settings = (*SECURE, "privacy.client-level.noise-multiplier=1.0", 'trunk.sharing="mmoe"')
+    with pytest.raises(ConfigError, match="needs a model that engine 'batched' can train"):
         audit(tmp_path, *settings)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.stacked_model import find_obstacle
 from common.clients import open_clients
 from common.errors import ConfigError
 from common.experiment import Experiment
@@ -75,10 +76,18 @@ def _check_experiment(experiment: Experiment) -> None:
             "--unit client needs [privacy.client-level] in the experiment, whose claim is audited, "
             "got none; add that table"
         )
-    if level.noise == "shares" or experiment.privacy.secure_aggregation is not None:
+    if experiment.privacy.secure_aggregation is None:
+        return
+    if level.quantile is not None:
         raise ConfigError(
-            "--unit client audits noise 'server' or 'client' without secure aggregation, got noise "
-            f"'{level.noise}'; audit the same noise-multiplier with noise 'server'"
+            "--unit client under secure aggregation needs a fixed max-norm, which canaries keep to "
+            f"by themselves, got privacy.client-level.quantile {level.quantile:g}; remove it"
+        )
+    if engine_of(experiment) != "batched":
+        raise ConfigError(
+            "--unit client under secure aggregation needs a model that engine 'batched' can train, "
+            f"for canaries send no masks: {find_obstacle(experiment)}; audit the same noise "
+            "without secure aggregation"
         )
 
 

@@ -24,6 +24,7 @@ from simulations.hostile import Hostile
 
 PREFIX = "canary-"
 ROWS = 4  # a canary's own training rows: it has to train something, which nobody sees
+SAFE = 0.999  # of max-norm, that a canary sends where updates are added securely
 TIMES = 100.0  # of max-norm, that a canary sends where the server clips
 MOST_NUMBERS = 2**28  # of all directions together
 
@@ -37,6 +38,7 @@ class CanaryClients(Hostile):
 
     Attributes:
         names: as given.
+        times: of max-norm, that a canary sends.
         included: bool [m], by fair coins.
         directions: float32 [m, d], orthonormal where d allows; drawn when the first round shows d.
         taken: [m], rounds that each took part in.
@@ -56,6 +58,9 @@ class CanaryClients(Hostile):
         self.taken = np.zeros(len(names), np.int64)
         self.scores, self._squares = np.zeros(len(names)), np.zeros(len(names))
         self.protection = Protection(experiment, self.seed)
+        # What is added securely, nobody clips again; a little less is safe from rounding.
+        secure = experiment.privacy.secure_aggregation is not None
+        self.times = SAFE if secure else 1.0 if self.is_local else TIMES
         self._before: FloatArray | None = None
         self._first: FloatArray | None = None
         self._asked: set[int] = set()
@@ -78,7 +83,7 @@ class CanaryClients(Hostile):
         place = self.places[client]
         self.taken[place] += 1
         self._asked.add(place)
-        length = self.level.max_norm * (1 if self.is_local else TIMES)
+        length = self.level.max_norm * self.times
         sent: FloatArray = (
             before + np.float32(length) * self.directions[place] * self.included[place]
         )
