@@ -321,7 +321,8 @@ def _figure_problems(experiment: "Experiment") -> Iterator[str]:
     if regime == "noised" and unfit:
         yield (
             f"tasks.{unfit[0]}.metric must be one of {', '.join(MEANS)} with privacy.sums "
-            f"'noised', which blurs means, got '{experiment.tasks[unfit[0]].metric_name}'; set one of them"
+            f"'noised', which blurs means, got '{experiment.tasks[unfit[0]].metric_name}'; set one "
+            "of them"
         )
 
 
