@@ -1,9 +1,10 @@
 """What becomes of an update before it leaves: clipped, and where the client adds it, with noise.
 
 An update is what training made of the received trunk, less that trunk, over all columns that
-travel; parts of tasks that the client lacks are 0 in it.
+travel; parts of tasks that the client lacks are 0 in it. One that is no number is 0 altogether.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from common.privacy.client_level import client_noise
 from common.privacy.randomness import secret_generator
 from common.wire import MAX_NORM, FloatArray, Instruction
 
+logger = logging.getLogger("fedmtl.client")
+
 
 def clip_updates(updates: FloatArray, max_norm: float) -> NDArray[np.float64]:
     """Shorten updates to a norm, in place: ``u <- u min(1, C / |u|)`` (Abadi et al. 2016).
@@ -23,7 +26,7 @@ def clip_updates(updates: FloatArray, max_norm: float) -> NDArray[np.float64]:
         max_norm: C, L2.
 
     Returns:
-        Their norms before, float64 [K].
+        Their norms before, float64 [K]; those whose norm is no number stay as they are.
 
     >>> rows = np.array([[3.0, 4.0], [0.3, 0.4]], np.float32)
     >>> clip_updates(rows, 1.0), rows
@@ -31,7 +34,7 @@ def clip_updates(updates: FloatArray, max_norm: float) -> NDArray[np.float64]:
            [0.3, 0.4]], dtype=float32))
     """
     norms: NDArray[np.float64] = np.sqrt(np.einsum("kq,kq->k", updates, updates, dtype=np.float64))
-    for row in np.flatnonzero(norms > max_norm):
+    for row in np.flatnonzero(np.isfinite(norms) & (norms > max_norm)):
         updates[row] *= max_norm / norms[row]
     return norms
 
@@ -84,7 +87,12 @@ class Protection:
         if not self.clips:
             return rows
         updates, max_norm = rows - received, self.max_norm(instruction)
-        clip_updates(updates, max_norm)
+        norms = clip_updates(updates, max_norm)
+        if self.privacy.client_level is not None:
+            # No clipping bounds what is no number, and that it is none tells of the rows: it adds 0.
+            for row in np.flatnonzero(~np.isfinite(norms)):
+                updates[row] = 0
+                logger.warning("%s: the trunk holds NaN or infinity, nothing is sent", clients[row])
         if self.noise_multiplier:
             deviation = self.noise_multiplier * max_norm
             for update, client in zip(updates, clients, strict=True):
