@@ -89,8 +89,8 @@ class Protection:
         updates, max_norm = rows - received, self.max_norm(instruction)
         norms = clip_updates(updates, max_norm)
         if self.privacy.client_level is not None:
-            # No clipping bounds what is no number, and that it is none tells of the rows: it adds 0.
-            for row in np.flatnonzero(~np.isfinite(norms)):
+            # Nothing clips what is no number, and that it is none tells of the rows: it adds 0.
+            for row in np.flatnonzero(~np.isfinite(norms)).tolist():
                 updates[row] = 0
                 logger.warning("%s: the trunk holds NaN or infinity, nothing is sent", clients[row])
         if self.noise_multiplier:
