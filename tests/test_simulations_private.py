@@ -6,12 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.clients import open_clients
 from common.experiment_file import load_experiment
+from common.privacy.accounting import Event, epsilon_of
 from common.sharing import task_of
 from common.strategies import STRATEGIES
 from server.federation import initial_trunk
 from simulations.baselines import read_clients
+from simulations.hostile import Hostile
 from simulations.simulate import simulate
+from tests.lossy_loopback import simulate_losses
 from tests.test_simulations_engines import assert_same_figures, assert_same_trunk, figures
 from tests.test_simulations_resume import kept
 
@@ -131,6 +135,51 @@ def test_a_round_that_drew_nobody_is_a_round_with_noise(tmp_path) -> None:
     idle = [line for line in lines if not line["clients"]["asked"]]
     assert idle
     assert all(line["skipped"] is None for line in idle)
+
+
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+def test_a_round_whose_replies_are_all_useless_is_a_round_with_noise(tmp_path, engine) -> None:
+    """That the trunk stood still would tell that nobody was left, whatever the noise."""
+    settings = load_experiment("digits", [*SETTINGS, "federation.rounds=2", QUIET])
+    names = frozenset(open_clients(settings).names)
+    simulate(settings, engine=engine, out=tmp_path, hostile=Hostile("nan", names, 1.0))
+    lines = figures(tmp_path)
+    assert [line["clients"]["answered"] for line in lines] == [0, 0]
+    assert [line["skipped"] for line in lines] == [None, None]
+    _, agreement = read_clients(settings)
+    arrays = kept(tmp_path)
+    for name, start in initial_trunk(settings, agreement).items():
+        moved = np.frombuffer(arrays[f"trunk/{name}"], np.float32) - start.reshape(-1)
+        assert 0 < np.abs(moved).max() < 0.2  # z C / m is 0.0125
+
+
+def test_a_round_that_no_client_answers_is_one_too(tmp_path) -> None:
+    settings = load_experiment("digits", [*SETTINGS, "federation.rounds=2", QUIET])
+    lost = {(1, name): "after" for name in open_clients(settings).names}
+    simulate_losses(settings, tmp_path, lost)
+    assert [line["skipped"] for line in figures(tmp_path)] == [None, None]
+
+
+def test_a_round_is_not_repeated_beyond_the_budget(tmp_path) -> None:
+    settings = load_experiment(
+        "digits",
+        [
+            *SETTINGS,
+            "federation.clients-per-round=all",
+            "federation.least-replies=1",
+            "federation.too-few=repeat",
+            "federation.most-repeats=5",
+            "privacy.client-level.noise=client",
+            "privacy.client-level.noise-multiplier=2",
+            f"privacy.client-level.epsilon={epsilon_of([Event(2.0, 1.0, 3)], 1e-5)}",
+        ],
+    )
+    lost = {(2, name): "after" for name in open_clients(settings).names}
+    simulate_losses(settings, tmp_path, lost)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["privacy"]["client"]["epsilon"] <= settings.privacy.client_level.epsilon
+    assert results["stopped"].startswith("budget")
+    assert len(figures(tmp_path)[1]["lost-attempts"]) == 1
 
 
 def test_withheld_counts_stay_at_home(tmp_path) -> None:
