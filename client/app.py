@@ -35,6 +35,7 @@ from common.algorithms import ALGORITHMS
 from common.dataset import ClientData
 from common.errors import FedMTLError
 from common.experiment import Experiment
+from common.privacy.example_level import require_new_heads
 from common.privacy.ledger import describe_entry
 from common.secure_aggregation.contribution import adds_sums, settings_of
 from common.secure_aggregation.records import MASKED
@@ -200,6 +201,7 @@ def _open(message: Message, context: Context) -> Job:
     instruction = Instruction.from_record(config_of(message.content))
     place = Place.of(context.node_config)
     session = open_session(instruction.experiment, instruction.agreement, place)
+    require_new_heads(session.experiment, instruction.heads_from)
     data = session.client(session.name_of(context))
     state = open_state(context, data.name, instruction.run, instruction.heads_from)
     seed = session.experiment.seed if place.simulated else None

@@ -10,6 +10,7 @@ from common.algorithms import ALGORITHMS
 from common.errors import ConfigError
 from common.experiment import Experiment
 from common.model import build_model
+from common.privacy.example_level import require_new_heads
 from common.secure_aggregation.contribution import require_room
 from common.sharing import shared_names, with_beside
 from common.wire import FloatArray, pack_arrays
@@ -78,6 +79,7 @@ def federate(
     Raises:
         FedMTLError: the settings, the data or the checkpoint cannot be used.
     """
+    require_new_heads(experiment, heads_from)
     checkpoints = folder.checkpoints(keep_clients)
     federation = experiment.federation
     wanted = federation.clients_per_round

@@ -224,12 +224,12 @@ def _alone():
     close_sessions()
 
 
-def message(settings, kind=MessageType.TRAIN, number=1):
+def message(settings, kind=MessageType.TRAIN, number=1, heads_from=""):
     text = settings.model_dump_json(by_alias=True)
     agreement = agree([open_rows(text, Place()).describe(CLIENT)], settings)
     trainer = open_session(text, agreement.to_json(), Place()).trainer
     record = _instruction(settings, text, agreement, Policy()).to_record()
-    record["round"] = number
+    record["round"], record["heads-from"] = number, heads_from
     trunk = pack_arrays(trainer.flat.read(trainer.shared))
     return Message(RecordDict({ARRAYS: trunk, CONFIG: record}), 1, kind)
 
@@ -266,6 +266,18 @@ def test_a_description_is_written_down_too_and_kept_at_home_where_it_cannot_be(
     assert held == [("counts", 3 + 3, "none"), ("column sums", 3, "none")]  # of one channel
     full_disk(monkeypatch, 0)
     assert "The reply stays here" in client_app.app(query, context).error.reason
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_heads_of_another_run_are_outside_a_budget_of_rows(tmp_path, unit):
+    level = f"privacy.{unit}-level.noise-multiplier=2.0", f"privacy.{unit}-level.delta=1e-4"
+    asked = message(experiment(*level), heads_from="earlier")
+    context = Context(1, 1, {"client": CLIENT, "state": str(tmp_path)}, RecordDict(), {})
+    reply = client_app.app(asked, context)
+    assert reply.has_error() is (unit == "example")
+    if reply.has_error():
+        assert "heads-from must be left out under [privacy.example-level]" in reply.error.reason
 
 
 @pytest.mark.usefixtures("_alone")

@@ -92,6 +92,24 @@ def check_delta(experiment: "Experiment", rows: int, client: str = "") -> None:
         )
 
 
+def require_new_heads(experiment: "Experiment", heads_from: str) -> None:
+    """Refuse to start from an earlier run's heads: what rows did to them is not in this budget.
+
+    Args:
+        experiment: with or without ``[privacy.example-level]``.
+        heads_from: the earlier run; empty for new heads.
+
+    Raises:
+        ConfigError: there is an earlier run.
+    """
+    if heads_from and experiment.privacy.example_level is not None:
+        raise ConfigError(
+            f"heads-from must be left out under [privacy.example-level], got '{heads_from}': its "
+            "heads follow every row, and each row's gradient follows them, outside this run's "
+            "budget; leave it out"
+        )
+
+
 def _event(experiment: "Experiment", rows: int, rounds: int, noise: float) -> Event:
     rate = sampling_rate(rows, experiment.training.batch_size)
     return Event(noise, rate, rounds * steps_per_round(experiment, rows))
