@@ -209,6 +209,7 @@ REFUSED = {
         "inputs.pixels.standardise=federation",
     ],
     "privacy.accountant is for": ["privacy.accountant=pld"],
+    "privacy.accountant is for [privacy.client-level]": [*SECURE, "privacy.accountant=pld"],
 }
 
 

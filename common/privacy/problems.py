@@ -306,7 +306,7 @@ def _sums_problems(experiment: "Experiment") -> Iterator[str]:
         )
     yield from _figure_problems(experiment)
     yield from _count_problems(experiment)
-    if not privacy.is_on and _is_given(privacy, "accountant"):
+    if not any(privacy.levels) and _is_given(privacy, "accountant"):
         yield (
             f"privacy.accountant is for [{CLIENT}] or [{EXAMPLE}], got '{privacy.accountant}' with "
             "neither; remove it"
