@@ -111,11 +111,12 @@ class Protection:
         """Do as `protect` with one client's named arrays."""
         if not self.clips:
             return sent
+        # In the order of what came, as engines that have no names draw a simulation's noise.
         row, before = (
-            np.concatenate([arrays[name].reshape(-1) for name in sent])
+            np.concatenate([arrays[name].reshape(-1) for name in received])
             for arrays in (sent, received)
         )
         row = self.protect(row[None], before, [client], instruction)[0]
-        ends = np.cumsum([array.size for array in sent.values()])[:-1]
-        parts = zip(sent.items(), np.split(row, ends), strict=True)
+        ends = np.cumsum([array.size for array in received.values()])[:-1]
+        parts = zip(received.items(), np.split(row, ends), strict=True)
         return {name: part.reshape(array.shape) for (name, array), part in parts}

@@ -34,24 +34,32 @@ NOISED = [
     "privacy.sums-max-norm=3",
     "tasks.ink.metric=mse",
 ]
+LOCAL = "privacy.client-level.noise=client"
 POISSON = ["federation.sampling=poisson", "privacy.client-level.amplification=true"]
 CASES = {
     "fixed": [QUIET],
     "clipped by the server": [QUIET, "privacy.client-level.clip=server"],
     "adaptive": [QUIET, "privacy.client-level.quantile=0.5"],
-    "local": [QUIET, "privacy.client-level.noise=client"],
+    "local": [QUIET, LOCAL],
     "from a budget, amplified": ["privacy.client-level.epsilon=50", *POISSON],
     "figures with noise": [QUIET, *NOISED],
     "nothing told": [QUIET, "privacy.sums=withheld", "privacy.counts=withheld"],
     "small groups": ["privacy.smallest-group=40"],
     "mr-mtl": [QUIET, "federation.algorithm=mr-mtl"],
     "whole model": [QUIET, "federation.algorithm=whole-model"],
+    "whole model, local": [QUIET, "federation.algorithm=whole-model", LOCAL],
+    "heads that travel": [QUIET, "federation.heads=per-task", LOCAL],
+    "mr-mtl, heads that travel": [
+        QUIET,
+        "federation.algorithm=mr-mtl",
+        "federation.heads=per-task",
+    ],
     "adam": [QUIET, "federation.strategy=fedadam", "federation.strategy-options.eta=0.01"],
 }
 
 
 def run(out: Path, case: str, engine: str = "batched", **options: object) -> Path:
-    skewed = [] if case == "whole model" else SKEWED
+    skewed = [] if case.startswith("whole model") else SKEWED
     experiment = load_experiment("digits", [*SETTINGS, *skewed, *CASES[case]])
     simulate(experiment, engine=engine, out=out, **options)
     return out
@@ -89,6 +97,21 @@ def test_what_belongs_to_one_task_moves_by_its_holders_updates_alone(tmp_path) -
     for name in own:
         whole, part = trunks["plain"][name] - start[name], trunks["private"][name] - start[name]
         np.testing.assert_allclose(part * 6, whole * 4, atol=1e-5)  # of six clients, four hold it
+
+
+@pytest.mark.parametrize("sharing", ["hard", "cgc"])
+def test_a_client_without_a_task_adds_nothing_to_its_parts(tmp_path, sharing) -> None:
+    """Also where the algorithm keeps a trunk of its own: a secure sum is over holders alone."""
+    settings = [*SETTINGS, *SKEWED, "federation.algorithm=mr-mtl", f"trunk.sharing={sharing}"]
+    settings += ["federation.clients-per-round=all", "federation.heads=per-task"]
+    # Adam would make a whole step of what rounding leaves of a gradient that is 0.
+    settings += ["federation.rounds=2", "training.optimiser=sgd", "training.lr=0.05"]
+    settings += ["trunk.task-parts=shared"] * (sharing == "cgc")
+    secure = ["privacy.secure-aggregation.bits=24", "privacy.secure-aggregation.max-norm=50"]
+    for name, more in {"plain": [], "secure": secure}.items():
+        experiment = load_experiment("digits", [*settings, *more])
+        simulate(experiment, engine="loopback", out=tmp_path / name)
+    assert_same_trunk(tmp_path / "plain", tmp_path / "secure", tolerance=2e-4)
 
 
 @pytest.mark.parametrize("case", ["adaptive", "local", "from a budget, amplified", "adam"])
