@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from common.clients import open_clients
+from common.errors import ConfigError
 from common.experiment_file import load_experiment
 from common.privacy.accounting import Event, epsilon_of
 from common.sharing import task_of
@@ -203,6 +204,15 @@ def test_a_round_is_not_repeated_beyond_the_budget(tmp_path) -> None:
     assert results["privacy"]["client"]["epsilon"] <= settings.privacy.client_level.epsilon
     assert results["stopped"].startswith("budget")
     assert len(figures(tmp_path)[1]["lost-attempts"]) == 1
+
+
+def test_a_budget_that_no_simulation_would_keep_is_refused(tmp_path) -> None:
+    rows = [f"privacy.example-level.{given}" for given in ("epsilon=1", "noise-multiplier=0.5")]
+    settings = [*SETTINGS, QUIET, "privacy.sums=withheld", "privacy.counts=withheld", *rows]
+    settings += ["privacy.example-level.delta=1e-3"]
+    with pytest.raises(ConfigError, match="example-level.epsilon must be left out of a simulation"):
+        simulate(load_experiment("digits", settings), engine="batched", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_withheld_counts_stay_at_home(tmp_path) -> None:
