@@ -230,9 +230,11 @@ class PrivacyLedger:
 
         after = epsilon(costs)
         if after > most * (1 + SLACK):
+            figures = f"{epsilon(costs[:-1]):.4g} is paid and this reply would make it {after:.4g}"
+            if unit == "example" and self.experiment.privacy.counts == "withheld":
+                figures = "and this reply would exceed it"  # by how much would tell its rows
             raise BudgetError(
-                f"{self.client} does not answer: {what} is {most:g} at delta {delta:g}, "
-                f"{epsilon(costs[:-1]):.4g} is paid and this reply would make it {after:.4g}"
+                f"{self.client} does not answer: {what} is {most:g} at delta {delta:g}, {figures}"
             )
 
     def _check_noise(self, cost: Cost, least: float) -> None:

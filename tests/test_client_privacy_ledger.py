@@ -90,6 +90,18 @@ def test_a_reply_that_would_overdraw_the_experiments_budget_is_refused(tmp_path)
     assert len(LedgerFile.of(tmp_path, CLIENT).read()) == 2
 
 
+@pytest.mark.parametrize("counts", ["sent", "withheld"])
+def test_a_refusal_tells_no_number_of_rows_that_is_withheld(tmp_path, counts):
+    quiet = NOISE, f"privacy.counts='{counts}'", "privacy.sums='withheld'"
+    level = "privacy.example-level.noise-multiplier=2.0", "privacy.example-level.epsilon=0.5"
+    with pytest.raises(ConfigError, match="delta must be below") as refused:
+        answer(tmp_path, experiment(*quiet, *level, "privacy.example-level.delta=0.1"), rows=97)
+    assert ("97" in str(refused.value)) is (counts == "sent")
+    with pytest.raises(BudgetError, match="does not answer") as overdrawn:
+        answer(tmp_path, experiment(*quiet, *level, "privacy.example-level.delta=1e-4"), rows=97)
+    assert ("would make it" in str(overdrawn.value)) is (counts == "sent")
+
+
 def test_a_plan_that_fits_its_budget_exactly_is_served_to_its_end(tmp_path):
     settings = experiment("privacy.client-level.epsilon=2.0")
     for number in (1, 2, 3):

@@ -86,8 +86,10 @@ def check_delta(experiment: "Experiment", rows: int, client: str = "") -> None:
     level = experiment.privacy.example_level
     if level is not None and level.delta * rows >= 1:
         who = f"client '{client}': " if client else ""
+        # A client's refusal leaves it.
+        told = f"1/{rows}, " if experiment.privacy.counts == "sent" else ""
         raise ConfigError(
-            f"{who}privacy.example-level.delta must be below 1/{rows}, one over the client's "
+            f"{who}privacy.example-level.delta must be below {told}one over the client's "
             f"training rows, got {level.delta:g}, at which some row may be told as it is; lower it"
         )
 
