@@ -210,9 +210,7 @@ def test_a_budget_that_no_simulation_would_keep_is_refused(tmp_path) -> None:
     rows = [f"privacy.example-level.{given}" for given in ("epsilon=1", "noise-multiplier=0.5")]
     settings = [*SETTINGS, QUIET, "privacy.sums=withheld", "privacy.counts=withheld", *rows]
     settings += ["privacy.example-level.delta=1e-3"]
-    with pytest.raises(
-        ConfigError, match=r"example-level\.epsilon must be left out of a simulation"
-    ):
+    with pytest.raises(ConfigError, match=r"epsilon must be left out of a simulation"):
         simulate(load_experiment("digits", settings), engine="batched", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
