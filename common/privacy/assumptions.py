@@ -123,8 +123,8 @@ def _outside(experiment: "Experiment") -> Iterator[str]:
 def _encodes_by_own_rows(experiment: "Experiment") -> bool:
     """Whether encoding learns from a client's training rows, without noise."""
     inputs, tasks = experiment.inputs.values(), experiment.tasks.values()
-    filled = any(each.missing == "mean" for each in inputs)
-    return filled or any(each.standardise == "client" for each in (*inputs, *tasks))
+    filled = any(each.missing == "mean" or each.standardise == "client" for each in inputs)
+    return filled or any(task.standardise == "client" for task in tasks)
 
 
 def _sampling_of_noise(experiment: "Experiment") -> Iterator[str]:
