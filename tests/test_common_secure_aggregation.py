@@ -176,6 +176,7 @@ def test_a_client_refuses_a_set_of_too_few_and_one_without_itself():
         exchange.cover()
         with pytest.raises(ExchangeError, match=reason):
             exchange.clients[1].uncover(staying, exchange.server.sealed_for(1))
+        assert not exchange.clients[1].seed  # nor can it be asked again
 
 
 def test_a_client_refuses_too_few_neighbours_and_too_few_dealers():
