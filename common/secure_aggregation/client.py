@@ -88,14 +88,14 @@ class ClientMachine:
 
     exchange: str
     stage: str = NEW
-    mask_key: bytes = b""
-    seal_key: bytes = b""
-    seed: bytes = b""
+    mask_key: bytes = field(default=b"", repr=False)
+    seal_key: bytes = field(default=b"", repr=False)
+    seed: bytes = field(default=b"", repr=False)
     place: int = 0
     threshold: int = 0
     least: int = 0
     peers: dict[int, PublicKeys] = field(default_factory=dict)
-    own_share: bytes = b""
+    own_share: bytes = field(default=b"", repr=False)
     senders: tuple[int, ...] = ()
 
     def advertise(self) -> PublicKeys:
