@@ -12,18 +12,23 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from client import secure
 from client.discretion import Discretion
 from client.learners import Learners
 from client.place import Place
 from client.protection import Protection
-from client.session import Session, client_name, open_rows, open_session
+from client.session import Session, client_name, open_rows, open_session, settled
 from client.state import SIMULATED, FolderState, OwnState, open_state, require_state
 from common.algorithms import ALGORITHMS
 from common.dataset import ClientData
 from common.errors import FedMTLError
+from common.experiment import Experiment
+from common.secure_aggregation.contribution import adds_sums, settings_of
+from common.secure_aggregation.records import MASKED
 from common.wire import (
     ARRAYS,
     CONFIG,
@@ -99,13 +104,55 @@ class Job:
         sent = self.session.trainer.sent_arrays(learners)
         return protection.protect_arrays(sent, received, self.data.name, self.instruction)
 
-    def metrics(self, sums: SplitSums, *stream: str | int) -> MetricRecord:
-        """Get the figures that are sent, as the experiment asks."""
-        discretion, train = Discretion(self.session.experiment, self.seed), self.data.train
-        if not discretion.is_idle:
-            trained = {task: int(mask.sum()) for task, mask in train.labelled.items()}
-            sums = discretion.reduce(sums, trained, self.data.name, *stream)
-        return pack_sums(discretion.examples(len(train)), sums)
+    @property
+    def adds_securely(self) -> bool:
+        """Whether the server must see sums over clients alone."""
+        return self.session.experiment.privacy.secure_aggregation is not None
+
+    @property
+    def labelled(self) -> dict[str, int]:
+        """Labelled training rows of each task, however often they are passed over."""
+        return {task: int(mask.sum()) for task, mask in self.data.train.labelled.items()}
+
+    def reduce(self, sums: SplitSums, *stream: str | int) -> SplitSums:
+        """Get the figures that may be told, as the experiment asks."""
+        discretion = Discretion(self.session.experiment, self.seed)
+        if discretion.is_idle:
+            return sums
+        return discretion.reduce(sums, self.labelled, self.data.name, *stream)
+
+    def metrics(self, sums: SplitSums) -> MetricRecord:
+        """Pack figures, and how many rows the client counts as."""
+        discretion = Discretion(self.session.experiment, self.seed)
+        return pack_sums(discretion.examples(len(self.data.train)), sums)
+
+    def masked(
+        self,
+        message: Message,
+        context: Context,
+        sums: SplitSums,
+        sent: Mapping[str, FloatArray] | None = None,
+    ) -> RecordDict:
+        """Make the content of a reply whose numbers are added securely.
+
+        Args:
+            message: to train or to evaluate.
+            context: keeps where the exchange stands.
+            sums: losses and metrics that may be told.
+            sent: what would be sent after training; None after an evaluation.
+        """
+        experiment, data = self.session.experiment, self.data
+        reply = secure.SecureReply(experiment, self.instruction, self.seed)
+        update = np.empty(0, np.uint32)
+        if sent is not None:
+            received = unpack_arrays(arrays_of(message.content) or ArrayRecord())
+            held = [task for task, count in self.labelled.items() if count]
+            update = reply.update(data.name, sent, received, len(data.train), held)
+        words = reply.sums(sums, trained=sent is not None)
+        content = RecordDict({MASKED: reply.mask(message, context, update, words)})
+        if experiment.privacy.sums_regime == "sent":
+            content[METRICS] = self.metrics(sums)
+        return content
 
     def evaluate(self, learners: Learners) -> SplitSums:
         """Evaluate the model that the client uses, on the rows that training did not see."""
@@ -161,12 +208,10 @@ def train(message: Message, context: Context) -> Message:
     if instruction.evaluate and job.personal:
         sums |= job.evaluate(learners)
     job.keep(instruction.round)  # before the trunk leaves
-    content = RecordDict(
-        {
-            ARRAYS: pack_arrays(job.sent(message, learners)),
-            METRICS: job.metrics(sums, instruction.round),
-        }
-    )
+    sent, sums = job.sent(message, learners), job.reduce(sums, instruction.round)
+    if job.adds_securely:
+        return Message(job.masked(message, context, sums, sent), reply_to=message)
+    content = RecordDict({ARRAYS: pack_arrays(sent), METRICS: job.metrics(sums)})
     return Message(content, reply_to=message)
 
 
@@ -189,7 +234,38 @@ def evaluate(message: Message, context: Context) -> Message:
     if job.personal:
         trainer.complete(learners)
     sums = job.evaluate(learners)
-    content = RecordDict(
-        {METRICS: job.metrics(sums, "evaluation", job.instruction.round, int(job.instruction.keep))}
-    )
+    sums = job.reduce(sums, "evaluation", job.instruction.round, int(job.instruction.keep))
+    if adds_sums(job.session.experiment):
+        return Message(job.masked(message, context, sums), reply_to=message)
+    return Message(RecordDict({METRICS: job.metrics(sums)}), reply_to=message)
+
+
+def _settle(message: Message, context: Context) -> tuple[Instruction, Experiment]:
+    """Read what a stage of secure aggregation is about; no data is opened for it."""
+    instruction = Instruction.from_record(config_of(message.content))
+    require_state(context)
+    return instruction, settled(instruction.experiment, Place.of(context.node_config))
+
+
+@app.query("keys")
+@_answer
+def keys(message: Message, context: Context) -> Message:
+    """Begin a secure aggregation."""
+    settings_of(_settle(message, context)[1])
+    return Message(secure.advertise(message, context), reply_to=message)
+
+
+@app.query("shares")
+@_answer
+def shares(message: Message, context: Context) -> Message:
+    """Deal out shares of what hides this client's vectors."""
+    content = secure.deal(message, context, *_settle(message, context))
     return Message(content, reply_to=message)
+
+
+@app.query("unmask")
+@_answer
+def unmask(message: Message, context: Context) -> Message:
+    """Uncover what the sum over clients needs."""
+    _settle(message, context)
+    return Message(secure.uncover(message, context), reply_to=message)

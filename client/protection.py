@@ -47,7 +47,8 @@ class Protection:
     def __init__(self, experiment: Experiment, seed: int | None) -> None:
         self.privacy, self.seed = experiment.privacy, seed
         level = self.privacy.client_level
-        self.clips = level is not None and level.clip == "client"
+        secure = self.privacy.secure_aggregation is not None
+        self.clips = secure or (level is not None and level.clip == "client")
         # Noise 'client' has no amplification, so how many clients there are does not matter.
         blurs = level is not None and level.noise == "client"
         self.noise_multiplier = client_noise(experiment, clients=1) if blurs else 0.0

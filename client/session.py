@@ -133,12 +133,13 @@ def open_rows(experiment: str, place: Place) -> LocalRows:
 
 
 @lru_cache(maxsize=8)
-def _settle(experiment: str, place: Place) -> Experiment:
+def settled(experiment: str, place: Place) -> Experiment:
+    """Read the experiment that the server sent; the node's decisions hold."""
     return place.settle(Experiment.model_validate_json(experiment))
 
 
 def _signature(experiment: str, place: Place) -> str:
-    return source_signature(_settle(experiment, place).data)
+    return source_signature(settled(experiment, place).data)
 
 
 @lru_cache(maxsize=2)
@@ -150,7 +151,7 @@ def _open_session(rows: LocalRows, agreement: str, precision: str) -> Session:
 
 @lru_cache(maxsize=8)
 def _open_rows(text: str, place: Place, signature: str) -> LocalRows:
-    experiment = _settle(text, place)
+    experiment = settled(text, place)
     kept = bool(place.state and signature)  # embedded data needs no cache
     cache = RowCache(Path(place.state) / "cache", experiment, signature) if kept else None
     return LocalRows(experiment, cache)
@@ -158,7 +159,7 @@ def _open_rows(text: str, place: Place, signature: str) -> LocalRows:
 
 def close_sessions() -> None:
     """Let go of everything that this process keeps; the next run reads its data anew."""
-    for cached in (_settle, _open_session, _open_rows):
+    for cached in (settled, _open_session, _open_rows):
         cached.cache_clear()
 
 

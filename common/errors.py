@@ -58,3 +58,7 @@ class ExportError(FedMTLError):
 
 class ClientsMissingError(FedMTLError):
     """Too few clients are connected for a round; the run can go on from its last checkpoint."""
+
+
+class SecureAggregationError(FedMTLError):
+    """A client does not go on with a secure aggregation. Names, places and counts only."""

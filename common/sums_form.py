@@ -19,23 +19,31 @@ class SumsForm:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         rules = Rules(experiment)
+        self._is_fixed = rules.is_fixed
         self._weighting = dict.fromkeys((*FIGURES, *(STATE + n for n in rules.initial)), 2)
         # Name -> its first number that counts something, and cannot be negative; so are the rest.
         # Noise makes any figure negative, and its count is 1.
         first = int(experiment.privacy.sums_regime == "noised")
         self._counts = dict.fromkeys(METRICS, first) | dict.fromkeys(("loss", *self._weighting), 1)
 
+    def lengths(self, task: str, split: str) -> dict[str, int]:
+        """Say which names one task's sums of a split can have, and how many numbers each."""
+        if split != "train":
+            return self._measured(task)
+        return {"loss": 2} | ({} if self._is_fixed else self._weighting)
+
+    def _measured(self, task: str) -> dict[str, int]:
+        """Count the numbers of loss and metric."""
+        settings = self.experiment.tasks[task]
+        outputs = output_width(settings, len(self.experiment.targets(task)))
+        return {"loss": 2, settings.metric_name: METRICS[settings.metric_name].length(outputs)}
+
     def fault(self, task: str, numbers: Mapping[str, list[float]]) -> str | None:
         """Say what is wrong with one task's sums, or None."""
         settings = self.experiment.tasks.get(task)
         if settings is None:
             return "the experiment has no such task"
-        outputs = output_width(settings, len(self.experiment.targets(task)))
-        lengths = {
-            "loss": 2,
-            settings.metric_name: METRICS[settings.metric_name].length(outputs),
-            **self._weighting,
-        }
+        lengths = {**self._measured(task), **self._weighting}
         if "loss" not in numbers:
             return "loss is missing"
         for name, values in numbers.items():

@@ -33,6 +33,8 @@ class BulkReplies:
             was sent; None in an evaluation.
         arrived: when the replies came that came before the round's deadline, where the engine
             simulates that; None where all came at once.
+        holds: bool [K, T], who has training labels of which task; None in an evaluation. Never
+            told: clients that add securely know it themselves.
     """
 
     clients: Sequence[str]
@@ -40,6 +42,7 @@ class BulkReplies:
     sums: SumTable
     rows: FloatArray | None = None
     arrived: Mapping[str, Arrival] | None = None
+    holds: NDArray[np.bool_] | None = None
 
     def only(self, clients: Collection[str]) -> "BulkReplies":
         """Keep the replies of these clients."""
@@ -49,7 +52,9 @@ class BulkReplies:
         names = [name for name in self.clients if name in clients]
         dropped = {name: "" for name in self.clients if name not in clients}
         rows = None if self.rows is None else self.rows[kept]
-        return BulkReplies(names, self.examples[kept], self.sums.without(dropped), rows)
+        holds = None if self.holds is None else self.holds[kept]
+        sums = self.sums.without(dropped)
+        return BulkReplies(names, self.examples[kept], sums, rows, holds=holds)
 
 
 class BulkGrid(Grid):
@@ -90,12 +95,14 @@ def ask_groups(
     came = [name for replies in answers for name in replies.clients]
     order = np.array([came.index(name) for name in clients])
     rows = [replies.rows for replies in answers if replies.rows is not None]
+    holds = [replies.holds for replies in answers if replies.holds is not None]
     return BulkReplies(
         clients,
         np.concatenate([replies.examples for replies in answers])[order],
         join_tables([replies.sums for replies in answers]).ordered(order),
         np.concatenate(rows)[order] if rows else None,
         _join_arrivals(answers),
+        np.concatenate(holds)[order] if holds else None,
     )
 
 

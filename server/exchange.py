@@ -37,6 +37,7 @@ class Outcome:
         received_bytes: payload received.
         loss: why the round is lost, which leaves the trunk as it was; empty where it is not.
         notes: what else the round's record is to tell of how trunks were combined.
+        added: how many clients' reports were added up where `sums` is their sum alone; else None.
     """
 
     asked: int
@@ -47,6 +48,12 @@ class Outcome:
     received_bytes: int = 0
     loss: str = ""
     notes: Sequence[str] = ()
+    added: int | None = None
+
+    @property
+    def answered(self) -> int:
+        """How many clients' replies counted."""
+        return len(self.sums.clients) if self.added is None else self.added
 
 
 class Exchange(Protocol):

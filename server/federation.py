@@ -10,6 +10,7 @@ from common.algorithms import ALGORITHMS
 from common.errors import ConfigError
 from common.experiment import Experiment
 from common.model import build_model
+from common.secure_aggregation.contribution import require_room
 from common.sharing import shared_names, with_beside
 from common.wire import FloatArray, pack_arrays
 from server.bulk import BulkGrid
@@ -20,7 +21,8 @@ from server.loop import RoundLoop
 from server.roster import Roster
 from server.run_folder import RunFolder
 from server.sampling import require_trace
-from server.strategy import make_strategy
+from server.secure_exchange import SecureBulkExchange, SecureExchange
+from server.strategy import TrunkStrategy, make_strategy
 from server.watch import Watch
 
 logger = logging.getLogger("fedmtl.server")
@@ -96,14 +98,27 @@ def federate(
     if resume:
         strategy.restore(checkpoints.load_strategy(progress))
     checkpoints.strategy_state = strategy.state
-    exchange: Exchange = (
-        BulkExchange(grid, strategy, roster)
-        if isinstance(grid, BulkGrid)
-        else MessageExchange(grid, strategy, roster, federation.round_timeout_s)
-    )
+    exchange = make_exchange(grid, strategy, roster)
     watch.started(progress, roster)
     loop = RoundLoop(experiment, grid, roster, exchange, folder, checkpoints, progress, watch)
     return loop.run(trunk)
+
+
+def make_exchange(grid: Grid, strategy: TrunkStrategy, roster: Roster) -> Exchange:
+    """Choose how rounds reach the clients: by messages or in bulk, openly or as sums alone.
+
+    Raises:
+        ConfigError: the sum of so many clients has no room in the integers that are added securely.
+    """
+    timeout_s = roster.experiment.federation.round_timeout_s
+    if roster.experiment.privacy.secure_aggregation is None:
+        if isinstance(grid, BulkGrid):
+            return BulkExchange(grid, strategy, roster)
+        return MessageExchange(grid, strategy, roster, timeout_s)
+    require_room(roster.experiment, roster.asked_per_round)
+    if isinstance(grid, BulkGrid):
+        return SecureBulkExchange(grid, strategy, roster)
+    return SecureExchange(grid, strategy, roster, timeout_s)
 
 
 def call_roll(grid: Grid, roster: Roster, needed: int, *, strict: bool) -> Agreement:

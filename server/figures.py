@@ -50,7 +50,8 @@ def split_figures(
 
     Returns:
         ``{"loss": L, "tasks": {task: {"loss", metric, "examples", "spread"}}}`` with
-        ``L = sum_t w_t * L_t`` over the tasks that any client reported; {} where none did.
+        ``L = sum_t w_t * L_t`` over the tasks that any client reported; {} where none did. Where
+        the sum over clients alone is known, nobody knows a spread.
     """
     tasks: Figures = {}
     for task, settings in experiment.tasks.items():
@@ -60,7 +61,7 @@ def split_figures(
         metric = settings.metric_name
         total = {name: values.sum(0).tolist() for name, values in numbers.items()}
         tasks[task] = task_figures(metric, total)
-        if metric in numbers:
+        if metric in numbers and not sums.is_total:
             figure = METRICS[metric].figure
             tasks[task]["spread"] = spread(figure(row) for row in numbers[metric].tolist())
     if not tasks:

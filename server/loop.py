@@ -144,12 +144,12 @@ class RoundLoop:
             "notes": list(outcome.notes),
             "weights": {**self.weights, **mean_figures(outcome.sums, "train", "weight")},
             "train": self._train_figures(outcome.sums),
-            "evaluation": self._evaluation(number - 1, outcome.sums) if rides else None,
+            "evaluation": self._evaluation(number - 1, outcome) if rides else None,
         }
         moves = self.progress.usable_rounds
         trunk = self._advance(trunk, outcome)
         if is_due and evaluation.by == "message":
-            line["evaluation"] = self._evaluation(number, self.evaluate(trunk).sums)
+            line["evaluation"] = self._evaluation(number, self.evaluate(trunk))
             moves = self.progress.usable_rounds
         self._judge(line["evaluation"], moves)
         line["time_s"] = time.perf_counter() - started
@@ -209,8 +209,8 @@ class RoundLoop:
         outcome = self.evaluate(trunk, keep=fits)
         if fits and self.checkpoints.keep_clients is not None:
             self.checkpoints.save(self.progress, trunk)
-        if not self.progress.usable_rounds or not outcome.sums.clients:
-            raise NothingLearnedError(self._what_failed(), self.progress.best)
+        if not self.progress.usable_rounds or not outcome.answered:
+            raise NothingLearnedError(self._what_failed(outcome.loss), self.progress.best)
         results = {
             "experiment": self.experiment.name,
             "fingerprint": self.progress.fingerprint,
@@ -218,10 +218,11 @@ class RoundLoop:
             "rounds": self.progress.round,
             "stopped": stopped,
             "seconds": self.progress.elapsed_s,
-            "final": self._evaluation(self.progress.round, outcome.sums),
+            "final": self._evaluation(self.progress.round, outcome),
             "best": self.progress.best,
             "clients": {
-                name: self._client_figures(name, outcome.sums) for name in outcome.sums.clients
+                name: self._client_figures(name, outcome.sums)
+                for name in ([] if outcome.sums.is_total else outcome.sums.clients)
             },
             "skipped-rounds": self.progress.skipped_rounds,
             "repeats": self.progress.repeats,
@@ -239,12 +240,16 @@ class RoundLoop:
         self.folder.finish(results)
         return results
 
-    def _what_failed(self) -> str:
-        """Say in one line that no reply was usable, why, and what to do."""
+    def _what_failed(self, loss: str) -> str:
+        """Say in one line that no reply was usable, why, and what to do.
+
+        Args:
+            loss: why the last evaluation came to nothing, where that is known.
+        """
         done, skipped = self.progress.round, self.progress.skipped_rounds
         what = f"nothing was learned: no reply was usable in any of {done} rounds"
         if self.progress.usable_rounds:
-            what = "no client could evaluate the last trunk"
+            what = "no client could evaluate the last trunk" + (f" ({loss})" if loss else "")
         elif skipped and {*self._losses} != {UNUSABLE}:
             what = f"nothing was learned: {skipped} of {done} rounds were skipped"
             for loss, _ in self._losses.most_common(1):
@@ -285,10 +290,10 @@ class RoundLoop:
         figures = split_figures(self.experiment, sums, "train", self.weights)
         return figures or {"loss": None, "tasks": {}}
 
-    def _evaluation(self, trunk_round: int, sums: SumTable) -> Figures:
-        figures: Figures = {"trunk-round": trunk_round, "clients": len(sums.clients)}
+    def _evaluation(self, trunk_round: int, outcome: Outcome) -> Figures:
+        figures: Figures = {"trunk-round": trunk_round, "clients": outcome.answered}
         for split in EVALUATED:
-            figures[split] = split_figures(self.experiment, sums, split, self.weights)
+            figures[split] = split_figures(self.experiment, outcome.sums, split, self.weights)
         return figures
 
     def _judge(self, evaluation: Figures | None, moves: int) -> None:
@@ -324,6 +329,6 @@ def participation(outcome: Outcome) -> Figures:
     """Say who was asked and what became of the replies."""
     return {
         "asked": outcome.asked,
-        "answered": len(outcome.sums.clients),
+        "answered": outcome.answered,
         "left-out": outcome.left_out,
     }

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from common.errors import CheckpointError, ConfigError, ShapeError
 from common.experiment import Experiment
 from common.methods import make_options
+from common.secure_aggregation.layout import Sum
 from common.strategies import STRATEGIES
 from common.wire import ARRAYS, CONFIG, FloatArray, pack_arrays, unpack_arrays
 from server.affinity import Affinity
@@ -22,17 +23,16 @@ from server.checkpoint import RESTORE
 from server.client_weights import ClientWeights, Counts
 from server.control_variates import step_control
 from server.flat_trunk import FlatTrunk, model_arrays
-from server.private_mean import PrivateMean
+from server.private_mean import PrivateMean, Total
 from server.replies import NO_NUMBER, ReplyReader, RoundReplies, read_sums, row_faults
 from server.roster import Roster
 from server.sampling import choose_clients
-from server.sums import SumTable, mean_losses
+from server.sums import EVERYBODY, SumTable, mean_losses
 from server.task_parts import TaskParts
 
 logger = logging.getLogger("fedmtl.server")
 
 Trunk = Mapping[str, FloatArray]
-EVERYBODY = "all clients"  # whose mean a rule is given where it must not see theirs
 
 
 class TrunkStrategy(Strategy):
@@ -263,6 +263,40 @@ class TrunkStrategy(Strategy):
         total = self.private.total(rows, sent)
         mean = self.private.release(total, sent, server_round, self.attempt)
         return self._step(server_round, sent, mean)
+
+    def combine_sum(
+        self, server_round: int, trunk: Trunk, total: Sum, clients: int
+    ) -> dict[str, FloatArray] | None:
+        """Make the next trunk of the sum of updates, where no single one is known.
+
+        Args:
+            server_round: the round.
+            trunk: what was sent.
+            total: the sums of weighed updates and of weights.
+            clients: how many are in it.
+
+        Returns:
+            None where the rule makes no number.
+        """
+        self.last = RoundReplies()
+        sent = self.form.flatten(trunk)
+        with np.errstate(all="ignore"):
+            if self.private is not None:
+                whole = Total(total.update, clients, total.within)
+                mean = self.private.release(whole, sent, server_round, self.attempt)
+                return self._step(server_round, sent, mean)
+            update, unheld = total.update / total.weight, []
+            for task, columns in self._parts.columns.items():
+                held = total.held[task]
+                update[columns] = total.update[columns] / held if held else 0.0
+                unheld += [columns] if not held else []
+            following = self._step(server_round, sent, (sent + update).astype(sent.dtype))
+        if following is None or not unheld:
+            return following
+        row = self.form.flatten(following)
+        for columns in unheld:  # a rule with momentum would move them
+            row[columns] = sent[columns]
+        return self.form.cut(row)
 
     def _step(
         self, server_round: int, sent: FloatArray, mean: FloatArray

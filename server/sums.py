@@ -9,6 +9,7 @@ from common.sums_form import NOT_FINITE
 from common.wire import SplitSums
 
 Matrix = NDArray[np.float64]
+EVERYBODY = "all clients"  # stands for those whose sum alone is known
 
 
 class SumTable:
@@ -38,6 +39,11 @@ class SumTable:
                             places[name] = np.zeros((len(reports), len(values)))
                         places[name][row] = values
         return cls(list(reports), numbers)
+
+    @property
+    def is_total(self) -> bool:
+        """Whether nothing but the sum over clients is known."""
+        return self.clients == [EVERYBODY]
 
     def task(self, split: str, task: str) -> dict[str, Matrix]:
         """Get the numbers of the clients that have labelled rows of a task in a split."""

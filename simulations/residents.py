@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client.batches import Index, label_patterns, shuffle_key
@@ -146,7 +147,7 @@ class Residents:
         )
         rows = self.protection.protect(rows, flat.cpu().numpy(), clients, instruction)
         told = self._tell(members, clients, sums, instruction.round)
-        return BulkReplies(clients, self._count(members), told, rows)
+        return BulkReplies(clients, self._count(members), told, rows, holds=self._held(members))
 
     def evaluate(
         self, clients: Sequence[str], received: Mapping[str, FloatArray], instruction: Instruction
@@ -190,10 +191,18 @@ class Residents:
             told[client] = self.discretion.reduce(own, trained, client, *stream)
         return SumTable.of(told)
 
+    def _held(self, members: Index) -> NDArray[np.bool_]:
+        """Say who has training labels of which of the experiment's tasks, [K, T]."""
+        counts = dict(zip(self.train_store.tasks, self.train_store.label_counts.T, strict=True))
+        nobody = np.zeros(len(self.place), np.int64)
+        columns = [counts.get(task, nobody)[members] > 0 for task in self.experiment.tasks]
+        return np.stack(columns, 1)
+
     def _count(self, members: Index) -> Index:
-        """Get how many rows clients say that they count as."""
-        counts = self.train_store.counts[members]
-        return counts if self.experiment.privacy.counts == "sent" else np.ones_like(counts)
+        """Get how many rows clients say that they count as, or count as where nobody is told."""
+        counts, privacy = self.train_store.counts[members], self.experiment.privacy
+        told = privacy.counts == "sent" or privacy.secure_aggregation is not None
+        return counts if told else np.ones_like(counts)
 
     def own_states(self, clients: Sequence[str]) -> dict[str, Own]:
         """Cut out what clients keep at home: the heads of their tasks, and norms that stay."""

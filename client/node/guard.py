@@ -24,11 +24,14 @@ from numpy.typing import NDArray
 
 from client.algorithms.algorithm import open_algorithm
 from client.node.policy import Leaves, Policy
+from client.node.secure_guard import REBUILT, rebuild_masked, rebuild_stage
 from common.agreement import MOST_CATEGORIES, Description, collects_categories
 from common.columns import fits_input
 from common.dataset import SPLITS
 from common.errors import PolicyError
 from common.experiment import Experiment
+from common.secure_aggregation.contribution import adds_sums
+from common.secure_aggregation.records import MASKED
 from common.sums_form import SumsForm
 from common.wire import (
     ARRAYS,
@@ -158,7 +161,9 @@ def _description_fault(told: Description, experiment: Experiment) -> str | None:
 def _train(
     message: Message, content: RecordDict, policy: Policy, experiment: Experiment
 ) -> RecordDict:
-    """Let a trunk and its sums through."""
+    """Let a trunk and its sums through, or both under their masks."""
+    if experiment.privacy.secure_aggregation is not None:
+        return _masked(message, content, policy, experiment, trained=True)
     _require_records(content, {ARRAYS: ArrayRecord, METRICS: MetricRecord})
     received = unpack_arrays(arrays_of(message.content) or ArrayRecord())
     sent = arrays_of(content) or ArrayRecord()
@@ -169,10 +174,32 @@ def _train(
     return RecordDict({ARRAYS: pack_arrays(trunk), METRICS: metrics})
 
 
-def _evaluate(
-    _: Message, content: RecordDict, policy: Policy, experiment: Experiment
+def _masked(
+    message: Message, content: RecordDict, policy: Policy, experiment: Experiment, *, trained: bool
 ) -> RecordDict:
-    """Let sums through."""
+    """Let masked vectors through, and sums beside them where the experiment sends these openly."""
+    open_sums = experiment.privacy.sums_regime == "sent"
+    _require_records(
+        content, {MASKED: ArrayRecord, **({METRICS: MetricRecord} if open_sums else {})}
+    )
+    masked = rebuild_masked(message, content, policy, experiment, trained=trained)
+    passed = RecordDict({MASKED: masked})
+    if open_sums:
+        passed[METRICS] = _read_sums(content, policy.leaves, experiment)
+    return passed
+
+
+def _stage(message: Message, content: RecordDict, _: Policy, experiment: Experiment) -> RecordDict:
+    """Let a stage of secure aggregation through."""
+    return rebuild_stage(message, content, experiment)
+
+
+def _evaluate(
+    message: Message, content: RecordDict, policy: Policy, experiment: Experiment
+) -> RecordDict:
+    """Let sums through, or what masks them."""
+    if adds_sums(experiment):
+        return _masked(message, content, policy, experiment, trained=False)
     _require_records(content, {METRICS: MetricRecord})
     return RecordDict({METRICS: _read_sums(content, policy.leaves, experiment)})
 
@@ -181,6 +208,7 @@ READERS: dict[str, Callable[[Message, RecordDict, Policy, Experiment], RecordDic
     MessageType.QUERY: _query,
     MessageType.TRAIN: _train,
     MessageType.EVALUATE: _evaluate,
+    **dict.fromkeys(REBUILT, _stage),
 }
 
 

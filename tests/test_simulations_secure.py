@@ -1,0 +1,272 @@
+"""Whole runs whose server learns sums alone, on every engine, with clients that drop out."""
+
+import json
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, Message
+
+from client.app import app
+from client.session import close_sessions
+from common.clients import open_clients
+from common.errors import ConfigError, NothingLearnedError
+from common.experiment_file import load_experiment
+from common.secure_aggregation.records import KEYS, MASKED, SECURE, SHARES, UNMASK
+from common.wire import size_bytes
+from server.federation import federate
+from server.run_folder import RunFolder
+from simulations.loopback import LoopbackGrid
+from simulations.report import write_report
+from simulations.simulate import simulate
+from tests.lossy_loopback import simulate_losses
+from tests.test_simulations_engines import assert_same_figures, assert_same_trunk, figures, trunk
+
+SMALL = ["partition.clients=6", "trunk.widths=[8]", "federation.rounds=2"]
+# A norm that clips nothing, and the finest grid, so that a run may be held against a plain one.
+SECURE_SETTINGS = ["privacy.secure-aggregation.max-norm=50", "privacy.secure-aggregation.bits=24"]
+SKEWED = ["partition.task-skew=random", "partition.tasks-per-client=2"]
+NAMES = [f"client-{number:03d}" for number in range(6)]
+TOLERANCE = 2e-4  # steps of 50 / 2^23, six clients, two rounds of training
+
+
+def experiment(*settings, secure=True):
+    return load_experiment("digits", [*SMALL, *(SECURE_SETTINGS if secure else ()), *settings])
+
+
+class DroppingGrid(LoopbackGrid):
+    """Keeps what the server saw; loses messages, each (round, kind) once: to these clients."""
+
+    def __init__(self, names, losses):
+        super().__init__(app, names)
+        self.losses, self.seen = losses, []
+
+    def send_and_receive(self, messages, *, timeout=None):
+        asked, replies = list(messages), []
+        about = asked[0].content["config"]["round"], asked[0].metadata.message_type
+        gone = self.losses.pop(about, ())
+        for message in asked:
+            if self.name_of(message.metadata.dst_node_id) not in gone:
+                replies.append(self.deliver(message))
+        self.seen += replies
+        return replies
+
+
+def simulate_drops(settings, out, losses):
+    grid = DroppingGrid(open_clients(settings).names, losses)
+    folder = RunFolder(out)
+    folder.create(settings, "loopback")
+    try:
+        federate(grid, settings, folder, strict=True, keep_clients=grid.keep_clients)
+    finally:
+        close_sessions()
+    return grid
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["federation.weight-by=uniform"],
+        ["federation.weight-by=examples", "partition.kind=dirichlet", "partition.by=digit"],
+        ["federation.strategy=fedadam"],
+        [*SKEWED, "federation.heads=per-task"],
+        ["evaluation.by=message"],
+        ["privacy.secure-aggregation.neighbours=4"],
+    ],
+    ids=["uniform", "examples", "fedadam", "parts of tasks", "by message", "few neighbours"],
+)
+def test_all_engines_come_to_the_plain_trunk_and_figures(tmp_path, settings):
+    simulate(experiment(*(s for s in settings if "privacy" not in s), secure=False),
+             engine="loopback", out=tmp_path / "plain")  # fmt: skip
+    for engine in ("loopback", "batched"):
+        results = simulate(experiment(*settings), engine=engine, out=tmp_path / engine)
+        assert_same_trunk(tmp_path / "plain", tmp_path / engine, TOLERANCE)
+        assert results["clients"] == {}
+        assert results["final"]["clients"] == 6
+    plain = json.loads((tmp_path / "plain" / "results.json").read_text())
+    for split in ("validation", "test"):
+        for task, own in plain["final"][split]["tasks"].items():
+            found = results["final"][split]["tasks"][task]
+            assert found["examples"] == own["examples"]
+            assert found["loss"] == pytest.approx(own["loss"], rel=1e-3)
+            assert "spread" not in found
+    assert_same_figures(figures(tmp_path / "loopback"), figures(tmp_path / "batched"))
+
+
+def test_parts_of_tasks_that_have_no_stacked_form_are_averaged_over_holders(tmp_path):
+    settings = [*SKEWED, "trunk.sharing=mtan", "trunk.widths=[8]"]
+    simulate(experiment(*settings, secure=False), engine="loopback", out=tmp_path / "plain")
+    simulate(experiment(*settings), engine="loopback", out=tmp_path / "secure")
+    assert_same_trunk(tmp_path / "plain", tmp_path / "secure", TOLERANCE)
+
+
+def test_worker_processes_make_the_same_run(tmp_path):
+    for name, workers in (("one", 1), ("two", 2)):
+        simulate(experiment(), engine="loopback", out=tmp_path / name, workers=workers)
+    assert_same_trunk(tmp_path / "one", tmp_path / "two", 0.0)
+    assert figures(tmp_path / "one") == figures(tmp_path / "two")
+
+
+def test_a_resumed_run_is_the_whole_one(tmp_path):
+    settings = ["federation.rounds=4", "federation.strategy=fedadam"]
+    whole = simulate(experiment(*settings), engine="loopback", out=tmp_path / "whole")
+    simulate(experiment(*settings[1:]), engine="loopback", out=tmp_path / "parts")
+    parts = simulate(experiment(*settings), engine="loopback", out=tmp_path / "parts", resume=True)
+    assert_same_trunk(tmp_path / "whole", tmp_path / "parts", 0.0)
+    assert whole["final"] == parts["final"]
+
+
+@pytest.mark.parametrize("kind", [KEYS, SHARES, "train"])
+@pytest.mark.parametrize("heads", [[], [*SKEWED, "federation.heads=per-task"]])
+def test_who_drops_out_before_its_vector_is_there_is_not_in_the_sum(tmp_path, kind, heads):
+    gone = {NAMES[1], NAMES[4]}
+    grid = simulate_drops(experiment(*heads), tmp_path / "secure", {(1, kind): gone})
+    lost = {(1, name): "before" for name in gone}
+    simulate_losses(experiment(*heads, secure=False), tmp_path / "plain", lost)
+    assert_same_trunk(tmp_path / "plain", tmp_path / "secure", TOLERANCE)
+    first = figures(tmp_path / "secure")[0]["clients"]
+    assert (first["answered"], set(first["left-out"])) == (4, gone)
+    assert not grid.losses
+
+
+def test_who_drops_out_after_its_vector_is_there_is_in_the_sum(tmp_path):
+    simulate_drops(experiment(), tmp_path / "secure", {(1, UNMASK): {NAMES[0], NAMES[5]}})
+    simulate(experiment(secure=False), engine="loopback", out=tmp_path / "plain")
+    assert_same_trunk(tmp_path / "plain", tmp_path / "secure", TOLERANCE)
+    assert figures(tmp_path / "secure")[0]["clients"]["answered"] == 6
+
+
+@pytest.mark.parametrize("kind", [KEYS, SHARES, "train", UNMASK])
+def test_below_the_threshold_a_round_is_lost_and_the_trunk_stays(tmp_path, kind):
+    losses = {(2, kind): set(NAMES[:3])}
+    simulate_drops(experiment("evaluation.by=train-reply"), tmp_path / "secure", losses)
+    simulate(experiment("federation.rounds=1"), engine="loopback", out=tmp_path / "one")
+    assert_same_trunk(tmp_path / "one", tmp_path / "secure", 0.0)
+    first, second = figures(tmp_path / "secure")
+    assert first["skipped"] is None
+    assert "secure aggregation: " in second["skipped"]
+    assert "4 are needed" in second["skipped"]
+    assert second["clients"]["answered"] == 0
+    assert second["train"]["loss"] is None
+
+
+def test_a_lost_round_is_repeated_where_the_experiment_says_so(tmp_path):
+    settings = experiment(
+        "federation.too-few=repeat", "federation.least-replies=0.5", "federation.rounds=1"
+    )
+    simulate_drops(settings, tmp_path / "run", {(1, "train"): set(NAMES[:3])})
+    (line,) = figures(tmp_path / "run")
+    assert len(line["lost-attempts"]) == 1
+    assert line["skipped"] is None
+
+
+def test_a_run_whose_every_round_is_below_the_threshold_says_so(tmp_path):
+    losses = {(number, SHARES): set(NAMES[:3]) for number in (1, 2)}
+    with pytest.raises(NothingLearnedError, match="secure aggregation: shares of 3 clients"):
+        simulate_drops(experiment(), tmp_path / "run", losses)
+
+
+def test_the_server_is_sent_nothing_but_keys_shares_and_masked_vectors(tmp_path):
+    grid = simulate_drops(experiment("trunk.widths=[128]"), tmp_path / "run", {})
+    later = [reply for reply in grid.seen if set(reply.content) != {"config"}]  # not descriptions
+    assert {tuple(reply.content) for reply in later} == {(SECURE,), (MASKED,)}
+    masked = [reply.content[MASKED] for reply in later if MASKED in reply.content]
+    assert {tuple(record) for record in masked} == {("update", "sums")}
+    updates = [record["update"].numpy() for record in masked if record["update"].shape[0]]
+    assert len(updates) == 12
+    for update in updates:
+        counts = np.bincount(update >> 24, minlength=256)  # an update's own are 0 or 255
+        expected = len(update) / 256
+        statistic = float(((counts - expected) ** 2 / expected).sum())
+        assert abs(statistic - 255) < 6 * 22.6  # chi-square with 255 degrees of freedom
+    sums = np.concatenate([record["sums"].numpy() for record in masked])
+    assert (sums > 2**55).mean() > 0.9  # a client's own are far below, or just under 2^64
+    # No two vectors differ by what is smaller than masks.
+    difference = (updates[0] - updates[1]).astype(np.int32)
+    assert np.median(np.abs(difference.astype(np.int64))) > 2**28
+
+
+def test_a_plain_question_gets_no_update(tmp_path):
+    refused = set()
+
+    class Curious(LoopbackGrid):
+        def deliver(self, message):
+            if message.metadata.message_type == "train":
+                message.content.pop(SECURE, None)
+            reply = super().deliver(message)
+            if reply.has_error():
+                refused.add(reply.error.reason)
+            return reply
+
+    settings = experiment("federation.rounds=1")
+    grid = Curious(app, open_clients(settings).names)
+    folder = RunFolder(tmp_path / "run")
+    folder.create(settings, "loopback")
+    with pytest.raises(NothingLearnedError):
+        federate(grid, settings, folder, strict=True)
+    close_sessions()
+    assert refused == {"secure aggregation: the message has no record 'secure'"}
+
+
+def test_a_message_asked_twice_gets_one_masked_vector(tmp_path):
+    second = []
+
+    class Twice(LoopbackGrid):
+        def deliver(self, message):
+            reply = super().deliver(message)
+            if message.metadata.message_type == "train":
+                again = Message(message.content, message.metadata.dst_node_id, "train")
+                second.append(super().deliver(again))
+            return reply
+
+    settings = experiment("federation.rounds=1")
+    grid = Twice(app, open_clients(settings).names)
+    folder = RunFolder(tmp_path / "run")
+    folder.create(settings, "loopback")
+    federate(grid, settings, folder, strict=True)
+    close_sessions()
+    assert len(second) == 6
+    assert all(reply.has_error() for reply in second)
+    assert "this client is at 'mask'" in second[0].error.reason
+
+
+def test_bytes_are_those_of_the_messages(tmp_path):
+    totals = {}
+    for engine in ("loopback", "batched"):
+        results = simulate(experiment(), engine=engine, out=tmp_path / engine)
+        totals[engine] = results["traffic"]
+    assert totals["loopback"] == totals["batched"]
+    grid = simulate_drops(experiment(), tmp_path / "seen", {})
+    received = sum(size_bytes(r.content) for r in grid.seen if "config" not in r.content)
+    assert totals["loopback"]["received-bytes"] == received
+
+
+def test_the_report_tells_of_a_run_without_single_clients(tmp_path):
+    simulate(experiment(), engine="batched", out=tmp_path / "run")
+    page = write_report(tmp_path / "run").read_text()
+    assert "digit" in page
+
+
+def test_clients_that_have_no_room_are_refused_before_they_train(tmp_path):
+    settings = experiment("partition.clients=300", "federation.rounds=1")
+    with pytest.raises(ConfigError, match="room for 256"):
+        simulate(settings, engine="batched", out=tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() or not figures(tmp_path / "run")
+
+
+def test_an_update_goes_no_further_than_the_norm(tmp_path):
+    clipped = ["privacy.secure-aggregation.max-norm=0.1", "federation.rounds=1"]
+    settings = load_experiment("digits", [*SMALL, *clipped])
+    simulate(settings, engine="loopback", out=tmp_path / "run")
+    start = load_experiment("digits", [*SMALL, *clipped, "training.lr=1e-12"])
+    simulate(start, engine="loopback", out=tmp_path / "start")
+    after, before = trunk(tmp_path / "run"), trunk(tmp_path / "start")
+    moved = np.sqrt(sum(float(np.square(after[n] - before[n]).sum()) for n in after))
+    assert 0.05 < moved < 0.1 * 1.001
+
+
+def test_arrays_of_replies_are_whole_numbers(tmp_path):
+    grid = simulate_drops(experiment("federation.rounds=1"), tmp_path / "run", {})
+    arrays = [
+        r for reply in grid.seen for r in reply.content.values() if isinstance(r, ArrayRecord)
+    ]
+    assert {array.dtype for record in arrays for array in record.values()} == {"uint32", "uint64"}
