@@ -7,12 +7,15 @@ one that asks for the tasks' own gradients takes a pass per task.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from client.batches import epoch_order, label_patterns, shuffle_key
 from client.flat import TRUNK, FlatParameters
 from client.phases import Parts, Phase
+from client.private_autograd import PrivateAutograd, RowGradients
+from client.row_privacy import NO_DRAWS, Draws, RowPrivacy, is_private
 from common.dataset import ClientData, Rows
 from common.experiment import Experiment
 from common.losses import ROW_LOSSES, combine_losses
@@ -73,6 +76,7 @@ class AutogradTrainer:
         # Experts side by side have no last layer that all tasks read.
         last = flat.last_shared_layer() if experiment.trunk.sharing == "hard" else trunk
         self._watched = {"last": last, "trunk": trunk}
+        self._row_gradients: RowGradients | None = None
 
     def train(
         self,
@@ -82,6 +86,7 @@ class AutogradTrainer:
         round_number: int,
         generator: torch.Generator | None,
         phase: Phase,
+        draws: Draws = NO_DRAWS,
     ) -> dict[str, Sums]:
         """Train for a phase's epochs.
 
@@ -92,6 +97,7 @@ class AutogradTrainer:
             round_number: names the random streams.
             generator: for dropout.
             phase: what moves and for how long.
+            draws: the client's for row samples and noise, under example-level privacy.
 
         Returns:
             Task -> summed loss and the labelled rows it was summed over.
@@ -99,6 +105,8 @@ class AutogradTrainer:
         settings, seed = self.experiment.training, self.experiment.seed
         key, count = shuffle_key(seed, data.name), len(data.train)
         patterns = label_patterns(data.train.labelled)
+        if draws and is_private(self.experiment, phase.moves):
+            return self._train_privately(data, weights, generator, phase, draws)
         parts = self.parts[phase.moves]
         optimiser = phase.optimiser(
             self.flat.values.unsqueeze(0), settings, self.parts, self.flat.gradients.unsqueeze(0)
@@ -108,9 +116,9 @@ class AutogradTrainer:
         self.model.give_generator(generator)
         # Some ways to balance gradients draw from PyTorch's global state.
         later = (phase.first,) if phase.first else ()
-        draws = balance is not None and balance.rules.gradients is not None
-        with torch.random.fork_rng(devices=[], enabled=draws):
-            if draws:
+        unseeded = balance is not None and balance.rules.gradients is not None
+        with torch.random.fork_rng(devices=[], enabled=unseeded):
+            if unseeded:
                 torch.manual_seed(derive_key(seed, "gradients", data.name, round_number, *later))
             for epoch in range(phase.first, phase.first + phase.epochs):
                 if balance is not None:
@@ -125,6 +133,38 @@ class AutogradTrainer:
                     if balance is not None:
                         self._learn(batch, balance)
         return {task: taught.sums(task) for task in data.tasks}
+
+    def _train_privately(
+        self,
+        data: ClientData,
+        weights: Mapping[str, float],
+        generator: torch.Generator | None,
+        phase: Phase,
+        draws: Draws,
+    ) -> dict[str, Sums]:
+        """Train for a phase's epochs by DP-SGD."""
+        self.model.train()
+        self.model.give_generator(generator)
+        if self._row_gradients is None:
+            self._row_gradients = RowGradients(self.experiment, self.model, self.flat)
+        counts = np.array([len(data.train)], np.int64)
+        optimiser = phase.optimiser(
+            self.flat.values.unsqueeze(0),
+            self.experiment.training,
+            self.parts,
+            self.flat.gradients.unsqueeze(0),
+        )
+        steps = PrivateAutograd(
+            self._row_gradients,
+            self.parts[phase.moves],
+            data.train,
+            weights,
+            optimiser,
+            RowPrivacy.of(self.experiment, counts, draws),
+        )
+        for _ in range(phase.epochs):
+            steps.take_epoch()
+        return steps.sums
 
     def _forward(
         self, rows: Rows, taught: Taught | None = None

@@ -83,8 +83,8 @@ class Optimiser(Protocol):
     def weight(self, layer: Dense, slope: Tensor) -> None:
         """Take a weight's gradient ``slope^T inputs``, with the layer's inputs."""
 
-    def vector(self, place: slice, vector: Tensor, slope: Tensor) -> None:
-        """Take the gradient [K, width] of the parameters [K, width] at a place."""
+    def vector(self, place: slice, vector: Tensor, rows: Tensor) -> None:
+        """Take what adds up, over rows [K, B, width], to the gradient of a vector [K, width]."""
 
     def step(self, rows: int, parts: Sequence[Part]) -> None:
         """Move the first `rows` clients' parameters of these parts against their gradients."""
@@ -106,9 +106,9 @@ class PlainSGD:
         """Subtract ``lr * slope^T inputs``."""
         layer.weights.baddbmm_(slope.transpose(1, 2), layer.inputs, alpha=-self.lr)
 
-    def vector(self, place: slice, vector: Tensor, slope: Tensor) -> None:
-        """Subtract ``lr * slope``."""
-        vector.sub_(slope, alpha=self.lr)
+    def vector(self, place: slice, vector: Tensor, rows: Tensor) -> None:
+        """Subtract ``lr`` times the gradient."""
+        vector.sub_(rows.sum(1), alpha=self.lr)
 
     def step(self, rows: int, parts: Sequence[Part]) -> None:
         """Nothing is left to do."""
@@ -156,9 +156,9 @@ class GradientStore:
         store = self.gradients[: len(slope), layer.place].view(len(slope), *layer.shape)
         store.baddbmm_(slope.transpose(1, 2), layer.inputs, beta=0)
 
-    def vector(self, place: slice, vector: Tensor, slope: Tensor) -> None:
+    def vector(self, place: slice, vector: Tensor, rows: Tensor) -> None:
         """Store the gradient."""
-        self.gradients[: len(slope), place] = slope
+        self.gradients[: len(rows), place] = rows.sum(1)
 
     def slope(self, rows: int, place: slice, decay: float, l1: float) -> Tensor:
         """Get the gradient at a place, with what an L2 and an L1 term add to it."""

@@ -32,6 +32,7 @@ class Place:
         threads: CPU threads it computes with.
         precision: of float32 matrix products, as `torch.set_float32_matmul_precision` takes it.
         state: folder for what stays home.
+        simulated: whether the node is one of a simulation, whose noise may follow from the seed.
     """
 
     data: str = ""
@@ -39,6 +40,7 @@ class Place:
     threads: int = 0
     precision: str = ""
     state: str = ""
+    simulated: bool = False
 
     @classmethod
     def of(cls, node_config: Mapping[str, Any]) -> "Place":
@@ -65,7 +67,9 @@ class Place:
                 f"node config: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
             )
         texts = {key: str(node_config.get(key, "")) for key in ("data", "device", "state")}
-        return cls(threads=threads, precision=str(precision), **texts)
+        own = set(node_config) - set(FLOWER_KEYS)
+        simulated = "partition-id" in node_config and not own
+        return cls(threads=threads, precision=str(precision), simulated=simulated, **texts)
 
     def settle(self, experiment: Experiment) -> Experiment:
         """Put the node's decisions in the place of the experiment's settings."""

@@ -90,11 +90,11 @@ class LocalRows:
 class Session:
     """One experiment in one process."""
 
-    def __init__(self, rows: LocalRows, agreement: Agreement) -> None:
+    def __init__(self, rows: LocalRows, agreement: Agreement, *, simulated: bool = False) -> None:
         experiment = rows.experiment
         self.rows, self.experiment, self.agreement = rows, experiment, agreement
         device = choose_device(experiment.training.device)
-        self.trainer = Trainer(experiment, input_shapes(agreement), device)
+        self.trainer = Trainer(experiment, input_shapes(agreement), device, simulated)
         self._clients: dict[str, ClientData] = {}
         self._names: dict[tuple[object, object], str] = {}
 
@@ -120,7 +120,8 @@ class Session:
 
 def open_session(experiment: str, agreement: str, place: Place) -> Session:
     """Get the process's session for an experiment, made at the first message."""
-    return _open_session(open_rows(experiment, place), agreement, place.precision)
+    rows = open_rows(experiment, place)
+    return _open_session(rows, agreement, place.precision, place.simulated)
 
 
 def open_rows(experiment: str, place: Place) -> LocalRows:
@@ -143,10 +144,10 @@ def _signature(experiment: str, place: Place) -> str:
 
 
 @lru_cache(maxsize=2)
-def _open_session(rows: LocalRows, agreement: str, precision: str) -> Session:
+def _open_session(rows: LocalRows, agreement: str, precision: str, simulated: bool) -> Session:
     if precision:
         torch.set_float32_matmul_precision(precision)
-    return Session(rows, Agreement.from_json(agreement))
+    return Session(rows, Agreement.from_json(agreement), simulated=simulated)
 
 
 @lru_cache(maxsize=8)

@@ -27,6 +27,7 @@ class SoloLesson:
     ) -> None:
         self.trainer, self.data, self.weights, self.round = trainer, data, weights, round_number
         self.generator = trainer.generator(data.name, round_number)
+        self.draws = trainer.draws([data.name], round_number)
         self.balance = trainer.balance(weights, memory or {})
 
     def train(self, values: Tensor, phase: Phase) -> LossSums:
@@ -35,10 +36,10 @@ class SoloLesson:
         if trainer.cohorts is None:
             with trainer.lent(values):
                 return trainer.teach(
-                    self.data, self.weights, self.balance, self.round, generator, phase
+                    self.data, self.weights, self.balance, self.round, generator, phase, self.draws
                 )
         cohort = trainer.alone(trainer.cohorts.model, self.data)
         generators = [] if generator is None else [generator]
         return trainer.cohorts.train(
-            cohort, values, self.weights, self.round, generators, self.balance, phase
+            cohort, values, self.weights, self.round, generators, self.balance, phase, self.draws
         )

@@ -29,8 +29,8 @@ class Sink(Protocol):
     def weight(self, layer: "Dense", slope: Tensor) -> None:
         """Take a weight's gradient ``slope^T inputs``, with the layer's inputs."""
 
-    def vector(self, place: slice, vector: Tensor, slope: Tensor) -> None:
-        """Take the gradient [K, width] of the parameters [K, width] at a place."""
+    def vector(self, place: slice, vector: Tensor, rows: Tensor) -> None:
+        """Take what adds up, over rows [K, B, width], to the gradient of a vector [K, width]."""
 
 
 class StackedLayer(Protocol):
@@ -83,7 +83,7 @@ class Dense:
         below = torch.bmm(slope, self.weights) if deeper else slope
         sink.weight(self, slope)
         if self.bias_place is not None:
-            sink.vector(self.bias_place, self._bias, slope.sum(1))
+            sink.vector(self.bias_place, self._bias, slope)
         return below
 
 
@@ -137,8 +137,8 @@ class RowNorm:
     def backward(self, slope: Tensor, sink: Sink, *, deeper: bool) -> Tensor:
         """``dx = s (g - mean(g) - n mean(g n))`` with ``g = dy w``, n normalised, s the scale."""
         inner = self._group(slope * self._weight.unsqueeze(1))
-        sink.vector(self.place, self._weight, (slope * self.normal).sum(1))
-        sink.vector(self.bias_place, self._bias, slope.sum(1))
+        sink.vector(self.place, self._weight, slope * self.normal)
+        sink.vector(self.bias_place, self._bias, slope)
         normal = self.normal.view_as(inner)
         correlation = (inner * normal).mean(3, keepdim=True)
         below = self.scale * (inner - inner.mean(3, keepdim=True) - normal * correlation)
@@ -206,8 +206,8 @@ class BatchNorm:
         below = slope - self.share * (bias.unsqueeze(1) + self.normal * weight.unsqueeze(1))
         below *= self.scale * self._weight.unsqueeze(1)
         # Last: the sink may move the weights at once.
-        sink.vector(self.places["norm_weight"], self._weight, weight)
-        sink.vector(self.places["norm_bias"], self._bias, bias)
+        sink.vector(self.places["norm_weight"], self._weight, weight.unsqueeze(1))
+        sink.vector(self.places["norm_bias"], self._bias, bias.unsqueeze(1))
         return below
 
 

@@ -5,7 +5,7 @@ parameters it was sent and the client's own are written in, trained, and read ou
 stacked form (`client.stacked_model`) train there, as a cohort of one; any other trains by autograd.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ from client.flat import HEADS, FlatParameters, FloatArray
 from client.learners import Columns, Learners
 from client.own_arrays import KEPT, divide_own, memory_arrays
 from client.phases import Parts, Phase, divide_parts
+from client.row_privacy import Draws, open_draws
 from client.row_store import RowStore
 from client.solo_lesson import SoloLesson
 from client.stacked_model import StackedModel, find_obstacle
@@ -71,6 +72,7 @@ class Trainer:
         experiment: settings of the run.
         shapes: input name -> shape of one row.
         device: where it computes.
+        simulated: whether clients are, so that their noise may follow from the seed.
         flat: the model's parameters.
         shared: names of those that travel.
         parts: what moves -> "trunk" and task name -> what steps together, with its rates of
@@ -83,6 +85,7 @@ class Trainer:
     experiment: Experiment
     shapes: InputShapes
     device: torch.device
+    simulated: bool = False
     flat: FlatParameters = field(init=False)
     shared: list[str] = field(init=False)
     parts: Parts = field(init=False)
@@ -272,13 +275,14 @@ class Trainer:
         round_number: int,
         generator: torch.Generator | None,
         phase: Phase,
+        draws: Draws,
     ) -> LossSums:
         """Train the parameters at hand by autograd for one phase."""
         # Parts of tasks that the client lacks go back as they came: no step moves them, but
         # computing with them moves batch norm's running statistics.
         places = [self.flat.layout.slices[name] for name in self._foreign_names(data.tasks)]
         kept = [self.flat.values[place].clone() for place in places]
-        sums = self._autograd.train(data, weights, balance, round_number, generator, phase)
+        sums = self._autograd.train(data, weights, balance, round_number, generator, phase, draws)
         for place, values in zip(places, kept, strict=True):
             self.flat.values[place] = values
         return {task: np.array([numbers]) for task, numbers in sums.items()}
@@ -326,6 +330,10 @@ class Trainer:
         if not self.model.dropouts:
             return None
         return torch_generator(self.experiment.seed, "dropout", client, round_number)
+
+    def draws(self, clients: Sequence[str], round_number: int) -> Draws:
+        """Make clients' generators of row samples and noise, under example-level privacy."""
+        return open_draws(self.experiment, clients, round_number, simulated=self.simulated)
 
     def alone(self, stack: StackedModel, data: ClientData) -> Cohort:
         """Make a cohort of one client; the second call for the same data is free."""

@@ -149,6 +149,11 @@ class Task(Settings):
         0.0,
         description="Rate of what each layer of the head reads: the features, then hidden layers.",
     )
+    init: Literal["random", "zero"] = Field(
+        "random",
+        description="What the head's last layer starts from; zero spares a linear model the noise "
+        "of a random start, which few or noisy steps do not wash out.",
+    )
     weight_decay: Rate | None = Field(
         None, description="For this task's own parameters; default: training.weight-decay."
     )

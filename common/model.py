@@ -39,6 +39,9 @@ def build_head(task: Task, features: int, targets: int) -> nn.Sequential:
         if task.dropout:
             layers.append(SeededDropout(task.dropout))
         layers += [nn.Linear(narrow, wide), nn.ReLU()]
+    if task.init == "zero":
+        for parameter in layers[-2].parameters():
+            nn.init.zeros_(parameter)
     return nn.Sequential(*layers[:-1])
 
 

@@ -14,6 +14,7 @@ from common.cells import count_rows, list_names
 from common.errors import DataError
 from common.experiment import Experiment
 from common.features import Features, read_features
+from common.privacy.example_level import check_delta
 from common.splits import IndexArray, split_rows
 from common.tables import ClientTable
 from common.targets import Target, class_names, read_target
@@ -69,6 +70,7 @@ def prepare(table: ClientTable, experiment: Experiment) -> PreparedClient:
     Raises:
         UnusableClientError: too few rows, no label, or none that falls into training.
         DataError: the data cannot serve the experiment; see `common.features` and `common.targets`.
+        ConfigError: too many rows for the delta of example-level privacy.
     """
     _require_rows(len(table), table, experiment)
     inputs = {name: read_features(table, experiment, name) for name in experiment.inputs}
@@ -84,6 +86,7 @@ def prepare(table: ClientTable, experiment: Experiment) -> PreparedClient:
     _require_rows(int(usable.sum()), table, experiment, "usable ")
     prepared = PreparedClient(table.name, splits, inputs, targets, tuple(notes))
     _check_unseen_classes(prepared, experiment)
+    check_delta(experiment, len(splits["train"]), table.name)
     return prepared
 
 

@@ -21,8 +21,9 @@ class ChunkLesson:
     def __init__(self, residents: "Residents", members: Index, instruction: Instruction) -> None:
         self.residents, self.instruction = residents, instruction
         self.generators = []
+        names = list(residents.place)
+        self.draws = residents.trainer.draws([names[m] for m in members], instruction.round)
         if residents.cohorts.model.dropouts:
-            names = list(residents.place)
             seed, number = residents.experiment.seed, instruction.round
             self.generators = [torch_generator(seed, "dropout", names[m], number) for m in members]
         self.cohort = Cohort(
@@ -47,4 +48,5 @@ class ChunkLesson:
             self.generators,
             self.balance,
             phase,
+            self.draws,
         )

@@ -60,7 +60,7 @@ class Residents:
     """All clients of an experiment, whose model has a stacked form, in memory."""
 
     def __init__(self, names: Sequence[str], instruction: Instruction) -> None:
-        session = open_session(instruction.experiment, instruction.agreement, Place())
+        session = open_session(instruction.experiment, instruction.agreement, Place(simulated=True))
         self.experiment, self.trainer = session.experiment, session.trainer
         cohorts = self.trainer.cohorts
         if cohorts is None:

@@ -37,6 +37,13 @@ class FedBABU(LocalAlgorithm):
                 "federation.heads must be 'local' under federation.algorithm 'fedbabu', whose "
                 "heads stand still until the end, got 'per-task'; remove it"
             )
+        for name, task in experiment.tasks.items():
+            if task.init == "zero":
+                yield (
+                    f"tasks.{name}.init must be 'random' under federation.algorithm 'fedbabu', "
+                    "whose trunk would never get a gradient through a head that stays 0, got "
+                    "'zero'; remove it"
+                )
 
     def train(self, learners: Learners) -> None:
         """Train the trunk under the initial heads."""

@@ -6,7 +6,7 @@ the standard deviation of the noise over the largest norm that one unit adds to 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from common.errors import ConfigError
 from common.privacy.settings import Accountant
+from common.quieting import without_warnings
 
 PRECISION = 1e-4  # of a noise multiplier that is searched for, relative
 LARGEST = 1e6  # the largest noise multiplier that is searched for
@@ -52,36 +53,51 @@ def epsilon_of(events: Iterable[Event], delta: float, accountant: Accountant = "
     >>> round(epsilon_of([Event(1.1, 256 / 60000, 60 * 235)], 1e-5), 2)
     2.6
     """
-    merged: dict[tuple[float, float], int] = {}
-    for event in events:
-        key = event.noise_multiplier, event.sampling
-        merged[key] = merged.get(key, 0) + event.count
-    merged = {key: count for key, count in merged.items() if count and key[1]}
+    merged = _merge(events)
     if not merged:
         return 0.0
     if accountant == "pld":
         return _pld_epsilon(tuple(merged.items()), delta)
-    divergences = sum(_rdp(*key) * count for key, count in merged.items())
+    return _rdp_epsilon(merged, delta, _orders())[0]
+
+
+def _merge(events: Iterable[Event]) -> dict[tuple[float, float], int]:
+    """Count equal events: (noise multiplier, sampling) -> how often."""
+    merged: dict[tuple[float, float], int] = {}
+    for event in events:
+        key = event.noise_multiplier, event.sampling
+        merged[key] = merged.get(key, 0) + event.count
+    return {key: count for key, count in merged.items() if count and key[1]}
+
+
+def _rdp_epsilon(
+    merged: dict[tuple[float, float], int], delta: float, orders: tuple[float, ...]
+) -> tuple[float, float]:
+    """Bound epsilon by some orders, of which the more the tighter; return the best of them, too."""
     from dp_accounting.rdp import compute_epsilon
 
-    epsilon, _ = compute_epsilon(_orders(), divergences, delta)
-    return float(epsilon)
+    divergences = sum(_rdp(*key, orders) * count for key, count in merged.items())
+    epsilon, order = compute_epsilon(orders, divergences, delta)
+    return float(epsilon), float(order)
 
 
 @lru_cache(maxsize=1024)
-def _rdp(noise_multiplier: float, sampling: float) -> NDArray[np.float64]:
+def _rdp(
+    noise_multiplier: float, sampling: float, orders: tuple[float, ...]
+) -> NDArray[np.float64]:
     """Compute one event's Renyi divergence at each of the orders."""
     from dp_accounting.rdp import RdpAccountant
 
-    found = RdpAccountant(orders=_orders()).compose(_dp_event(noise_multiplier, sampling))
+    with without_warnings("absl"):  # of orders that are of no use for such an event
+        found = RdpAccountant(orders=orders).compose(_dp_event(noise_multiplier, sampling))
     return np.asarray(found._rdp, np.float64)
 
 
 @lru_cache(maxsize=1)
-def _orders() -> Any:
+def _orders() -> tuple[float, ...]:
     from dp_accounting.rdp import RdpAccountant
 
-    return RdpAccountant()._orders
+    return tuple(float(order) for order in RdpAccountant()._orders)
 
 
 @lru_cache(maxsize=1024)
@@ -125,19 +141,53 @@ def find_noise_multiplier(
         ConfigError: no noise is enough.
     """
 
-    def cost(noise: float) -> float:
-        found = [Event(noise, event.sampling, event.count) for event in events]
-        return epsilon_of([*found, *beside], delta, accountant)
+    def released(noise: float) -> list[Event]:
+        return [*(Event(noise, event.sampling, event.count) for event in events), *beside]
 
-    low, high = 0.0, 1.0
-    while cost(high) > epsilon:
-        low, high = high, high * 2
+    def cost(noise: float) -> float:
+        return epsilon_of(released(noise), delta, accountant)
+
+    start = 1.0
+    if accountant == "rdp" and epsilon_of(beside, delta) < epsilon:
+        # Whole orders are quick. Then those around the best: the others bound nothing tighter.
+        whole = tuple(order for order in _orders() if order == int(order))
+        start = _search(lambda z: _rdp_epsilon(_merge(released(z)), delta, whole)[0], epsilon, 1.0)
+        best = _rdp_epsilon(_merge(released(start)), delta, whole)[1]
+        near = tuple(order for order in _orders() if abs(order - best) <= 1)
+
+        def cost(noise: float) -> float:
+            return _rdp_epsilon(_merge(released(noise)), delta, near)[0]
+
+    found = _search(cost, epsilon, start)
+    return math.ceil(found / PRECISION) * PRECISION if found > 10 * PRECISION else found
+
+
+def _search(cost: Callable[[float], float], epsilon: float, start: float) -> float:
+    """Find the smallest noise multiplier of a cost that falls, from a guess, to `PRECISION`."""
+    low, high = 0.0, start
+    above, below = math.inf, cost(high)  # what they cost
+    while below > epsilon:
+        # The cost falls about as fast as the noise grows.
+        low, above, high = high, below, high * max(2.0, min(below / epsilon, 100.0))
         if high > LARGEST:
             raise ConfigError(
-                f"no noise keeps {sum(event.count for event in events)} releases within epsilon "
-                f"{epsilon:g} at delta {delta:g}; allow a larger epsilon, or release less often"
+                f"no noise keeps these releases within epsilon {epsilon:g}; allow a larger "
+                "epsilon, or release less often"
             )
+        below = cost(high)
+    turn = 0
     while high - low > PRECISION * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(middle) > epsilon else (low, middle)
-    return math.ceil(high / PRECISION) * PRECISION if high > 10 * PRECISION else high
+        middle, turn = (low + high) / 2, turn + 1
+        if not low:
+            middle = high * min(max(below / epsilon, 0.5), 1 - PRECISION) * (1 - PRECISION)
+        elif turn % 5 and math.isfinite(above) and below > 0:
+            # A straight line in logarithms; a little more, so that the next bracket is narrow.
+            share = math.log(above / epsilon) / math.log(above / below)
+            aimed = low * (high / low) ** share * (1 + PRECISION / 4)
+            middle = min(max(aimed, low * (1 + PRECISION / 2)), high * (1 - PRECISION / 2))
+        found = cost(middle)
+        if found > epsilon:
+            low, above = middle, found
+        else:
+            high, below = middle, found
+    return high

@@ -136,6 +136,22 @@ def _example_problems(experiment: "Experiment", level: ExampleLevel) -> Iterator
             "learned without noise, and so would carry rows into what is sent; use another, such "
             "as 'mr-mtl'"
         )
+    if experiment.training.compile:
+        yield (
+            f"training.compile must be false under [{EXAMPLE}], whose steps are not compiled; "
+            "remove it"
+        )
+    if level.covers == "model" and _is_given(experiment.training, "balance"):
+        yield (
+            f"training.balance is of no use under [{EXAMPLE}], which draws every row of a batch by "
+            f"itself, got '{experiment.training.balance}'; remove it"
+        )
+    if level.covers == "model" and algorithm == "fedbabu":
+        yield (
+            f"{EXAMPLE}.covers must be 'trunk' under federation.algorithm 'fedbabu', which fits "
+            "its heads anew at every evaluation, got 'model': each of these would cost as much as "
+            "a round; set covers to 'trunk', or use another algorithm, such as 'joint'"
+        )
     if level.covers == "trunk" and algorithm != "fedbabu":
         yield (
             f"{EXAMPLE}.covers 'trunk' needs federation.algorithm 'fedbabu', whose heads do not "
