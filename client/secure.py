@@ -14,7 +14,7 @@ from common.errors import FedMTLError, SecureAggregationError
 from common.experiment import Experiment
 from common.secure_aggregation.client import ClientMachine, ExchangeError
 from common.secure_aggregation.contribution import Contributions, adds_sums, settings_of
-from common.secure_aggregation.graph import count_needed
+from common.secure_aggregation.graph import count_least, count_needed
 from common.secure_aggregation.grids import require_addable, split_sums, to_words
 from common.secure_aggregation.keys import TamperedError
 from common.secure_aggregation.layout import SumsLayout
@@ -50,8 +50,9 @@ def deal(
     """Deal shares out to the neighbours that the server names."""
     settings = settings_of(experiment)
     needed = count_needed(instruction.clients, settings.neighbours, settings.threshold)
+    least = count_least(instruction.clients, settings.threshold)
     with _Stage(message, context) as (machine, record):
-        dealt = machine.deal(*unpack_peers(record), needed)
+        dealt = machine.deal(*unpack_peers(record), needed, least)
     return RecordDict({SECURE: pack_dealt(dealt)})
 
 
@@ -121,8 +122,14 @@ class SecureReply:
         update: np.ndarray[Any, np.dtype[np.uint32]],
         sums: np.ndarray[Any, np.dtype[np.uint64]],
     ) -> ArrayRecord:
-        """Mask both vectors, in place."""
+        """Mask both vectors, in place.
+
+        How many clients must stay is what noise in shares goes by: it must be what was agreed on.
+        """
+        threshold = settings_of(self.experiment).threshold
         with _Stage(message, context) as (machine, record):
+            if count_least(self.instruction.clients, threshold) != machine.least:
+                raise ExchangeError("the message is of another number of clients than before")
             machine.cover([update, sums], set(record["dealers"]))
         return pack_masked(update, sums)
 

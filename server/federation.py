@@ -115,7 +115,10 @@ def make_exchange(grid: Grid, strategy: TrunkStrategy, roster: Roster) -> Exchan
         if isinstance(grid, BulkGrid):
             return BulkExchange(grid, strategy, roster)
         return MessageExchange(grid, strategy, roster, timeout_s)
-    require_room(roster.experiment, roster.asked_per_round)
+    # A Poisson sample may draw everybody.
+    poisson = roster.experiment.federation.sampling == "poisson"
+    asked = roster.count if poisson else roster.asked_per_round
+    require_room(roster.experiment, asked, strategy.form.width)
     if isinstance(grid, BulkGrid):
         return SecureBulkExchange(grid, strategy, roster)
     return SecureExchange(grid, strategy, roster, timeout_s)

@@ -21,7 +21,7 @@ from common.secure_aggregation.contribution import (
     grid_of,
     settings_of,
 )
-from common.secure_aggregation.graph import count_needed, group_size
+from common.secure_aggregation.graph import count_least, group_size
 from common.secure_aggregation.grids import from_words, join_sums, split_sums
 from common.secure_aggregation.keys import Words
 from common.secure_aggregation.layout import SumsLayout, UpdateLayout
@@ -253,8 +253,7 @@ class TotalReader:
 
     def too_few(self, asked: int, there: int) -> str:
         """Say why so few cannot be added up; empty where they can."""
-        settings = settings_of(self.experiment)
-        needed = count_needed(asked, settings.neighbours, settings.threshold)
+        needed = count_least(asked, settings_of(self.experiment).threshold)
         if there >= needed:
             return ""
         return f"secure aggregation: masked vectors of {there} clients, {needed} are needed"

@@ -13,7 +13,7 @@ from secrets import token_hex
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from common.secure_aggregation.contribution import settings_of
-from common.secure_aggregation.graph import count_needed, draw_neighbours
+from common.secure_aggregation.graph import count_least, count_needed, draw_neighbours
 from common.secure_aggregation.keys import PublicKeys, TamperedError, Words
 from common.secure_aggregation.records import (
     KEYS,
@@ -83,8 +83,12 @@ class Stages:
         self.ask, self.roster, self.clients = ask, roster, sorted(clients)
         self.instruction, self.random = instruction, random or SystemRandom()
         self.settings = settings_of(roster.experiment)
-        needed = count_needed(len(clients), self.settings.neighbours, self.settings.threshold)
-        self.machine = ServerMachine(token_hex(16), needed)
+        asked, threshold = len(clients), self.settings.threshold
+        self.machine = ServerMachine(
+            token_hex(16),
+            count_needed(asked, self.settings.neighbours, threshold),
+            count_least(asked, threshold),
+        )
         self.config = instruction.to_record()
         self.found = Gathered()
         self._places: dict[str, int] = {}

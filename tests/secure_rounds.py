@@ -6,7 +6,7 @@ from random import Random
 import numpy as np
 
 from common.secure_aggregation.client import ClientMachine
-from common.secure_aggregation.graph import count_needed, draw_neighbours
+from common.secure_aggregation.graph import count_least, count_needed, draw_neighbours
 from common.secure_aggregation.server import ServerMachine
 
 
@@ -36,7 +36,8 @@ class Exchange:
         }
         self.needed = count_needed(self.count, self.neighbours, self.threshold)
         self.clients = {place: ClientMachine("round-1") for place in self.vectors}
-        self.server = ServerMachine("round-1", self.needed)
+        self.least = count_least(self.count, self.threshold)
+        self.server = ServerMachine("round-1", self.needed, self.least)
         self.masked = {}
 
     def there(self, stage: str, places) -> list[int]:
@@ -60,7 +61,7 @@ class Exchange:
     def deal(self):
         for place in self.there("shares", self.clients):
             peers = {other: self.server.keys[other] for other in self.server.neighbours[place]}
-            dealt = self.clients[place].deal(place, peers, self.needed)
+            dealt = self.clients[place].deal(place, peers, self.needed, self.least)
             assert self.server.take_shares(place, dealt)
         self.server.close_shares()
 

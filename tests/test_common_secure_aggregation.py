@@ -183,7 +183,7 @@ def test_a_client_refuses_too_few_neighbours_and_too_few_dealers():
     exchange.meet()
     keys = {place: exchange.server.keys[place] for place in (2, 3)}
     with pytest.raises(ExchangeError, match="4 are needed"):
-        exchange.clients[1].deal(1, keys, exchange.needed)
+        exchange.clients[1].deal(1, keys, exchange.needed, exchange.least)
     exchange = Exchange(6)
     exchange.meet()
     exchange.deal()
@@ -198,7 +198,7 @@ def test_a_client_refuses_keys_that_two_have():
     exchange.meet()
     keys = dict.fromkeys((2, 3, 4), exchange.server.keys[2])
     with pytest.raises(ExchangeError, match="the same keys"):
-        exchange.clients[1].deal(1, keys, 3)
+        exchange.clients[1].deal(1, keys, 3, 3)
 
 
 def test_a_vector_is_masked_once():

@@ -41,12 +41,12 @@ class DroppingGrid(LoopbackGrid):
         self.losses, self.seen = losses, []
 
     def send_and_receive(self, messages, *, timeout=None):
-        asked, replies = list(messages), []
+        asked = list(messages)
         about = asked[0].content["config"]["round"], asked[0].metadata.message_type
         gone = self.losses.pop(about, ())
-        for message in asked:
-            if self.name_of(message.metadata.dst_node_id) not in gone:
-                replies.append(self.deliver(message))
+        names = [self.name_of(message.metadata.dst_node_id) for message in asked]
+        pairs = zip(asked, names, strict=True)
+        replies = [self.deliver(message) for message, name in pairs if name not in gone]
         self.seen += replies
         return replies
 
@@ -270,3 +270,68 @@ def test_arrays_of_replies_are_whole_numbers(tmp_path):
         r for reply in grid.seen for r in reply.content.values() if isinstance(r, ArrayRecord)
     ]
     assert {array.dtype for record in arrays for array in record.values()} == {"uint32", "uint64"}
+
+
+SHARED_NOISE = [
+    "federation.weight-by=uniform",
+    "privacy.client-level.noise=shares",
+    "privacy.client-level.noise-multiplier=2",
+    "privacy.client-level.max-norm=3",
+    "privacy.secure-aggregation.bits=20",
+]
+
+
+def still(*settings):
+    """A federation that learns nothing, so that its trunk moves by noise alone."""
+    few = ["partition.clients=6", "trunk.widths=[64]", "federation.rounds=1", "training.lr=1e-12"]
+    return load_experiment("digits", [*few, *SHARED_NOISE, *settings])
+
+
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+@pytest.mark.parametrize("distribution", ["discrete-gaussian", "skellam"])
+def test_the_mean_has_at_least_the_noise_that_was_asked_for(tmp_path, engine, distribution):
+    settings = still(f"privacy.client-level.distribution={distribution}")
+    simulate(settings, engine=engine, out=tmp_path / "noisy")
+    plain = load_experiment("digits", ["partition.clients=6", "trunk.widths=[64]",
+                                       "federation.rounds=1", "training.lr=1e-12"])  # fmt: skip
+    simulate(plain, engine=engine, out=tmp_path / "plain")
+    after, before = trunk(tmp_path / "noisy"), trunk(tmp_path / "plain")
+    moves = np.concatenate([(after[name] - before[name]).reshape(-1) for name in after])
+    # Six stay where four are guaranteed: the noise of six shares, on the sum, over six clients.
+    expected = 2 * 3 / 6 * np.sqrt(6 / 4)
+    assert moves.std() == pytest.approx(expected, rel=5 / np.sqrt(2 * len(moves)))
+
+
+def test_noise_in_shares_repeats_and_resumes(tmp_path):
+    for name in ("one", "again"):
+        simulate(still("federation.rounds=2"), engine="loopback", out=tmp_path / name)
+    simulate(still(), engine="loopback", out=tmp_path / "parts")
+    simulate(still("federation.rounds=2"), engine="loopback", out=tmp_path / "parts", resume=True)
+    for other in ("again", "parts"):
+        assert_same_trunk(tmp_path / "one", tmp_path / other, 0.0)
+    simulate(still("federation.rounds=2"), engine="batched", out=tmp_path / "batched")
+    assert_same_trunk(tmp_path / "one", tmp_path / "batched", 1e-4)
+
+
+def test_noise_of_shares_is_there_with_as_few_as_the_threshold_allows(tmp_path):
+    simulate_drops(still(), tmp_path / "run", {(1, "train"): set(NAMES[:2])})
+    simulate(still("privacy.client-level.noise-multiplier=1e-6"),
+             engine="loopback", out=tmp_path / "quiet")  # fmt: skip
+    after, before = trunk(tmp_path / "run"), trunk(tmp_path / "quiet")
+    moves = np.concatenate([(after[name] - before[name]).reshape(-1) for name in after])
+    assert moves.std() == pytest.approx(2 * 3 / 6, rel=5 / np.sqrt(2 * len(moves)))
+
+
+@pytest.mark.parametrize("quantile", [[], ["privacy.client-level.quantile=0.5"]])
+def test_noise_of_the_server_on_a_secure_sum_is_that_on_an_open_one(tmp_path, quantile):
+    settings = [
+        "federation.weight-by=uniform",
+        "privacy.client-level.noise-multiplier=0.01",
+        "privacy.client-level.max-norm=5",
+        *quantile,
+    ]
+    simulate(experiment(*settings, secure=False), engine="loopback", out=tmp_path / "open")
+    for engine in ("loopback", "batched"):
+        secure = [*settings, "privacy.secure-aggregation.bits=24"]
+        simulate(experiment(*secure, secure=False), engine=engine, out=tmp_path / engine)
+        assert_same_trunk(tmp_path / "open", tmp_path / engine, 1e-4)

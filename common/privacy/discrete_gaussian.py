@@ -136,13 +136,11 @@ def _laplace(scale: int, count: int, bits: Bits) -> Numbers:
         whole[going] += 1
     sizes = rest + scale * whole
     negative = bits.words(len(sizes)) >> np.uint64(63) == 1
-    kept = ~(negative & (sizes == 0))
-    return np.where(negative, -sizes, sizes)[kept]
+    kept: Flags = ~(negative & (sizes == 0))
+    return np.asarray(np.where(negative, -sizes, sizes)[kept], np.int64)
 
 
-def _exponential(
-    rates: NDArray[np.float64], exact: Callable[[int], Fraction], bits: Bits
-) -> Flags:
+def _exponential(rates: NDArray[np.float64], exact: Callable[[int], Fraction], bits: Bits) -> Flags:
     """Throw coins that are true with probability ``exp(-rate)`` (Algorithm 1), [n].
 
     Args:
@@ -169,9 +167,7 @@ def _exponential(
     return result
 
 
-def _below_one(
-    rates: NDArray[np.float64], exact: Callable[[int], Fraction], bits: Bits
-) -> Flags:
+def _below_one(rates: NDArray[np.float64], exact: Callable[[int], Fraction], bits: Bits) -> Flags:
     """Throw such coins for rates from 0 to 1: count how often ``rate / k`` comes in a row."""
     counts, going, number = np.ones(len(rates), np.int64), np.arange(len(rates)), 1
     while len(going):

@@ -11,8 +11,8 @@ section 4.1, with beta = exp(-1/2)), in steps of the grid, c of max-norm and d c
 
     D^2 = min(c^2 + d / 4 + c + sqrt(d) / 2, (c + sqrt(d))^2)
 
-An honest attempt keeps it with probability 0.39 or more. With 20 bits and a million coordinates D is
-0.1 % above c.
+An attempt keeps it with probability 0.39 or more. With 20 bits and a million coordinates D is two
+millionths above c.
 
 A client that tells the server its own noise leaves that of the others: where c of the t collude,
 the noise that counts has the variance of t - c shares.
@@ -25,6 +25,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from common.privacy.accounting import Event, epsilon_of
 from common.privacy.discrete_gaussian import Bits, sample_discrete_gaussian
 
 Distribution = Literal["discrete-gaussian", "skellam"]
@@ -100,48 +101,46 @@ class Shares:
     def _concentrated(self) -> float:
         """Bound the epsilon of ``epsilon^2 / 2``-concentrated differential privacy.
 
-        Kairouz, Liu & Steinke 2021, theorem 1: a sum of n discrete Gaussians is almost one, and what
-        is missing is ``tau = 10 sum_k exp(-2 pi^2 sigma^2 k / (k + 1))``.
+        Kairouz, Liu & Steinke 2021, theorem 1: ``D / (sqrt(n) sigma) + tau sqrt(d)``, where a sum
+        of n discrete Gaussians misses being one by
+        ``tau = 10 sum_k exp(-2 pi^2 sigma^2 k / (k + 1))``.
         """
         n, variance, d = self.guaranteed, self.variance, self.width
         apart = range(1, n)
         tau = 10 * sum(math.exp(-2 * math.pi**2 * variance * k / (k + 1)) for k in apart)
         alone = self.norm / math.sqrt(n * variance)
-        return min(math.sqrt(alone**2 + tau * d / 2), alone + tau * math.sqrt(d))
+        return alone + tau * math.sqrt(d)
 
     def skellam_divergence(self, order: int) -> float:
         """Bound the Renyi divergence of Skellam noise at a whole order, of one release.
 
         Agarwal, Kairouz & Liu 2021 ("The Skellam mechanism for differentially private federated
-        learning", NeurIPS, theorem 3.5): with mu the variance of the sum, D1 and D2 the
+        learning", NeurIPS, corollary 3.6): with mu the variance of the sum, D1 and D2 the
         sensitivities, ``a D2^2 / (2 mu) + min(((2 a - 1) D2^2 + 6 D1) / (4 mu^2), 3 D1 / (2 mu))``.
         Of whole numbers ``D1 <= min(sqrt(d) D2, D2^2)``.
         """
         mu, squared = self.guaranteed * self.variance, self.norm**2
         first = min(math.sqrt(self.width) * self.norm, squared)
-        beyond = min(
-            ((2 * order - 1) * squared + 6 * first) / (4 * mu**2), 3 * first / (2 * mu)
-        )
+        beyond = min(((2 * order - 1) * squared + 6 * first) / (4 * mu**2), 3 * first / (2 * mu))
         return order * squared / (2 * mu) + beyond
 
 
 def shares_epsilon(shares: Shares, rounds: int, delta: float) -> float:
     """Bound the epsilon of so many rounds of shares.
 
-    From Renyi divergences at whole orders, by Canonne, Kamath & Steinke 2020 (proposition 12), as
-    dp-accounting has it.
+    Of the discrete Gaussian as of Gaussian noise with the effective multiplier; of Skellam noise
+    from whole orders alone, which is loose for an epsilon of more than about 20.
 
     Args:
         shares: of each round.
         rounds: that a client takes part in.
         delta: in (0, 1).
     """
+    if shares.distribution == "discrete-gaussian":
+        return epsilon_of([Event(shares.effective_multiplier(), 1.0, rounds)], delta)
     from dp_accounting.rdp import compute_epsilon
 
     orders = np.array(WHOLE_ORDERS, dtype=float)
-    if shares.distribution == "skellam":
-        costs = np.array([shares.skellam_divergence(order) for order in WHOLE_ORDERS])
-    else:
-        costs = orders / (2 * shares.effective_multiplier() ** 2)
+    costs = np.array([shares.skellam_divergence(order) for order in WHOLE_ORDERS])
     epsilon, _ = compute_epsilon(orders, rounds * costs, delta)
     return float(epsilon)

@@ -80,6 +80,7 @@ class ClientMachine:
         seed: b_i, of its own mask.
         place: its own, from 1.
         threshold: how many of its neighbours, itself among them, must stay.
+        least: how many clients must stay in all.
         peers: neighbour's place -> public keys.
         own_share: of its own seed.
         senders: neighbours with whom it shares masks.
@@ -92,6 +93,7 @@ class ClientMachine:
     seed: bytes = b""
     place: int = 0
     threshold: int = 0
+    least: int = 0
     peers: dict[int, PublicKeys] = field(default_factory=dict)
     own_share: bytes = b""
     senders: tuple[int, ...] = ()
@@ -102,13 +104,17 @@ class ClientMachine:
         self.mask_key, self.seal_key, self.seed = make_key(), make_key(), make_key()
         return PublicKeys(public_key(self.mask_key), public_key(self.seal_key))
 
-    def deal(self, place: int, peers: Mapping[int, PublicKeys], threshold: int) -> Dealt:
+    def deal(
+        self, place: int, peers: Mapping[int, PublicKeys], threshold: int, least: int
+    ) -> Dealt:
         """Split seed and mask key among the neighbours and itself.
 
         Args:
             place: its own.
             peers: neighbour's place -> keys.
-            threshold: by the experiment's settings, not by the server's word.
+            threshold: how many of its neighbours, itself among them, must stay: by the
+                experiment's settings, not by the server's word.
+            least: how many clients must stay in all, likewise.
 
         Raises:
             ExchangeError: the neighbours are too few, or two are the same.
@@ -119,7 +125,7 @@ class ClientMachine:
         mine = PublicKeys(public_key(self.mask_key), public_key(self.seal_key))
         if place in peers or len({*known, mine.to_bytes()}) != 1 + len(peers):
             raise ExchangeError("two clients have the same place or the same keys")
-        self.place, self.peers, self.threshold = place, dict(peers), threshold
+        self.place, self.peers, self.threshold, self.least = place, dict(peers), threshold, least
         holders = sorted({place, *peers})
         seeds = split_secret(self.seed, threshold, holders)
         keys = split_secret(self.mask_key, threshold, holders)
@@ -165,6 +171,7 @@ class ClientMachine:
         if self.place not in staying:
             raise ExchangeError("the server counts this client as gone, which has sent its vector")
         self._require(1 + len(there), self.threshold, "neighbours stayed")
+        self._require(len(set(staying)), self.least, "clients stayed")
         seeds, keys, tampered = {self.place: self.own_share}, {}, []
         for peer in self.senders:
             try:
@@ -190,6 +197,7 @@ class ClientMachine:
             "seed": self.seed,
             "place": self.place,
             "threshold": self.threshold,
+            "least": self.least,
             "peers": places,
             "peer-keys": [self.peers[place].to_bytes() for place in places],
             "own-share": self.own_share,
@@ -208,6 +216,7 @@ class ClientMachine:
             seed=state["seed"],
             place=state["place"],
             threshold=state["threshold"],
+            least=state["least"],
             peers=dict(zip(state["peers"], keys, strict=True)),
             own_share=state["own-share"],
             senders=tuple(state["senders"]),

@@ -48,6 +48,11 @@ def group_size(asked: int, neighbours: int | Literal["all"]) -> int:
     return asked if neighbours == "all" else min(asked, 2 * -(-neighbours // 2) + 1)
 
 
+def count_least(asked: int, threshold: float) -> int:
+    """Count how many clients must stay in all."""
+    return count_needed(asked, "all", threshold)
+
+
 def count_needed(asked: int, neighbours: int | Literal["all"], threshold: float) -> int:
     """Count how many of a client's neighbours, itself among them, must stay: two at least.
 

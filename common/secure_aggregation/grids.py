@@ -50,12 +50,23 @@ class Grid:
         """Largest number of clients whose sum has room."""
         return min(MOST_CLIENTS, int(2 ** (MODULUS_BITS - 1) - 1) // self.limit)
 
-    def require_room(self, clients: int) -> None:
+    def require_room(self, clients: int, noise: float = 0.0) -> None:
         """Refuse more clients than have room.
+
+        Args:
+            clients: that a round asks.
+            noise: how far noise may move their sum.
 
         Raises:
             ConfigError: states the arithmetic.
         """
+        reach = clients * self.limit + noise
+        if noise and reach >= 2 ** (MODULUS_BITS - 1):
+            raise ConfigError(
+                f"privacy.secure-aggregation.bits must leave room for {clients} clients and their "
+                f"noise in {MODULUS_BITS} bits, got {self.bits}: they may come to {reach:,.0f}, "
+                f"the limit is {2 ** (MODULUS_BITS - 1):,}; lower bits"
+            )
         if clients > self.most_clients:
             raise ConfigError(
                 f"privacy.secure-aggregation.bits must leave room for {clients} clients a round in "

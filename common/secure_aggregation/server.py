@@ -26,6 +26,7 @@ class ServerMachine:
     Args:
         exchange: names it.
         threshold: how many of a client's neighbours, itself among them, must stay.
+        least: how many clients must stay in all.
 
     Attributes:
         neighbours: place -> its neighbours; filled in once it is known who has keys.
@@ -37,6 +38,7 @@ class ServerMachine:
 
     exchange: str
     threshold: int
+    least: int
     neighbours: dict[int, tuple[int, ...]] = field(default_factory=dict)
     keys: dict[int, PublicKeys] = field(default_factory=dict)
     dealt: dict[int, Dealt] = field(default_factory=dict)
@@ -152,6 +154,10 @@ class ServerMachine:
     def _check(self, there: Collection[int], what: str) -> None:
         """Require that everybody who is there has enough neighbours who are, too."""
         counts = [1 + sum(other in there for other in self.neighbours[place]) for place in there]
+        if len(there) < self.least:
+            raise BelowThresholdError(f"{what} of {len(there)} clients, {self.least} are needed")
         fewest = min(counts, default=0)
         if fewest < self.threshold:
-            raise BelowThresholdError(f"{what} of {fewest} clients, {self.threshold} are needed")
+            raise BelowThresholdError(
+                f"{what} of {fewest} clients next to each other, {self.threshold} are needed"
+            )
