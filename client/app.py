@@ -6,6 +6,7 @@ and labels stay in this process, in `Context.state` and in the node's own state 
 
 import json
 import logging
+import math
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,13 +21,21 @@ from client import secure
 from client.discretion import Discretion
 from client.learners import Learners
 from client.place import Place
+from client.privacy_ledger import LedgerFile, PrivacyLedger
 from client.protection import Protection
 from client.session import Session, client_name, open_rows, open_session, settled
-from client.state import SIMULATED, FolderState, OwnState, open_state, require_state
+from client.state import (
+    FolderState,
+    OwnState,
+    ledger_folder,
+    open_state,
+    require_state,
+)
 from common.algorithms import ALGORITHMS
 from common.dataset import ClientData
 from common.errors import FedMTLError
 from common.experiment import Experiment
+from common.privacy.ledger import describe_entry
 from common.secure_aggregation.contribution import adds_sums, settings_of
 from common.secure_aggregation.records import MASKED
 from common.wire import (
@@ -38,6 +47,7 @@ from common.wire import (
     SplitSums,
     arrays_of,
     config_of,
+    metrics_of,
     pack_arrays,
     pack_sums,
     refusal,
@@ -81,6 +91,7 @@ class Job:
     data: ClientData
     state: OwnState
     seed: int | None  # of a simulation; a deployed node keeps its noise to itself
+    ledger: PrivacyLedger
 
     @property
     def personal(self) -> bool:
@@ -164,6 +175,17 @@ class Job:
         """Keep at home what belongs there."""
         self.state.save(round_number, self.session.trainer.own_arrays(self.data.tasks))
 
+    def enter(self, reply: str, content: RecordDict) -> None:
+        """Write down what is about to leave; where that fails, it must not."""
+        arrays = arrays_of(content) or ArrayRecord()
+        metrics = metrics_of(content) or MetricRecord()
+        update = sum(math.prod(array.shape) for array in arrays.values())
+        sums = sum(len(value) for value in metrics.values() if isinstance(value, list))
+        if MASKED in content:
+            masked = content.array_records[MASKED]
+            update, sums = (math.prod(masked[name].shape) for name in ("update", "sums"))
+        self.ledger.enter(reply, update, sums)
+
     def _about(self) -> dict[str, Any]:
         return {
             "run": self.instruction.run,
@@ -179,8 +201,11 @@ def _open(message: Message, context: Context) -> Job:
     session = open_session(instruction.experiment, instruction.agreement, place)
     data = session.client(session.name_of(context))
     state = open_state(context, data.name, instruction.run, instruction.heads_from)
-    seed = session.experiment.seed if SIMULATED in context.node_config else None
-    return Job(instruction, session, data, state, seed)
+    seed = session.experiment.seed if place.simulated else None
+    rows, folder = len(data.train), ledger_folder(context)
+    ledger = PrivacyLedger(session.experiment, instruction, place, data.name, rows, folder)
+    ledger.check(message.metadata.message_type)  # before anything is trained
+    return Job(instruction, session, data, state, seed, ledger)
 
 
 @app.query()
@@ -190,8 +215,11 @@ def query(message: Message, context: Context) -> Message:
     instruction = Instruction.from_record(config_of(message.content))
     require_state(context)
     rows = open_rows(instruction.experiment, Place.of(context.node_config))
-    text = rows.describe(client_name(context, rows.names)).to_json()
-    return Message(RecordDict({CONFIG: ConfigRecord({"description": text})}), reply_to=message)
+    described, folder = rows.describe(client_name(context, rows.names)), ledger_folder(context)
+    if folder is not None:
+        LedgerFile.of(folder, described.client).append(describe_entry(described))
+    content = RecordDict({CONFIG: ConfigRecord({"description": described.to_json()})})
+    return Message(content, reply_to=message)
 
 
 @app.train()
@@ -210,8 +238,10 @@ def train(message: Message, context: Context) -> Message:
     job.keep(instruction.round)  # before the trunk leaves
     sent, sums = job.sent(message, learners), job.reduce(sums, instruction.round)
     if job.adds_securely:
-        return Message(job.masked(message, context, sums, sent), reply_to=message)
-    content = RecordDict({ARRAYS: pack_arrays(sent), METRICS: job.metrics(sums)})
+        content = job.masked(message, context, sums, sent)
+    else:
+        content = RecordDict({ARRAYS: pack_arrays(sent), METRICS: job.metrics(sums)})
+    job.enter("train", content)
     return Message(content, reply_to=message)
 
 
@@ -236,8 +266,11 @@ def evaluate(message: Message, context: Context) -> Message:
     sums = job.evaluate(learners)
     sums = job.reduce(sums, "evaluation", job.instruction.round, int(job.instruction.keep))
     if adds_sums(job.session.experiment):
-        return Message(job.masked(message, context, sums), reply_to=message)
-    return Message(RecordDict({METRICS: job.metrics(sums)}), reply_to=message)
+        content = job.masked(message, context, sums)
+    else:
+        content = RecordDict({METRICS: job.metrics(sums)})
+    job.enter("evaluate", content)
+    return Message(content, reply_to=message)
 
 
 def _settle(message: Message, context: Context) -> tuple[Instruction, Experiment]:

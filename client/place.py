@@ -8,8 +8,13 @@ Flower hands a node's ``--node-config`` to the client; these keys of it are ours
     device="cuda:1"         auto, cpu, mps, cuda or cuda:N
     threads=4               CPU threads
     precision="high"        of float32 products: highest, high (TF32) or medium (bfloat16)
+    largest-epsilon=4.0     budget of this node's client over all runs; needs a state folder
+    delta=1e-5              that goes with it
+    least-noise-multiplier=1.0
 """
 
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +23,13 @@ from common.errors import ConfigError
 from common.experiment import Experiment
 
 PRECISIONS = ("highest", "high", "medium")
-KEYS = ("data", "state", "client", "device", "threads", "precision")
+LIMITS = ("largest-epsilon", "delta", "least-noise-multiplier")
+KEYS = ("data", "state", "client", "device", "threads", "precision", *LIMITS)
+DELTA = 1e-5
 FLOWER_KEYS = ("partition-id", "num-partitions")  # of a simulated node
+# A real node may have a partition-id as well, and must not make its noise from the seed, which the
+# server knows: our own engines say by this key, or by the environment, that they simulate.
+SIMULATED, SIMULATION = "simulated", "FEDMTL_SIMULATION"
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,10 @@ class Place:
         threads: CPU threads it computes with.
         precision: of float32 matrix products, as `torch.set_float32_matmul_precision` takes it.
         state: folder for what stays home.
-        simulated: whether the node is one of a simulation, whose noise may follow from the seed.
+        simulated: whether the node is one of a simulation, whose noise follows from the seed.
+        largest_epsilon: budget over all runs; 0 for none.
+        delta: that goes with it.
+        least_noise_multiplier: that an experiment must have; 0 for none.
     """
 
     data: str = ""
@@ -41,6 +54,9 @@ class Place:
     precision: str = ""
     state: str = ""
     simulated: bool = False
+    largest_epsilon: float = 0.0
+    delta: float = DELTA
+    least_noise_multiplier: float = 0.0
 
     @classmethod
     def of(cls, node_config: Mapping[str, Any]) -> "Place":
@@ -49,7 +65,7 @@ class Place:
         Raises:
             ConfigError: a value is not what its key needs, or a key looks misspelt.
         """
-        unknown = [key for key in node_config if key not in (*KEYS, *FLOWER_KEYS)]
+        unknown = [key for key in node_config if key not in (*KEYS, *FLOWER_KEYS, SIMULATED)]
         if unknown:
             raise ConfigError(
                 f"node config: keys must be among {', '.join(KEYS)}, got '{unknown[0]}'; correct "
@@ -67,9 +83,17 @@ class Place:
                 f"node config: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
             )
         texts = {key: str(node_config.get(key, "")) for key in ("data", "device", "state")}
-        own = set(node_config) - set(FLOWER_KEYS)
-        simulated = "partition-id" in node_config and not own
-        return cls(threads=threads, precision=str(precision), simulated=simulated, **texts)
+        return cls(
+            data=texts["data"],
+            device=texts["device"],
+            threads=threads,
+            precision=str(precision),
+            state=texts["state"],
+            simulated=bool(node_config.get(SIMULATED) or os.environ.get(SIMULATION)),
+            largest_epsilon=_limit(node_config, "largest-epsilon"),
+            delta=_limit(node_config, "delta", DELTA),
+            least_noise_multiplier=_limit(node_config, "least-noise-multiplier"),
+        )
 
     def settle(self, experiment: Experiment) -> Experiment:
         """Put the node's decisions in the place of the experiment's settings."""
@@ -81,3 +105,15 @@ class Place:
         if self.data:
             update["data"] = experiment.data.model_copy(update={"path": self.data})
         return experiment.model_copy(update=update) if update else experiment
+
+
+def _limit(node_config: Mapping[str, Any], key: str, default: float = 0.0) -> float:
+    """Read a node's limit; 0 for none."""
+    value, given = node_config.get(key, default), key in node_config
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or (given and value <= 0):
+        raise ConfigError(
+            f"node config: {key} must be a positive number, got {value!r}; write {key}=1.0 without "
+            "quotes"
+        )
+    return float(value)

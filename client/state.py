@@ -209,6 +209,12 @@ def require_state(context: Context) -> None:
         )
 
 
+def ledger_folder(context: Context) -> Path | None:
+    """Name the state folder where a deployed node's ledger is; a simulation keeps its clients'."""
+    root = _root(context)
+    return Path(root) if root and SIMULATED not in context.node_config else None
+
+
 def _root(context: Context) -> str:
     return str(context.node_config.get("state") or os.environ.get("FEDMTL_STATE") or "")
 
@@ -256,7 +262,7 @@ def replace_file(
                 os.fsync(file.fileno())
         partial.replace(path)
         if durable:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise StateError(
@@ -269,7 +275,7 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_EXCL, mode=0o600)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a renaming last; where folders cannot be opened, the system sees to it itself."""
     if os.name != "posix":
         return

@@ -48,6 +48,10 @@ class PolicyError(FedMTLError):
     """The owner of a node does not allow what a message asks for, or what a reply would tell."""
 
 
+class BudgetError(FedMTLError):
+    """A reply would cost more privacy than a budget has left."""
+
+
 class NodeError(FedMTLError):
     """A node cannot run."""
 

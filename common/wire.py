@@ -58,7 +58,7 @@ class Instruction:
         heads_from: name of an earlier run, with whose heads a client starts that has none yet.
         keep: whether what an evaluation fitted, such as heads under 'fedbabu', is kept at home.
         privacy: what the round's mechanisms need beside the experiment, such as "max-norm", to
-            which updates are clipped.
+            which updates are clipped, and "population", of which a Poisson sample is drawn.
     """
 
     experiment: str

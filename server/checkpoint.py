@@ -48,6 +48,7 @@ class Progress:
             and what an engine keeps of its clients.
         run: names the run to its clients, over all sittings.
         heads_from: name of the earlier run with whose heads clients start.
+        privacy: what clients have paid so far; see `server.privacy_accounts`.
     """
 
     fingerprint: str
@@ -67,6 +68,7 @@ class Progress:
     files: dict[str, str] = field(default_factory=dict)
     run: str = ""
     heads_from: str = ""
+    privacy: dict[str, Any] = field(default_factory=dict)
 
 
 # Writes an engine's client state for a round into the folder; returns role -> file name.

@@ -18,6 +18,7 @@ from server.checkpoint import KeepClients, Progress
 from server.exchange import BulkExchange, Exchange, MessageExchange
 from server.figures import Figures
 from server.loop import RoundLoop
+from server.privacy_accounts import PrivacyAccounts
 from server.roster import Roster
 from server.run_folder import RunFolder
 from server.sampling import require_trace
@@ -99,8 +100,11 @@ def federate(
         strategy.restore(checkpoints.load_strategy(progress))
     checkpoints.strategy_state = strategy.state
     exchange = make_exchange(grid, strategy, roster)
+    accounts = open_accounts(experiment, roster, progress, folder, simulated=strict)
     watch.started(progress, roster)
-    loop = RoundLoop(experiment, grid, roster, exchange, folder, checkpoints, progress, watch)
+    loop = RoundLoop(
+        experiment, grid, roster, exchange, folder, checkpoints, progress, accounts, watch
+    )
     return loop.run(trunk)
 
 
@@ -122,6 +126,42 @@ def make_exchange(grid: Grid, strategy: TrunkStrategy, roster: Roster) -> Exchan
     if isinstance(grid, BulkGrid):
         return SecureBulkExchange(grid, strategy, roster)
     return SecureExchange(grid, strategy, roster, timeout_s)
+
+
+def open_accounts(
+    experiment: Experiment,
+    roster: Roster,
+    progress: Progress,
+    folder: RunFolder,
+    *,
+    simulated: bool,
+) -> PrivacyAccounts:
+    """Open the clients' accounts where the run stands.
+
+    Args:
+        experiment: the resolved experiment.
+        roster: the clients met at the start.
+        progress: has what was counted before.
+        folder: gets the ledgers of a simulation.
+        simulated: a resumed run repeats its rounds exactly, so that nothing is released twice.
+
+    Raises:
+        ConfigError: not even one round fits the budgets, or delta is too large.
+        CheckpointError: the ledgers lack what the checkpoint knows of.
+    """
+    accounts = PrivacyAccounts(experiment, roster, progress.privacy)
+    if not accounts.is_on:
+        return accounts
+    folder.keeps_ledgers = simulated
+    if simulated:
+        folder.rewind_ledgers(accounts.counts.lines)
+    if not progress.privacy:
+        accounts.require_a_round()
+        if simulated:
+            folder.append_ledgers(accounts.descriptions())
+    elif not simulated:
+        accounts.restarted()
+    return accounts
 
 
 def call_roll(grid: Grid, roster: Roster, needed: int, *, strict: bool) -> Agreement:

@@ -17,12 +17,14 @@ from flwr.serverapp import Grid
 from common.algorithms import ALGORITHMS
 from common.errors import NothingLearnedError
 from common.experiment import Experiment
+from common.privacy.ledger import SUMS, UPDATE
 from common.weighting.balance import STATE, Rules
 from common.wire import FloatArray, Instruction
 from server.checkpoint import Checkpoints, Progress
 from server.closing import UNUSABLE
 from server.exchange import Exchange, Outcome
 from server.figures import Figures, mean_figures, split_figures, task_figures
+from server.privacy_accounts import PrivacyAccounts
 from server.roster import Roster
 from server.run_folder import RunFolder
 from server.sums import SumTable
@@ -44,6 +46,7 @@ class RoundLoop:
         folder: the run's record.
         checkpoints: where its state is kept.
         progress: where the run stands; changed as rounds are done.
+        accounts: what the clients have paid for privacy.
         watch: follows the run.
     """
 
@@ -56,11 +59,12 @@ class RoundLoop:
         folder: RunFolder,
         checkpoints: Checkpoints,
         progress: Progress,
+        accounts: PrivacyAccounts,
         watch: Watch,
     ) -> None:
         self.experiment, self.grid, self.roster, self.exchange = experiment, grid, roster, exchange
         self.folder, self.checkpoints, self.progress = folder, checkpoints, progress
-        self.watch = watch
+        self.accounts, self.watch = accounts, watch
         self._reasons: Counter[str] = Counter()  # why replies of this sitting were left out
         self._losses: Counter[str] = Counter()  # why its rounds were skipped
         self._saved_at, self._saved_round = -math.inf, progress.round
@@ -85,13 +89,16 @@ class RoundLoop:
         settings, stopped = self.experiment, "all rounds done"
         if self.progress.round == 0 and self.checkpoints.keep_clients is None:
             # Clients keep what they train in round 1 under the run's name, which must not be lost.
-            self.checkpoints.save(self.progress, trunk)
+            self._checkpoint(trunk)
         patience = settings.evaluation.patience
         while self.progress.round < settings.federation.rounds:
             if patience is not None and self.progress.waited >= patience:
                 stopped = f"early: no better validation loss in {patience} evaluations"
                 break
             self._gather()
+            if why := self.accounts.exhausted():
+                stopped = f"budget: {why}"
+                break
             trunk, line = self.do_round(trunk)
             self.folder.append(line)
             self._save(trunk)
@@ -125,12 +132,18 @@ class RoundLoop:
         if due and self._saved_round == self.progress.round:
             return
         if due or not ours or now - self._saved_at >= interval:
-            self.checkpoints.save(self.progress, trunk)
+            self._checkpoint(trunk)
             self._saved_at, self._saved_round = time.monotonic(), self.progress.round
+
+    def _checkpoint(self, trunk: Mapping[str, FloatArray]) -> None:
+        self.progress.privacy = self.accounts.state()
+        self.checkpoints.save(self.progress, trunk)
 
     def do_round(self, trunk: dict[str, FloatArray]) -> tuple[dict[str, FloatArray], Figures]:
         """Train one round; returns the next trunk and the round's line."""
         started, number = time.perf_counter(), self.progress.round + 1
+        private = self.exchange.strategy.private
+        max_norm = None if private is None else private.max_norm  # before it moves
         before = (self.progress.sent_bytes, self.progress.received_bytes)
         evaluation = self.experiment.evaluation
         is_due = self.tells and number % evaluation.every == 0
@@ -152,6 +165,8 @@ class RoundLoop:
             line["evaluation"] = self._evaluation(number, self.evaluate(trunk))
             moves = self.progress.usable_rounds
         self._judge(line["evaluation"], moves)
+        if self.accounts.budgets:
+            line["privacy"] = self.accounts.figures(max_norm)
         line["time_s"] = time.perf_counter() - started
         self.progress.elapsed_s += line["time_s"]
         line["elapsed_s"] = self.progress.elapsed_s
@@ -174,6 +189,7 @@ class RoundLoop:
         instruction, lost = self._instruct(number, rides), list[Outcome]()
         while True:
             outcome = self._count(self.exchange.train(trunk, instruction, len(lost)))
+            self._enter("train", number, outcome, sum(array.size for array in trunk.values()))
             if not outcome.loss or not outcome.asked or len(lost) == repeats:
                 self.progress.repeats += len(lost)
                 return outcome, lost
@@ -201,14 +217,36 @@ class RoundLoop:
     def evaluate(self, trunk: Mapping[str, FloatArray], *, keep: bool = False) -> Outcome:
         """Ask all clients to evaluate a trunk with their own heads, maybe to keep what they fit."""
         instruction = replace(self._instruct(self.progress.round, evaluate=True), keep=keep)
-        return self._count(self.exchange.evaluate(trunk, instruction))
+        outcome = self._count(self.exchange.evaluate(trunk, instruction))
+        self._enter("evaluate", self.progress.round, outcome)
+        return outcome
+
+    def _enter(self, reply: str, number: int, outcome: Outcome, update: int = 0) -> None:
+        """Count what clients released, and write it into the ledgers of a simulation.
+
+        Args:
+            reply: "train" or "evaluate".
+            number: the round.
+            outcome: who was asked, and what they reported.
+            update: how many numbers an update has.
+        """
+        if not self.accounts.is_on:
+            return
+        clients = sorted({*outcome.sums.clients, *outcome.left_out})
+        self.accounts.count(reply, clients)
+        if self.folder.keeps_ledgers:
+            sums = outcome.sums.count_numbers()
+            numbers = {name: {UPDATE: update, SUMS: sums.get(name, 0)} for name in clients}
+            entries = self.accounts.entries(self.progress.run, number, reply, numbers)
+            self.folder.append_ledgers(entries)
 
     def finish(self, trunk: Mapping[str, FloatArray], stopped: str) -> Figures:
         """Evaluate the last trunk on all clients and write results.json."""
         fits = ALGORITHMS[self.experiment.federation.algorithm].fits_last
         outcome = self.evaluate(trunk, keep=fits)
-        if fits and self.checkpoints.keep_clients is not None:
-            self.checkpoints.save(self.progress, trunk)
+        fitted = fits and self.checkpoints.keep_clients is not None
+        if fitted or self.experiment.privacy.sums_regime == "noised":  # which cost privacy
+            self._checkpoint(trunk)
         if not self.progress.usable_rounds or not outcome.answered:
             raise NothingLearnedError(self._what_failed(outcome.loss), self.progress.best)
         results = {
@@ -232,6 +270,7 @@ class RoundLoop:
             },
             "affinity": self.exchange.strategy.affinity.figures(),
             **self.exchange.strategy.rule.figures(),
+            **self.accounts.results(),
             "warnings": [
                 f"{name}: {why}"
                 for name, why in sorted({**self.roster.refused, **outcome.left_out}.items())
@@ -271,7 +310,7 @@ class RoundLoop:
             run=progress.run,
             clients=self.roster.asked_per_round,
             heads_from=progress.heads_from,
-            privacy=self.exchange.strategy.instruct(),
+            privacy={**self.exchange.strategy.instruct(), **self.accounts.instruct()},
         )
 
     def _count(self, outcome: Outcome) -> Outcome:

@@ -1,7 +1,8 @@
 """The run folder: the record of one run, readable without this project.
 
 ``experiment.toml`` the resolved experiment; ``environment.json`` versions, seed, machine;
-``metrics.jsonl`` a line per round; ``results.json`` the final figures; ``checkpoint/`` the state.
+``metrics.jsonl`` a line per round; ``results.json`` the final figures; ``checkpoint/`` the state;
+of a simulation with privacy ``ledgers.jsonl``, a line per client and reply.
 A figure that does not exist is null. A deployed run adds ``log.jsonl``, ``status.json``,
 ``metrics.prom``, and a ``lock`` that its ServerApp holds; a recorded simulation ``wire/``.
 """
@@ -12,7 +13,7 @@ import platform
 import shlex
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +24,7 @@ from common.experiment import Experiment
 from common.experiment_file import dump_experiment
 from common.json_gaps import without_gaps
 from common.locking import take
+from common.privacy.ledger import Entry
 from server.checkpoint import (
     Checkpoints,
     KeepClients,
@@ -52,6 +54,8 @@ class RunFolder:
         self.path, self.durable = path, durable
         self.metrics = path / "metrics.jsonl"
         self.results = path / "results.json"
+        self.ledgers = path / "ledgers.jsonl"
+        self.keeps_ledgers = False  # of the clients, who in a deployment keep their own
         self._log: int | None = None  # metrics.jsonl, opened once: opening costs more than a line
 
     def checkpoints(self, keep_clients: KeepClients | None = None) -> Checkpoints:
@@ -155,6 +159,32 @@ class RunFolder:
             except (ValueError, KeyError):
                 continue  # a line torn by the crash
         replace_text(self.metrics, "".join(kept), durable=self.durable)
+
+    def append_ledgers(self, entries: Sequence[Entry]) -> None:
+        """Add what clients released.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        with told_where(self.ledgers), open(self.ledgers, "a", encoding="utf-8") as file:
+            file.writelines(f"{entry.to_json()}\n" for entry in entries)
+
+    def rewind_ledgers(self, lines: int) -> None:
+        """Keep the first lines, which a checkpoint knows of; the rest is released again, alike.
+
+        Raises:
+            CheckpointError: there are fewer, or they cannot be read or written.
+        """
+        if not lines and not self.ledgers.exists():
+            return
+        with told_where(self.ledgers):
+            kept = self.ledgers.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
+            replace_text(self.ledgers, "".join(kept))
+        if len(kept) < lines:
+            raise CheckpointError(
+                f"{self.ledgers} has {len(kept)} lines, and the checkpoint knows of {lines}; "
+                "restore it, or start the run anew with another --out"
+            )
 
     def finish(self, results: dict[str, Any]) -> None:
         """Write results.json.

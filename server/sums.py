@@ -100,6 +100,14 @@ class SumTable:
         }
         return SumTable([self.clients[place] for place in order], numbers)
 
+    def count_numbers(self) -> dict[str, int]:
+        """Count how many numbers each client reported: client -> count."""
+        counts = np.zeros(len(self.clients), np.int64)
+        for tasks in self.numbers.values():
+            for sums in tasks.values():
+                counts += (sums["loss"][:, 1] > 0) * sum(v.shape[1] for v in sums.values())
+        return dict(zip(self.clients, counts.tolist(), strict=True))
+
     def size_bytes(self) -> int:
         """Count the numbers' payload, as the clients' messages carry it."""
         total = 0

@@ -22,6 +22,7 @@ from simulations.cli_health import health
 from simulations.cli_node import app as node_app
 from simulations.cli_personalize import personalize
 from simulations.cli_predict import export, predict
+from simulations.cli_privacy import app as privacy_app
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.add_typer(attack_app, name="attack")
 app.add_typer(deploy_app, name="deploy")
 app.add_typer(node_app, name="node")
+app.add_typer(privacy_app, name="privacy")
 
 DEFAULT_EXPERIMENT, DEFAULT_ENGINE = "digits", "loopback"
 

@@ -55,9 +55,10 @@ class ClientLog:
         Returns:
             Role -> file name, oldest first, for the checkpoint.
         """
-        if sum(self.files.values()) + len(changed) > 2 * clients:
-            self.files, changed = {}, everybody()
         name = f"clients-{round_number:08d}.safetensors"
+        # What was written for the same round before must not be lost with its file.
+        if name in self.files or sum(self.files.values()) + len(changed) > 2 * clients:
+            self.files, changed = {}, everybody()
         write_clients(folder / name, changed)
         self.files[name] = len(changed)
         return {f"clients-{place:06d}": name for place, name in enumerate(self.files)}

@@ -15,6 +15,7 @@ from typing import Any
 from flwr.app import ConfigRecordValues, Context, Message
 from flwr.serverapp import Grid, ServerApp
 
+from client.place import SIMULATION
 from common.clients import open_clients
 from common.errors import FedMTLError
 from common.experiment import Experiment
@@ -51,6 +52,7 @@ def run_flower(
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ["FEDMTL_STATE"] = str((folder.path / "clients").resolve())
+    os.environ[SIMULATION] = "1"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own future default
     logging.getLogger("flwr").setLevel(logging.WARNING)
     import ray

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from client.place import SIMULATED
 from client.state import INFO, OWN, round_of
 from common.wire import ARRAYS, CONFIG, arrays_of, config_of, pack_arrays, unpack_arrays
 from simulations.circumstances import PLAIN, BeforeRound, Circumstances
@@ -173,6 +174,7 @@ class LoopbackGrid(Grid):
                 node_config={
                     "partition-id": node_id - FIRST_NODE,
                     "num-partitions": len(self.names),
+                    SIMULATED: True,
                 },
                 state=RecordDict(),
                 run_config={},

@@ -28,6 +28,7 @@ from simulations.page_parts import (
     table,
     write_page,
 )
+from simulations.privacy_section import make_privacy
 from simulations.run_record import Figures, RunRecord, read_run, task_figures
 
 MOST_ROWS = 200  # of a table with a row per client; the rest is counted
@@ -55,6 +56,7 @@ def make_page(record: RunRecord) -> str:
         section("Across clients", make_clients(record, collected)),
         section("Task weights", make_weights(record, collected)),
         section("Affinity", make_affinity(record, collected)),
+        section("Privacy", make_privacy(record, collected)),
         section("Cost", make_cost(record, collected)),
         section("Participation", make_participation(record, collected)),
         section("Repeat this run", make_origin(record)),

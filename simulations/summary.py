@@ -53,6 +53,8 @@ def print_summary(experiment: Experiment, results: Mapping[str, Any], console: C
         console.print("figures stay with the clients: privacy.sums is 'withheld'")
     else:
         console.print(table)
+    for line in describe_privacy(results):
+        console.print(line)
     traffic = results["traffic"]
     console.print(
         f"{format_count(results['rounds'], 'round')} with "
@@ -114,3 +116,21 @@ def _print_warnings(warnings: list[str], console: Console) -> None:
         console.print(Text(f"warning: {warning}", style="yellow"))
     if len(warnings) > WARNINGS_SHOWN:
         console.print(f"and {len(warnings) - WARNINGS_SHOWN} warnings more", highlight=False)
+
+
+def describe_privacy(results: Mapping[str, Any]) -> list[str]:
+    """Say what the run cost, a line per unit; nothing without a budget.
+
+    >>> figures = {"epsilon": 7.9, "delta": 1e-5, "budget": 8.0}
+    >>> describe_privacy({"privacy": {"client": figures}})
+    ['privacy, client level: epsilon 7.900 at delta 1e-05, of a budget of 8']
+    """
+    lines = []
+    for unit in ("client", "example"):
+        if told := results.get("privacy", {}).get(unit):
+            budget = "" if told["budget"] is None else f", of a budget of {told['budget']:g}"
+            epsilon = format_figure(told["epsilon"])
+            lines.append(
+                f"privacy, {unit} level: epsilon {epsilon} at delta {told['delta']:g}{budget}"
+            )
+    return lines

@@ -1,12 +1,14 @@
 """A policy says no by its rule, what it allows and what was asked."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from client.node.policy import Policy, read_policy
 from common.errors import ConfigError, PolicyError
+from common.experiment_file import load_experiment
 from common.wire import Instruction
 from tests.conftest import make_experiment
 
@@ -129,3 +131,72 @@ def test_the_policy_of_the_documentation_is_one(tmp_path):
 def test_a_missing_file_is_told_in_a_line(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read_policy(tmp_path / "none.toml")
+
+
+LEVEL = ["federation.weight-by='uniform'", "federation.rounds=10"]
+
+
+def private(*overrides):
+    return load_experiment("digits", [*LEVEL, *overrides])
+
+
+NOISE = private("privacy.client-level.noise-multiplier=2.0")  # epsilon 8.08 after 10 rounds
+BUDGET = private("privacy.client-level.epsilon=3.0")
+ROWS = private("privacy.example-level.noise-multiplier=2.0")
+SAMPLED = private(
+    "privacy.client-level.noise-multiplier=2.0",
+    "federation.sampling='poisson'",
+    "federation.clients-per-round=2",
+    "privacy.client-level.amplification=true",
+)
+MASKED = private("privacy.secure-aggregation.max-norm=1.0")
+FROM_100 = Instruction("{}", round=3, clients=5, privacy={"population": 100})
+
+
+@pytest.mark.parametrize(
+    ("rules", "experiment", "instruction"),
+    [
+        ({"least-noise-multiplier": 2.0}, NOISE, ASKED),
+        ({"least-noise-multiplier": 2.0}, ROWS, ASKED),
+        ({"largest-epsilon": 8.1}, NOISE, ASKED),
+        ({"largest-epsilon": 3.0}, BUDGET, ASKED),
+        ({"largest-epsilon": 0.5}, ROWS, ASKED),  # goes by the rows, which the client knows
+        ({"largest-epsilon": 1.0}, SAMPLED, FROM_100),
+        ({"secure-aggregation": True}, MASKED, ASKED),
+    ],
+)
+def test_an_experiment_with_the_protections_is_served(rules, experiment, instruction):
+    for kind in ("query", "train", "evaluate"):
+        check({"protections": rules}, kind, instruction, experiment)
+
+
+@pytest.mark.parametrize(
+    ("rules", "experiment", "asked"),
+    [
+        ({"least-noise-multiplier": 2.1}, NOISE, "2"),
+        ({"least-noise-multiplier": 2.1}, ROWS, "2"),
+        ({"least-noise-multiplier": 9.0}, BUDGET, "4.7"),  # found from its epsilon
+        ({"largest-epsilon": 8.0}, NOISE, "8.079"),
+        ({"largest-epsilon": 2.9}, BUDGET, "3 for each client"),
+        ({"largest-epsilon": 3.0, "delta": 1e-9}, BUDGET, "for each client"),
+        ({"largest-epsilon": 1.0}, SAMPLED, "for each client"),  # nobody says of how many
+        ({"secure-aggregation": True}, NOISE, "none"),
+    ],
+)
+def test_an_experiment_with_less_protection_is_refused(rules, experiment, asked):
+    instruction = replace(ASKED, privacy={"population": 2})
+    with pytest.raises(PolicyError, match=rf"protections\.{next(iter(rules))}.*asked.*{asked}"):
+        check({"protections": rules}, instruction=instruction, experiment=experiment)
+
+
+def test_a_query_of_a_sampled_experiment_does_not_tell_of_how_many():
+    check({"protections": {"largest-epsilon": 1.0}}, "query", Instruction("{}"), SAMPLED)
+
+
+@pytest.mark.parametrize("rule", ["largest-epsilon", "least-noise-multiplier", "delta"])
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_a_protection_is_a_positive_number(rule, value, tmp_path):
+    path = tmp_path / "policy.toml"
+    path.write_text(f"[protections]\n{rule} = {value}\n")
+    with pytest.raises(ConfigError, match=rf"protections\.{rule}"):
+        read_policy(path)

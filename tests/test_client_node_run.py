@@ -15,11 +15,13 @@ from client.node.run import Node
 from client.node.worker import answer
 from client.node.worker_link import NotWantedError, WorkerDiedError
 from client.place import Place
+from client.privacy_ledger import LedgerFile
 from client.session import close_sessions, open_rows, open_session
 from client.state import FolderState
 from common.agreement import agree
 from common.errors import ConfigError, NodeError
 from common.experiment_file import load_experiment
+from common.privacy.accounting import Event, epsilon_of
 from common.wire import ARRAYS, CONFIG, Instruction, arrays_of, pack_arrays, unpack_arrays
 
 SETTINGS = ["data.clients=['client-000','client-001']", "trunk.widths=[8]", "training.epochs=1"]
@@ -323,3 +325,46 @@ def test_a_state_folder_that_is_none_is_told_in_a_line(tmp_path):
     flags = ["--insecure", "--node-config", CONFIG_TEXT.format(tmp_path / "state")]
     with pytest.raises(NodeError, match="cannot be used: File exists"):
         Node(None, flags)
+
+
+PRIVATE = ["federation.weight-by='uniform'", "privacy.client-level.noise-multiplier=2.0"]
+
+
+@pytest.fixture
+def private():
+    return load_experiment("digits", [*SETTINGS, *PRIVATE, "federation.rounds=2"])
+
+
+def limit(node, epsilon):
+    node.policy_path.write_text(f"[protections]\nlargest-epsilon = {epsilon}\n")
+
+
+def test_the_owners_budget_ends_the_node_s_rounds_over_all_runs(node, private):
+    limit(node, epsilon_of([Event(2.0, 1.0, 3)], 1e-5) + 0.01)
+    for run, number in (("run-a", 1), ("run-a", 2), ("run-b", 1)):
+        (reply,) = serve(node, message(private, MessageType.TRAIN, number, run=run)).replies
+        assert reply.has_content()
+    told = refusal_of(serve(node, message(private, MessageType.TRAIN, 2, run="run-b")))
+    assert "largest-epsilon of this node" in told
+
+
+def test_an_experiment_that_would_cost_more_is_refused_before_it_reaches_the_rows(node, private):
+    limit(node, 1.0)
+    told = refusal_of(serve(node, message(private, MessageType.QUERY)))
+    assert "protections.largest-epsilon" in told
+    assert node._worker.asked == 0
+
+
+def test_the_budget_that_a_client_is_told_stays_on_the_node(node, private):
+    limit(node, 50.0)
+    task = serve(node, message(private, MessageType.TRAIN))
+    assert "largest-epsilon" not in task.context.node_config
+
+
+def test_code_that_keeps_no_ledger_sends_nothing_where_there_is_a_budget(
+    node, private, monkeypatch
+):
+    limit(node, 50.0)
+    monkeypatch.setattr(LedgerFile, "append", lambda *_: None)
+    told = refusal_of(serve(node, message(private, MessageType.TRAIN)))
+    assert "no entry for this reply" in told

@@ -65,9 +65,9 @@ def test_a_real_client_never_draws_the_same():
 @pytest.mark.parametrize(
     ("config", "simulated"),
     [
-        ({"partition-id": 0, "num-partitions": 2}, True),
+        ({"partition-id": 0, "num-partitions": 2, "simulated": True}, True),
         ({}, False),
-        ({"partition-id": 0, "data": "/rows"}, False),  # whoever names data has some to protect
+        ({"partition-id": 0, "num-partitions": 2}, False),  # a real node may have these as well
         ({"partition-id": 0, "state": "/state"}, False),
         ({"client": "a"}, False),
     ],

@@ -10,6 +10,7 @@ from common.privacy.accounting import Event, epsilon_of
 from common.privacy.client_level import client_events, client_noise, update_noise
 
 LEVEL = (
+    "tasks.ink.metric='mae'",  # a mean, which can be noised
     "federation.weight-by='uniform'",
     "federation.rounds=10",
     "privacy.client-level.noise-multiplier=2.0",
@@ -55,9 +56,9 @@ def test_noised_sums_cost_an_event_per_reply(overrides: Any, replies: int) -> No
     assert client_events(noised, 10, 4) == [Event(2.0, 1.0, 4), Event(8.0, 1.0, replies)]
 
 
-def test_noised_sums_cost_the_evaluations_that_were_answered() -> None:
+def test_noised_sums_cost_the_replies_that_were_sent() -> None:
     noised = experiment("privacy.sums='noised'", "privacy.sums-noise-multiplier=8.0")
-    assert client_events(noised, 10, 4, evaluations=0)[1] == Event(8.0, 1.0, 4)
+    assert client_events(noised, 10, 4, replies=3)[1] == Event(8.0, 1.0, 3)
 
 
 def test_no_round_costs_nothing() -> None:
@@ -75,7 +76,7 @@ def test_no_round_costs_nothing() -> None:
     ],
 )  # fmt: skip
 def test_noise_found_from_a_budget_spends_it_in_all_rounds(overrides: tuple[str, ...]) -> None:
-    budget = load_experiment("digits", [*LEVEL[:2], "privacy.client-level.epsilon=4.0", *overrides])
+    budget = load_experiment("digits", [*LEVEL[:3], "privacy.client-level.epsilon=4.0", *overrides])
     spent = epsilon_of(client_events(budget, 20, 10), 1e-5)
     assert 3.99 < spent <= 4.0
 

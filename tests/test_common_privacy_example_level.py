@@ -48,8 +48,10 @@ def test_every_phase_counts(algorithm, passes):
     assert steps_per_round(private(algorithm), 8) == 2 * passes  # batches of 4
 
 
-@pytest.mark.parametrize("rows", [3, 10, 70])
-@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+@pytest.mark.parametrize(
+    ("rows", "accountant"),
+    [(3, "rdp"), (10, "rdp"), (70, "rdp"), pytest.param(10, "pld", marks=pytest.mark.slow)],
+)
 def test_noise_from_a_budget_spends_it_and_no_more(rows, accountant):
     level = {"noise-multiplier": None, "epsilon": 6.0, "delta": 1e-3}
     experiment = private(**level)
@@ -78,7 +80,7 @@ def test_a_smaller_client_needs_more_noise():
 def test_delta_must_be_below_one_over_the_rows():
     experiment = private(delta=0.1)
     check_delta(experiment, 9)
-    with pytest.raises(ConfigError, match="client 'a': .*delta must be below 1/10.*got 0.1"):
+    with pytest.raises(ConfigError, match=r"client 'a': .*delta must be below 1/10.*got 0.1"):
         check_delta(experiment, 10, "a")
     with pytest.raises(ConfigError, match="below 1/10"):
         example_noise(experiment, 10)
@@ -107,5 +109,5 @@ def test_heads_without_noise_need_heads_that_stand_still():
         if algorithm == "fedbabu":
             make_experiment(privacy=covers, federation={"algorithm": algorithm})
             continue
-        with pytest.raises(ValueError, match="covers 'trunk' needs federation.algorithm 'fedbabu'"):
+        with pytest.raises(ValueError, match="covers 'trunk' needs"):
             make_experiment(privacy=covers, federation={"algorithm": algorithm})

@@ -49,11 +49,13 @@ def test_flower_stays_at_the_rims():
         "server/app.py", "server/strategy.py", "server/loop.py", "server/roster.py",
         "server/federation.py", "server/patient_grid.py", "server/exchange.py", "server/bulk.py",
         "server/replies.py", "server/flat_trunk.py", "server/aggregation/flower.py",
-        "simulations/loopback.py", "simulations/workers.py", "simulations/worker_messages.py",
+        "simulations/loopback.py", "simulations/wire_record.py", "simulations/simulate.py",
+        "simulations/workers.py", "simulations/worker_messages.py",
         "simulations/batched.py", "simulations/flower_engine.py",
         "simulations/benchmarks/quickstart/quickstart_app.py",
         "client/node/dry_run.py",
         "common/secure_aggregation/records.py", "client/secure.py", "client/node/secure_guard.py",
+        "client/node/secure_dry_run.py",
         "server/secure_stages.py", "server/secure_exchange.py",
     }  # fmt: skip
     users = {str(p.relative_to(ROOT)) for p in MODULES if "flwr" in imported(p)}

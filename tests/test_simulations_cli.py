@@ -40,7 +40,18 @@ def errors_of(result):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["simulate"], ["compare"], ["check"], ["report"], ["list"], ["health"]]
+    "command",
+    [
+        [],
+        ["simulate"],
+        ["compare"],
+        ["check"],
+        ["report"],
+        ["list"],
+        ["health"],
+        ["privacy", "plan"],
+        ["privacy", "ledger"],
+    ],
 )
 def test_help_imports_no_heavy_library(command):
     code = (

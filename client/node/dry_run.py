@@ -10,17 +10,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
 from client.node.guard import guard_reply
 from client.node.policy import Policy
+from client.node.secure_dry_run import ask_in_stages
 from client.place import Place
 from client.session import open_session
 from common.agreement import Agreement, Description, agree, missing_task
 from common.errors import DataError, FedMTLError
 from common.experiment import Experiment
+from common.secure_aggregation.contribution import adds_sums
+from common.secure_aggregation.records import MASKED, SECURE
 from common.sharing import with_beside
 from common.wire import (
     ARRAYS,
@@ -42,7 +53,7 @@ class Exchange:
     """One message and its reply.
 
     Attributes:
-        kind: "query", "train" or "evaluate".
+        kind: "query", "train", "evaluate", or a stage of secure aggregation.
         received_bytes: payload of the message.
         sent_bytes: payload of the reply as it would leave.
         seconds: time to answer.
@@ -97,13 +108,23 @@ def dry_run(experiment: Experiment, node_config: Mapping[str, Any], policy: Poli
     agreement = agree([description], experiment)
     exchanges = [asked]
     session = open_session(text, agreement.to_json(), Place.of(node_config))
+    secure = experiment.privacy.secure_aggregation is not None
+
+    def ask(kind: str, content: RecordDict) -> Message:
+        exchange, reply = _ask(Message(content, NODE, kind), context, policy, experiment)
+        exchanges.append(exchange)
+        return reply
+
     for kind in (MessageType.TRAIN, MessageType.EVALUATE):
         instruction = _instruction(experiment, text, agreement, policy)
         trunk = session.trainer.flat.read(session.trainer.shared)
         if kind == MessageType.TRAIN or experiment.evaluation.model == "personal":
             trunk = with_beside(trunk, experiment)
         content = RecordDict({ARRAYS: pack_arrays(trunk), CONFIG: instruction.to_record()})
-        exchanges.append(_ask(Message(content, NODE, kind), context, policy, experiment)[0])
+        if secure and (kind == MessageType.TRAIN or adds_sums(experiment)):
+            ask_in_stages(kind, content, instruction, experiment, ask)
+        else:
+            ask(kind, content)
     return DryRun(description, str(session.trainer.device), exchanges)
 
 
@@ -111,6 +132,7 @@ def _instruction(
     experiment: Experiment, text: str, agreement: Agreement, policy: Policy
 ) -> Instruction:
     """Make up the first round's instruction, with as many clients as the policy wants."""
+    fewest = 1 if experiment.privacy.secure_aggregation is None else 2
     return Instruction(
         text,
         agreement.to_json(),
@@ -118,7 +140,7 @@ def _instruction(
         experiment.task_weights(),
         evaluate=experiment.evaluation.by == "train-reply",
         run=experiment.name + RUN_NAME,
-        clients=max(policy.experiments.least_clients, experiment.federation.min_clients),
+        clients=max(policy.experiments.least_clients, experiment.federation.min_clients, fewest),
     )
 
 
@@ -153,7 +175,18 @@ def _contents(content: RecordDict) -> dict[str, str]:
         found[name] = f"{array.dtype} {' x '.join(map(str, array.shape))}"
     for name, value in (metrics_of(content) or MetricRecord()).items():
         found[name] = f"{len(value)} numbers" if isinstance(value, list) else "1 number"
+    masked = content.get(MASKED)
+    if isinstance(masked, ArrayRecord):
+        for name, array in masked.items():
+            found[f"masked {name}"] = f"{array.dtype} {' x '.join(map(str, array.shape))}"
+    stage = content.get(SECURE)
+    if isinstance(stage, ConfigRecord):
+        found |= {name: f"{_count(value)} values" for name, value in stage.items()}
     config = content.get(CONFIG)
     if isinstance(config, ConfigRecord):
         found |= {name: f"{len(str(value)):,} characters" for name, value in config.items()}
     return found
+
+
+def _count(value: object) -> int:
+    return len(value) if isinstance(value, list) else 1

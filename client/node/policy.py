@@ -14,7 +14,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from common.errors import ConfigError, PolicyError
 from common.experiment import Experiment
-from common.settings import Names, Settings
+from common.privacy.accounting import Event, epsilon_of
+from common.privacy.client_level import client_events
+from common.privacy.ledger import POPULATION, SLACK, budgets
+from common.settings import Finite, Names, Settings
 
 if TYPE_CHECKING:
     from common.wire import Instruction
@@ -54,12 +57,30 @@ class Protections(Settings):
     """What an experiment must do for privacy."""
 
     secure_aggregation: bool = Field(False, description="The server must see sums alone.")
-    least_noise_multiplier: float | None = Field(
-        None, gt=0, description="Differential privacy with at least so much noise."
+    least_noise_multiplier: Finite | None = Field(
+        None,
+        gt=0,
+        description="Differential privacy with at least so much noise, in units of max-norm, in "
+        "everything that costs privacy. Noise that the server adds counts: whether it does, a node "
+        "cannot see.",
     )
-    largest_epsilon: float | None = Field(
-        None, gt=0, description="Differential privacy with at most this budget."
+    largest_epsilon: Finite | None = Field(
+        None,
+        gt=0,
+        description="Differential privacy with at most this budget over all runs of this node, for "
+        "clients and for rows each, as the ledger in its state folder says. An experiment whose "
+        "own budget, or whose rounds, would cost more is not served at all.",
     )
+    delta: Finite = Field(1e-5, gt=0, lt=1, description="Of largest-epsilon.")
+
+    def limits(self) -> dict[str, float]:
+        """Say what the client's own code must know, as keys of a node's config."""
+        given: dict[str, float] = {}
+        if self.largest_epsilon is not None:
+            given |= {"largest-epsilon": self.largest_epsilon, "delta": self.delta}
+        if self.least_noise_multiplier is not None:
+            given |= {"least-noise-multiplier": self.least_noise_multiplier}
+        return given
 
 
 class Leaves(Settings):
@@ -148,7 +169,7 @@ class Policy(Settings):
             _refuse("experiments.least-clients", allowed.least_clients, instruction.clients)
         if kind == "train" and "trunk" not in self.leaves.allow:
             _refuse("leaves.allow", ", ".join(self.leaves.allow) or "nothing", "a trained trunk")
-        self._check_protections()
+        self._check_protections(instruction, experiment)
 
     def check_bundle(self, digest: str) -> None:
         """Hold a bundle against the list, where bundles run at all.
@@ -178,15 +199,55 @@ class Policy(Settings):
                 rule = f"experiments.most-{name}-in-all"
                 _refuse(rule, most, f"one more than {counts[name]}")
 
-    def _check_protections(self) -> None:
-        """Experiments have no `[privacy]` table yet, so none offers any protection."""
-        needed = self.protections
-        if needed.secure_aggregation:
+    def _check_protections(self, instruction: "Instruction", experiment: Experiment) -> None:
+        """Hold the experiment's mechanisms against those that must be there.
+
+        What depends on the node's rows is left to its client, which knows them.
+        """
+        needed, privacy = self.protections, experiment.privacy
+        if needed.secure_aggregation and privacy.secure_aggregation is None:
             _refuse("protections.secure-aggregation", "true", "none")
-        if needed.least_noise_multiplier is not None:
-            _refuse("protections.least-noise-multiplier", needed.least_noise_multiplier, "no noise")
-        if needed.largest_epsilon is not None:
-            _refuse("protections.largest-epsilon", needed.largest_epsilon, "no privacy budget")
+        least, most = needed.least_noise_multiplier, needed.largest_epsilon
+        if not budgets(experiment) and least is not None:
+            _refuse("protections.least-noise-multiplier", f"{least:g}", "no noise")
+        if not budgets(experiment) and most is not None:
+            _refuse("protections.largest-epsilon", f"{most:g}", "no privacy budget")
+        planned = planned_events(experiment, instruction)
+        noise = min((e.noise_multiplier for events in planned.values() for e in events), default=0)
+        if least is not None and planned and noise < least:
+            _refuse("protections.least-noise-multiplier", f"{least:g}", f"{noise:.4g}")
+        if most is not None:
+            self._check_epsilon(most, experiment, planned)
+
+    def _check_epsilon(
+        self, most: float, experiment: Experiment, planned: Mapping[str, list[Event]]
+    ) -> None:
+        """Hold what a whole run may cost against the budget."""
+        delta, accountant = self.protections.delta, experiment.privacy.accountant
+        for unit, budget in budgets(experiment).items():
+            asked = budget.epsilon
+            if asked is None or budget.delta > delta:  # its own budget says nothing of this delta
+                known = unit == "client" and unit in planned
+                asked = epsilon_of(planned[unit], delta, accountant) if known else None
+            if asked is not None and asked > most * (1 + SLACK):
+                allowed = f"{most:g} at delta {delta:g}"
+                _refuse("protections.largest-epsilon", allowed, f"{asked:.4g} for each {unit}")
+
+
+def planned_events(experiment: Experiment, instruction: "Instruction") -> dict[str, list[Event]]:
+    """List what a whole run would cost a client, as far as its rows need not be known for that.
+
+    Returns:
+        Unit -> events; of examples one, with the noise that the experiment sets, if it does.
+    """
+    privacy, planned = experiment.privacy, dict[str, list[Event]]()
+    level, told = privacy.client_level, POPULATION in instruction.privacy
+    if level is not None and (told or not level.amplification):  # a query does not tell
+        clients, rounds = int(instruction.privacy.get(POPULATION, 1)), experiment.federation.rounds
+        planned["client"] = client_events(experiment, clients, rounds)
+    if privacy.example_level is not None and privacy.example_level.noise_multiplier is not None:
+        planned["example"] = [Event(privacy.example_level.noise_multiplier)]
+    return planned
 
 
 def _refuse(rule: str, allowed: object, asked: object) -> None:

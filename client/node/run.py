@@ -9,11 +9,11 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.cli.install import install_from_fab
 from flwr.common.serde import (
     context_to_proto,
@@ -33,6 +33,7 @@ from client.node.supernode import SuperNode, read_flags, read_node_config
 from client.node.watch import NodeWatch
 from client.node.worker_link import NotWantedError, Worker, WorkerDiedError
 from client.place import Place
+from client.privacy_ledger import require_entry
 from common.errors import ConfigError, FedMTLError, NodeError, PolicyError
 from common.experiment import Experiment
 from common.journal import describe_error
@@ -184,9 +185,11 @@ class Node:
         policy.check_ledger(self.ledger.read(), kind)
         bundle = self._unpack(digest, task.fab.content) if policy.code.run == "bundle" else ""
         worker = self._use_worker(bundle, policy.code.keeps_network)
-        reply, context = self._ask(worker, task, policy.code.most_seconds)
+        reply, context = self._ask(worker, task, policy)
         checked = guard_reply(message, reply, policy, experiment)
         if checked.has_content():
+            if policy.protections.limits():
+                require_entry(self.state, instruction, kind)
             self.ledger.count(kind)
         return checked, context
 
@@ -216,14 +219,18 @@ class Node:
             self._bundles[digest] = str(install_from_fab(content, folder, skip_prompt=True))
         return self._bundles[digest]
 
-    def _ask(self, worker: Worker, task: Task, most_s: float) -> tuple[Message, Context]:
+    def _ask(self, worker: Worker, task: Task, policy: Policy) -> tuple[Message, Context]:
         """Ask the worker; where it dies, ask a new one once: what it keeps on disk allows that."""
+        most_s = policy.code.most_seconds
 
         def wanted() -> bool:
             self.watch.status.beat()
             return task.claim.wanted()
 
-        context = context_to_proto(task.context).SerializeToString()
+        # The client's code knows the rows, which what a reply costs may depend on.
+        config = {**task.context.node_config, **policy.protections.limits()}
+        limited = copy_context(task.context, config, task.context.state)
+        context = context_to_proto(limited).SerializeToString()
         message = message_to_proto(task.message).SerializeToString()
         try:
             answer = worker.ask(context, message, most_s, wanted)
@@ -232,14 +239,7 @@ class Node:
             self.watch.figures.deaths.inc()
             answer = worker.ask(context, message, most_s, wanted)
         state = recorddict_from_proto(ProtoContext.FromString(answer[0]).state)
-        after = Context(
-            run_id=task.context.run_id,
-            node_id=task.context.node_id,
-            node_config=task.context.node_config,
-            state=state,
-            run_config=task.context.run_config,
-            series_id=task.context.series_id,
-        )
+        after = copy_context(task.context, task.context.node_config, state)
         return message_from_proto(ProtoMessage.FromString(answer[1])), after
 
     def _use_worker(self, bundle: str, network: bool) -> Worker:
@@ -248,6 +248,20 @@ class Node:
             self._worker.close()
             self._worker = Worker(bundle, network)
         return self._worker
+
+
+def copy_context(
+    context: Context, node_config: Mapping[str, bool | float | int | str], state: RecordDict
+) -> Context:
+    """Copy a Context with another config and state."""
+    return Context(
+        run_id=context.run_id,
+        node_id=context.node_id,
+        node_config=dict(node_config),
+        state=state,
+        run_config=context.run_config,
+        series_id=context.series_id,
+    )
 
 
 def read_instruction(message: Message) -> tuple[Instruction, Experiment]:

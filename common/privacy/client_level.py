@@ -22,7 +22,7 @@ COUNT_NOISE = 20  # clients of a round per unit of noise on the count of unclipp
 
 
 def client_events(
-    experiment: "Experiment", clients: int, rounds_taken: int, evaluations: int | None = None
+    experiment: "Experiment", clients: int, rounds_taken: int, replies: int | None = None
 ) -> list[Event]:
     """List what rounds cost one client.
 
@@ -31,7 +31,7 @@ def client_events(
         clients: of the federation, of whom each round asks some; fewer cost more.
         rounds_taken: rounds that the client took part in; with amplification, rounds that were
             done, since each may have drawn it.
-        evaluations: messages to evaluate that it answered, which cost where sums are noised; left
+        replies: of training and of evaluation that it sent, which cost where sums are noised; left
             out, those of a run of so many rounds.
 
     Returns:
@@ -41,9 +41,11 @@ def client_events(
     Raises:
         ConfigError: there is no noise that keeps the budget.
     """
-    sums = _sums_events(experiment, rounds_taken, evaluations)
+    if replies is None:
+        replies = planned_replies(experiment, rounds_taken)
     noise = client_noise(experiment, clients)
-    return [Event(noise, client_rate(experiment, clients), rounds_taken), *sums]
+    update = Event(noise, client_rate(experiment, clients), rounds_taken)
+    return [update, *_sums_events(experiment, replies)]
 
 
 def client_noise(experiment: "Experiment", clients: int) -> float:
@@ -72,7 +74,7 @@ def client_noise(experiment: "Experiment", clients: int) -> float:
         level.epsilon,
         level.delta,
         (Event(1.0, client_rate(experiment, clients), rounds),),
-        tuple(_sums_events(experiment, rounds, None)),
+        tuple(_sums_events(experiment, planned_replies(experiment, rounds))),
         experiment.privacy.accountant,
     )
 
@@ -128,10 +130,14 @@ def update_noise(noise_multiplier: float, count_noise: float) -> float:
     return 1.0 / math.sqrt(noise_multiplier**-2 - (2 * count_noise) ** -2)
 
 
-def planned_evaluations(experiment: "Experiment", rounds: int) -> int:
-    """Count the messages to evaluate that a client gets in a run of so many rounds."""
+def planned_replies(experiment: "Experiment", rounds: int) -> int:
+    """Count the replies of a client that takes part in every round of a run, the last one too.
+
+    One per round of training, one per message to evaluate; none for no round.
+    """
     evaluation = experiment.evaluation
-    return 1 + (rounds // evaluation.every if evaluation.by == "message" else 0)
+    between = rounds // evaluation.every if evaluation.by == "message" else 0
+    return rounds + between + 1 if rounds else 0
 
 
 def client_level(experiment: "Experiment") -> ClientLevel:
@@ -142,14 +148,12 @@ def client_level(experiment: "Experiment") -> ClientLevel:
     return level
 
 
-def _sums_events(experiment: "Experiment", rounds: int, evaluations: int | None) -> list[Event]:
+def _sums_events(experiment: "Experiment", replies: int) -> list[Event]:
     """List what noised sums cost: each reply is its sender's own, so that no sample hides it."""
     privacy = experiment.privacy
-    if privacy.sums_regime != "noised" or privacy.sums_noise_multiplier is None or not rounds:
+    if privacy.sums_regime != "noised" or privacy.sums_noise_multiplier is None or not replies:
         return []
-    if evaluations is None:
-        evaluations = planned_evaluations(experiment, rounds)
-    return [Event(privacy.sums_noise_multiplier, 1.0, rounds + evaluations)]
+    return [Event(privacy.sums_noise_multiplier, 1.0, replies)]
 
 
 @lru_cache(maxsize=64)

@@ -53,6 +53,16 @@ def _budget_problems(place: str, budget: Budget) -> Iterator[str]:
 def _client_problems(experiment: "Experiment", level: ClientLevel) -> Iterator[str]:
     federation, secure = experiment.federation, experiment.privacy.secure_aggregation
     yield from _budget_problems(CLIENT, level)
+    partition = experiment.partition
+    if (
+        partition is not None
+        and partition.kind != "natural"
+        and level.delta * partition.clients > 1
+    ):
+        yield (
+            f"{CLIENT}.delta must be at most 1/{partition.clients}, for with {partition.clients} "
+            f"clients one of them may be told as it is above that, got {level.delta:g}; lower it"
+        )
     if level.clip == "server" and (level.noise != "server" or secure is not None):
         what = "under secure aggregation" if secure else f"with noise '{level.noise}'"
         yield (
