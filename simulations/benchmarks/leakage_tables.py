@@ -1,4 +1,4 @@
-"""Figures of `simulations.benchmarks.utility_leakage` over seeds, as tables for page and Markdown."""
+"""Figures of `simulations.benchmarks.utility_leakage` over seeds, as tables."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +39,6 @@ LEAKS = (
     Column("labels right (prior's)", "labels/right", "labels/prior", digits=2),
     Column("tasks, AUC", "tasks/auc", digits=2),
     Column("all tasks right (base rate)", "tasks/right", "tasks/base-rate", digits=2),
-    Column("membership, AUC", "membership/auc", digits=3),
     Column("epsilon per row", "epsilon/row", digits=1),
     Column("epsilon per client", "epsilon/client", digits=1),
 )
@@ -136,8 +135,6 @@ def notes_of(summary: Summary) -> list[str]:
             "AUC of 0.5 is chance. Clients tell the server their tasks unless privacy.counts is "
             "'withheld'; here the update alone is asked."
         )
-    if "membership/auc" in names:
-        notes.append("Membership: by the loss of the final model with the clients' own heads.")
     if any(name.startswith("epsilon/") for name in names):
         notes.append(
             "Epsilon at the delta in the settings, of the client that pays most, over all rounds; "
