@@ -181,9 +181,10 @@ class Job:
         metrics = metrics_of(content) or MetricRecord()
         update = sum(math.prod(array.shape) for array in arrays.values())
         sums = sum(len(value) for value in metrics.values() if isinstance(value, list))
-        if MASKED in content:
-            masked = content.array_records[MASKED]
-            update, sums = (math.prod(masked[name].shape) for name in ("update", "sums"))
+        masked = content.get(MASKED)
+        if isinstance(masked, ArrayRecord):
+            update += math.prod(masked["update"].shape)
+            sums += math.prod(masked["sums"].shape)
         self.ledger.enter(reply, update, sums)
 
     def _about(self) -> dict[str, Any]:

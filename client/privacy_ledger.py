@@ -23,7 +23,6 @@ from common.errors import BudgetError, StateError
 from common.experiment import Experiment
 from common.privacy.ledger import (
     COUNTS,
-    POPULATION,
     SLACK,
     SUMS,
     UPDATE,
@@ -33,6 +32,7 @@ from common.privacy.ledger import (
     budgets,
     cost_of,
     epsilon_of_cost,
+    population,
     released_by,
 )
 from common.wire import Instruction
@@ -40,6 +40,7 @@ from common.wire import Instruction
 logger = logging.getLogger("fedmtl.client")
 
 FOLDER = "privacy"
+MOST_LINE = 2**20  # bytes of a line, more than any has
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,15 @@ class LedgerFile:
 
     def _mend(self, handle: int) -> None:
         """Make the file end with a whole line: drop a torn one, end one that lacks its end."""
-        _, torn = self._read()
         size = os.fstat(handle).st_size
-        if torn:
-            os.ftruncate(handle, size - torn)
-        elif size and os.pread(handle, 1, size - 1) != b"\n":
+        tail = os.pread(handle, MOST_LINE, max(0, size - MOST_LINE)).rpartition(b"\n")[2]
+        if not tail:
+            return
+        try:
+            Entry.from_json(tail.decode())
+        except ValueError:
+            os.ftruncate(handle, size - len(tail))
+        else:
             _write(handle, b"\n")
 
 
@@ -261,7 +266,7 @@ class PrivacyLedger:
         is_training = reply == "train"
         return cost_of(
             self.experiment,
-            clients=int(self.instruction.privacy.get(POPULATION, 1)),
+            clients=population(self.instruction.privacy),
             rows=self.rows,
             trainings=int(is_training),
             evaluations=int(not is_training),
@@ -281,12 +286,12 @@ def require_entry(state: Path, instruction: Instruction, reply: str) -> None:
     Args:
         state: the node's state folder.
         instruction: of the message.
-        reply: "query", of which ledgers have no entry, "train" or "evaluate".
+        reply: "train" or "evaluate"; other kinds hold nothing that costs privacy.
 
     Raises:
         BudgetError: none does, as where a bundle's code keeps no ledger.
     """
-    if reply == "query":
+    if reply not in ("train", "evaluate"):
         return
     wanted = (instruction.run, instruction.round, reply)
     for path in (state / FOLDER).glob("*.jsonl"):

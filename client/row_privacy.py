@@ -1,8 +1,7 @@
 """Example-level privacy of the clients of a lesson: what is clipped to, how rows are drawn, noise.
 
-Where clients are simulated, each draws from a stream named by the experiment's seed, its name and
-the round: runs repeat, a resumed run goes on exactly, and engines agree. A real client draws from
-the entropy of its operating system, for the seed is known to whoever sends the experiment.
+A client draws from one stream a round (`common.privacy.randomness`), in the order of its steps:
+each step's rows, then its noise. In a simulation runs repeat, resume exactly, and engines agree.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from client.batches import Index
 from client.phases import Moves
 from common.experiment import Experiment
 from common.privacy.example_level import example_noise, sampling_rate
-from common.seeding import numpy_generator
+from common.privacy.randomness import secret_generator
 
 Draws = Sequence[np.random.Generator]
 NO_DRAWS: Draws = ()
@@ -29,10 +28,8 @@ def open_draws(
     """Make each client's generator for a round; none without example-level privacy."""
     if experiment.privacy.example_level is None:
         return NO_DRAWS
-    if not simulated:
-        return [np.random.default_rng() for _ in clients]
-    seed = experiment.seed
-    return [numpy_generator(seed, "dp-sgd", client, round_number) for client in clients]
+    seed = experiment.seed if simulated else None
+    return [secret_generator(seed, "rows", client, round_number) for client in clients]
 
 
 @dataclass(frozen=True)

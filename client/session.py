@@ -4,7 +4,8 @@ An engine calls the same handlers for many clients in one process, and a deploye
 in a new process for every message; both go through `open_session`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from common.sources.registry import source_signature
 from common.tables import TableSource
 
 KEPT_BYTES = 2**28  # of prepared rows that wait to be encoded
+_LENT: dict[str, "LocalRows"] = {}  # experiment as clients are sent it -> rows in its data's place
 
 
 class LocalRows:
@@ -129,8 +131,24 @@ def open_rows(experiment: str, place: Place) -> LocalRows:
 
     Where the node names its data, or keeps its state on disk, raw files that changed are read anew.
     """
+    if experiment in _LENT:
+        return _LENT[experiment]
     deployed = bool(place.data or place.state)
     return _open_rows(experiment, place, _signature(experiment, place) if deployed else "")
+
+
+@contextmanager
+def lent_rows(rows: LocalRows) -> Iterator[None]:
+    """Let this process's clients have these rows in the place of their data's, for a while.
+
+    For a simulation that asks what would have come of other rows.
+    """
+    key = rows.experiment.for_clients()
+    _LENT[key] = rows
+    try:
+        yield
+    finally:
+        del _LENT[key]
 
 
 @lru_cache(maxsize=8)

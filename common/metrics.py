@@ -114,11 +114,6 @@ class MetricRule:
     length: Callable[[int], int]
     higher_is_better: bool
 
-    @property
-    def is_mean(self) -> bool:
-        """Whether its numbers are a sum and a count, and their ratio is a mean over rows."""
-        return self.length is _pair
-
 
 def _pair(outputs: int) -> int:
     return 2

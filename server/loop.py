@@ -27,7 +27,7 @@ from server.figures import Figures, mean_figures, split_figures, task_figures
 from server.privacy_accounts import PrivacyAccounts
 from server.roster import Roster
 from server.run_folder import RunFolder
-from server.sums import SumTable
+from server.sums import EVERYBODY, SumTable
 from server.watch import Watch
 
 logger = logging.getLogger("fedmtl.server")
@@ -227,16 +227,18 @@ class RoundLoop:
         Args:
             reply: "train" or "evaluate".
             number: the round.
-            outcome: who was asked, and what they reported.
+            outcome: what clients reported.
             update: how many numbers an update has.
         """
         if not self.accounts.is_on:
             return
-        clients = sorted({*outcome.sums.clients, *outcome.left_out})
+        strategy = self.exchange.strategy
+        clients = strategy.choose(number) if reply == "train" else self.roster.names
         self.accounts.count(reply, clients)
         if self.folder.keeps_ledgers:
             sums = outcome.sums.count_numbers()
-            numbers = {name: {UPDATE: update, SUMS: sums.get(name, 0)} for name in clients}
+            masked = sums.get(EVERYBODY, 0)  # of whose sums the server sees the total alone
+            numbers = {n: {UPDATE: update, SUMS: sums.get(n, masked)} for n in clients}
             entries = self.accounts.entries(self.progress.run, number, reply, numbers)
             self.folder.append_ledgers(entries)
 

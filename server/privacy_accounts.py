@@ -7,13 +7,15 @@ sitting counts one round more for everybody.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from common.errors import ConfigError
 from common.experiment import Experiment
+from common.privacy.accounting import Event, epsilons_of
 from common.privacy.assumptions import assumptions
 from common.privacy.client_level import client_noise
+from common.privacy.example_level import example_events
 from common.privacy.ledger import (
     COUNTS,
     POPULATION,
@@ -27,7 +29,6 @@ from common.privacy.ledger import (
     epsilon_of_cost,
     released_by,
 )
-from common.privacy.settings import Accountant
 from server.figures import Figures
 from server.roster import Roster
 
@@ -73,6 +74,8 @@ class PrivacyAccounts:
         self.budgets = budgets(experiment)
         self.counts = Counts(**kept) if kept else Counts(clients=len(roster.node_ids))
         self._accountant = experiment.privacy.accountant
+        self._bounded: dict[tuple[Unit, int], dict[str, float]] = {}  # as the counts stand
+        self._first: dict[int, tuple[Event, ...]] = {}  # rows -> what a round costs them
         self._known: dict[tuple[int, ...], Cost] = {}
         check_delta(experiment, self.counts.clients)
 
@@ -83,7 +86,7 @@ class PrivacyAccounts:
 
     def state(self) -> dict[str, Any]:
         """Get what a checkpoint must hold."""
-        return asdict(self.counts) if self.is_on else {}
+        return dict(vars(self.counts)) if self.is_on else {}
 
     def count(self, reply: str, clients: Iterable[str]) -> None:
         """Count what these clients were asked for.
@@ -92,6 +95,7 @@ class PrivacyAccounts:
             reply: "train" for a round, or "evaluate".
             clients: their names.
         """
+        self._bounded.clear()
         kept = self.counts.trainings if reply == TRAIN else self.counts.evaluations
         self.counts.rounds += reply == TRAIN
         for name in clients:
@@ -105,7 +109,7 @@ class PrivacyAccounts:
 
     def restarted(self) -> None:
         """Count the round that was asked, perhaps, and not done when a deployed run broke off."""
-        self.count(TRAIN, self.roster.names)
+        self.count(TRAIN, self._names())
 
     def require_a_round(self) -> None:
         """Check that a run can do anything at all within its budgets.
@@ -175,6 +179,11 @@ class PrivacyAccounts:
         """
         spent = {unit: self._bounds(unit) for unit in self.budgets}
         counts = int(self.experiment.privacy.counts == "sent")
+        kinds = {tuple(held.items()): held for held in numbers.values()}  # few, of many clients
+        released = {
+            kind: released_by(self.experiment, {**held, COUNTS: counts})
+            for kind, held in kinds.items()
+        }
         told = [unit for unit in self.budgets if self._largest(unit)[0] is not None]
         entries = [
             Entry(
@@ -182,7 +191,7 @@ class PrivacyAccounts:
                 round=number,
                 client=name,
                 reply=reply,
-                released=released_by(self.experiment, {**held, COUNTS: counts}),
+                released=released[tuple(held.items())],
                 cost=self._settle(name, reply),
                 epsilon={unit: spent[unit][name] for unit in told},
                 delta={unit: self.budgets[unit].delta for unit in told},
@@ -210,7 +219,7 @@ class PrivacyAccounts:
 
         Args:
             unit: "client" or "example".
-            more: rounds, each with an evaluation, beyond those that were counted.
+            more: 1 for another round, and the last evaluation, beyond what was counted.
         """
         if unit == "example" and not all(self._rows(name) for name in self._names()):
             return None, None  # clients that withhold counts know alone what their rows paid
@@ -226,16 +235,30 @@ class PrivacyAccounts:
 
         Accountant "pld" takes a second for each size of client: the Renyi bound stands in for it.
         """
-        accountant: Accountant = self._accountant if unit == "client" else "rdp"
-        return {name: self._epsilon(unit, name, more, accountant) for name in self._names()}
+        if (unit, more) in self._bounded:
+            return self._bounded[unit, more]
+        costs = {name: self._paid(name, more).get(unit, ()) for name in self._names()}
+        kinds, delta = list(dict.fromkeys(costs.values())), self.budgets[unit].delta
+        if unit == "client" and self._accountant != "rdp":
+            found = [epsilon_of_cost(kind, delta, self._accountant) for kind in kinds]
+        else:
+            found = epsilons_of(kinds, delta).tolist()
+        by_kind = dict(zip(kinds, found, strict=True))
+        self._bounded[unit, more] = {name: by_kind[cost] for name, cost in costs.items()}
+        return self._bounded[unit, more]
 
-    def _epsilon(
-        self, unit: Unit, name: str, more: int = 0, accountant: Accountant | None = None
-    ) -> float:
-        counts, delta = self.counts, self.budgets[unit].delta
+    def _epsilon(self, unit: Unit, name: str, more: int = 0) -> float:
+        events = self._paid(name, more).get(unit, ())
+        return epsilon_of_cost(events, self.budgets[unit].delta, self._accountant)
+
+    def _paid(self, name: str, more: int = 0) -> Cost:
+        """Work out what a client paid, and would have with a round more and the last evaluation."""
+        counts, evaluation = self.counts, self.experiment.evaluation
         trainings, evaluations = counts.trainings.get(name, 0), counts.evaluations.get(name, 0)
-        cost = self._cost(name, trainings + more, evaluations + more, counts.rounds + more)
-        return epsilon_of_cost(cost.get(unit, ()), delta, accountant or self._accountant)
+        if more:
+            is_asked = evaluation.by == "message" and (counts.rounds + 1) % evaluation.every == 0
+            evaluations += 1 + is_asked
+        return self._cost(name, trainings + more, evaluations, counts.rounds + more)
 
     def _names(self) -> list[str]:
         """Name all who paid, or may yet."""
@@ -247,15 +270,25 @@ class PrivacyAccounts:
         if key not in self._known:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
-            self._known[key] = cost_of(
+            cost = cost_of(
                 self.experiment,
                 clients=self.counts.clients,
-                rows=rows,
+                rows=0,  # examples are dealt with below
                 trainings=trainings,
                 evaluations=evaluations,
                 rounds=rounds,
             )
+            self._known[key] = {**cost, **self._examples(rows, trainings)}
         return self._known[key]
+
+    def _examples(self, rows: int, trainings: int) -> Cost:
+        """Work out what a client's rounds cost its rows, each as much as the first."""
+        if "example" not in self.budgets or not rows or not trainings:
+            return {}
+        if rows not in self._first:
+            self._first[rows] = tuple(example_events(self.experiment, rows, 1))
+        first = self._first[rows]
+        return {"example": tuple(replace(e, count=e.count * trainings) for e in first)}
 
     def _rows(self, name: str) -> int:
         """Get a client's training rows; 0 where it does not tell."""

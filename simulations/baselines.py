@@ -53,7 +53,7 @@ def make_trainer(experiment: Experiment, agreement: Agreement) -> Trainer:
         plain["algorithm"] = "whole-model"
     federation = experiment.federation.model_copy(update=plain)
     own = experiment.model_copy(update={"loss": loss, "federation": federation})
-    return Trainer(own, input_shapes(agreement), device)
+    return Trainer(own, input_shapes(agreement), device, simulated=True)
 
 
 def train_local(

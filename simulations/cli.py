@@ -17,6 +17,7 @@ import typer
 from common.errors import CheckpointError, ConfigError, FedMTLError
 from common.resuming import check_changes
 from simulations.cli_attack import app as attack_app
+from simulations.cli_audit import audit, membership
 from simulations.cli_deploy import deploy_app
 from simulations.cli_health import health
 from simulations.cli_node import app as node_app
@@ -306,6 +307,8 @@ def list_choices(
 app.command()(predict)
 app.command()(export)
 app.command()(personalize)
+attack_app.command()(membership)
+attack_app.command()(audit)
 
 
 def run(

@@ -36,6 +36,10 @@ Seed = Annotated[int, typer.Option(min=0, help="Draws what is random.")]
 Shadows = Annotated[
     int, typer.Option(min=10, help="Shadow clients that the probe is fitted on; more are better.")
 ]
+Count = Annotated[
+    int | None,
+    typer.Option("--rows", min=1, help="Rows that a client has; default: as the wire tells."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 
 
@@ -78,6 +82,9 @@ def inversion(
         int | None, typer.Option(min=1, help="Default: 100 of L-BFGS, 1000 of Adam.")
     ] = None,
     restarts: Annotated[int, typer.Option(min=1, help="Random starts; the best one counts.")] = 1,
+    lr: Annotated[
+        float, typer.Option(min=0, help="Step of method cosine, in units of encoded inputs.")
+    ] = 0.1,
     total_variation: Annotated[
         float, typer.Option(min=0, help="Weight of the images' total variation; method cosine.")
     ] = 1e-3,
@@ -105,7 +112,7 @@ def inversion(
         wire = open_wire(run, data)
         settings = Settings(
             method, heads, labels, local, rows, iterations, restarts,
-            total_variation=total_variation, seed=seed,
+            lr=lr, total_variation=total_variation, seed=seed,
         )  # fmt: skip
         found = invert(wire, client, number, settings)
         figures = describe_inversion(wire, client, number, settings, found)
@@ -126,6 +133,7 @@ def labels(
         ),
     ] = "auto",
     shadows: Shadows = 150,
+    rows: Count = None,
     data: Data = None,
     seed: Seed = 0,
     out: Out = None,
@@ -146,7 +154,7 @@ def labels(
         )
         from simulations.attacks.wire import open_wire
 
-        wire, settings = open_wire(run, data), Settings(by, shadows, seed)
+        wire, settings = open_wire(run, data), Settings(by, shadows, seed, rows)
         figures = describe_labels(wire, number, settings, leak_labels(wire, number, settings))
         paths = write_labels(out or run, figures)
         tell_attack("labels", figures, labels_table, labels_notes, paths, as_json=as_json)
@@ -157,6 +165,7 @@ def tasks(
     run: Recorded,
     number: Round = 1,
     shadows: Shadows = 150,
+    rows: Count = None,
     data: Data = None,
     seed: Seed = 0,
     out: Out = None,
@@ -178,7 +187,7 @@ def tasks(
         from simulations.attacks.task_inference import Settings, infer_tasks
         from simulations.attacks.wire import open_wire
 
-        wire, settings = open_wire(run, data), Settings(shadows, seed)
+        wire, settings = open_wire(run, data), Settings(shadows, seed, rows)
         figures = describe_tasks(wire, number, settings, infer_tasks(wire, number, settings))
         paths = write_tasks(out or run, figures)
         tell_attack("tasks", figures, tasks_table, tasks_notes, paths, as_json=as_json)

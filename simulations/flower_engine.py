@@ -8,7 +8,7 @@ home is mirrored into the run folder, which makes the run resumable.
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from threading import Event
 from typing import Any
 
@@ -23,6 +23,7 @@ from server.federation import federate
 from server.patient_grid import PatientGrid
 from server.run_folder import RunFolder
 from server.watch import Listener, Watch
+from simulations.wire_record import start_record
 
 PATIENCE_S = 10.0  # how long Ctrl-C waits for a round to be left in order
 
@@ -36,7 +37,7 @@ def run_flower(
     folder: RunFolder,
     resume: bool,
     listener: Listener | None,
-    prepare: Callable[[Grid], None] = lambda grid: None,
+    record: bool = False,
 ) -> dict[str, Any]:
     """Run on Ray, one client per core; with a GPU, the clients at work share it.
 
@@ -45,7 +46,7 @@ def run_flower(
         folder: the run's folder.
         resume: go on from its checkpoint.
         listener: called with each round's line of metrics.jsonl.
-        prepare: is given the server's grid before the first message.
+        record: write what travels; see `simulations.wire_record`.
 
     Raises:
         FedMTLError: what the server side found wrong, or the runtime stopped without a result.
@@ -61,6 +62,9 @@ def run_flower(
     from client.app import app as client_app
 
     outcome: dict[str, Any] = {}
+    done = None
+    if resume:
+        done = folder.checkpoints().load(experiment.fingerprint())[0].round
     count = len(open_clients(experiment).names)  # the runtime's nodes start one after another
     stopped, ended = Event(), Event()
     server_app = ServerApp()
@@ -70,7 +74,8 @@ def run_flower(
         try:
             stop_at_pull(grid, stopped)
             patient = PatientGrid(grid)  # it need not wait for everybody
-            prepare(patient)
+            if record:
+                start_record(patient, folder, experiment, done)
             outcome["results"] = federate(
                 patient,
                 experiment,

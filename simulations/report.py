@@ -282,6 +282,6 @@ def sum_traffic(record: RunRecord, keys: Sequence[str]) -> dict[str, int]:
 def count_clients(record: RunRecord) -> str:
     """Count the clients that a run has, or that its rounds asked."""
     if record.results:
-        return f"{len(record.results['clients']):,}"
+        return f"{record.results['final']['clients']:,}"
     asked = max((line["clients"]["asked"] for line in record.rounds), default=0)
     return f"{asked:,}"

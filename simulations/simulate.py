@@ -18,8 +18,6 @@ from server.sampling import refuse_delays
 from server.watch import Listener, Watch
 
 if TYPE_CHECKING:
-    from flwr.serverapp import Grid
-
     from simulations.hostile import Hostile
     from simulations.loopback import LoopbackGrid
 
@@ -48,18 +46,6 @@ class Run:
     listener: Listener | None = None
     hostile: "Hostile | None" = None
     record: bool = False
-
-    def record_grid(self, grid: "Grid") -> None:
-        """Let the run's grid write down what travels, where that is asked for."""
-        if not self.record:
-            return
-        from simulations.wire_record import WireRecord, record_wire
-
-        done = None
-        if self.resume:
-            progress, _ = self.folder.checkpoints().load(self.experiment.fingerprint())
-            done = progress.round
-        record_wire(grid, WireRecord(self.folder.path, done))
 
 
 def simulate(
@@ -126,6 +112,11 @@ def check_hostile(experiment: Experiment, engine: str) -> None:
         raise ConfigError(
             f"--hostile is for the engines {' and '.join(IN_PROCESS)}, got '{engine}'; choose one "
             "of them, or remove it"
+        )
+    if experiment.privacy.secure_aggregation is not None:
+        raise ConfigError(
+            "--hostile must be left out under [privacy.secure-aggregation], where a trunk that was "
+            "made up would be masked like any other; remove one of the two"
         )
     algorithm = experiment.federation.algorithm
     if ALGORITHMS[algorithm].shares == "nothing":
@@ -239,13 +230,16 @@ def _run(run: Run, grid: "LoopbackGrid") -> dict[str, Any]:
     """Run on a grid that lives in this process."""
     logging.getLogger("flwr").setLevel(logging.WARNING)
     from client.session import close_sessions
+    from simulations.wire_record import start_record
 
+    progress = None
     try:
         if run.resume:
             checkpoints = run.folder.checkpoints()
             progress, _ = checkpoints.load(run.experiment.fingerprint())
             grid.restore_clients(checkpoints.folder, progress.files)
-        run.record_grid(grid)
+        if run.record:
+            start_record(grid, run.folder, run.experiment, progress.round if progress else None)
         return federate(
             grid,
             run.experiment,
@@ -264,7 +258,7 @@ def run_flower(run: Run) -> dict[str, Any]:
     """Run on Flower's Simulation Runtime; see `simulations.flower_engine`."""
     from simulations.flower_engine import run_flower as run_on_ray
 
-    return run_on_ray(run.experiment, run.folder, run.resume, run.listener, run.record_grid)
+    return run_on_ray(run.experiment, run.folder, run.resume, run.listener, run.record)
 
 
 ENGINES: dict[str, Callable[[Run], dict[str, Any]]] = {

@@ -55,10 +55,10 @@ def print_summary(experiment: Experiment, results: Mapping[str, Any], console: C
         console.print(table)
     for line in describe_privacy(results):
         console.print(line)
-    traffic = results["traffic"]
+    traffic, clients = results["traffic"], results["final"]["clients"]
     console.print(
         f"{format_count(results['rounds'], 'round')} with "
-        f"{format_count(len(results['clients']), 'client')} in {format_seconds(results['seconds'])}"
+        f"{format_count(clients, 'client')} in {format_seconds(results['seconds'])}"
         f" ({results['stopped']}); {format_bytes(traffic['sent-bytes'])} sent to clients, "
         f"{format_bytes(traffic['received-bytes'])} received",
         highlight=False,

@@ -17,10 +17,13 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from common.experiment import Experiment
 from common.json_gaps import without_gaps
+from common.privacy.settings import Privacy
 from common.wire import ARRAYS, CONFIG, EXAMPLES, Instruction, read_array, reason_of
 from server.bulk import BulkGrid, BulkReplies, Trunk
 from server.checkpoint import told_where
+from server.run_folder import RunFolder
 
 FOLDER, INDEX, AGREEMENT = "wire", "index.jsonl", "agreement.json"
 ELSEWHERE = {"experiment", "agreement"}  # of an instruction: in files of their own
@@ -34,10 +37,14 @@ class WireRecord:
         run: the run folder.
         done: rounds that were done before; what is there of later ones is dropped. None for a new
             run.
+        privacy: of the experiment. An engine that answers for all clients at once hands over single
+            updates and sums that secure aggregation would have masked: these are not written.
     """
 
-    def __init__(self, run: Path, done: int | None = None) -> None:
-        self.folder = run / FOLDER
+    def __init__(self, run: Path, done: int | None = None, privacy: Privacy | None = None) -> None:
+        self.folder, privacy = run / FOLDER, privacy or Privacy()
+        self.hides_updates = privacy.secure_aggregation is not None
+        self.hides_sums = privacy.sums_regime == "secure"
         self.clients: dict[int, str] = {}  # node -> name, as its description tells
         with told_where(self.folder):
             lines = [] if done is None else self._kept(done)
@@ -82,14 +89,25 @@ class WireRecord:
         arrays: Named = {f"sent/0/{ARRAYS}/{n}": np.ascontiguousarray(a) for n, a in trunk.items()}
         config = self._config(instruction.to_record())
         came = [
-            {"client": name, "sent": 0, "config": {}, "metrics": _metrics_of(replies, row)}
+            {"client": name, "sent": 0, "config": {}, "metrics": self._metrics_of(replies, row)}
             for row, name in enumerate(replies.clients)
         ]
-        if replies.rows is not None:
+        if replies.rows is not None and not self.hides_updates:
             for row, values in enumerate(replies.rows):
                 for name, array in _cut(values, trunk).items():
                     arrays[f"reply/{row}/{ARRAYS}/{name}"] = np.ascontiguousarray(array)
         self._write(kind, [{"config": config, "metrics": {}}], came, arrays)
+
+    def _metrics_of(self, replies: BulkReplies, row: int) -> dict[str, Any]:
+        """Write one client's numbers as its metric record would hold them."""
+        if self.hides_sums:
+            return {}
+        name = replies.clients[row]
+        metrics: dict[str, Any] = {EXAMPLES: int(replies.examples[row])}
+        for split in replies.sums.numbers:
+            for task, numbers in replies.sums.client(name, split).items():
+                metrics |= {f"{split}/{task}/{metric}": value for metric, value in numbers.items()}
+        return metrics
 
     def _content(self, content: RecordDict, prefix: str, arrays: Named) -> dict[str, Any]:
         """Take one content apart; its arrays are added to `arrays`."""
@@ -134,8 +152,19 @@ class WireRecord:
                 index.write(json.dumps(without_gaps(line)) + "\n")
 
 
-def record_wire(grid: Grid, record: WireRecord) -> None:
-    """Let a grid write down every exchange from now on."""
+def start_record(grid: Grid, folder: RunFolder, experiment: Experiment, done: int | None) -> None:
+    """Let a grid write down every exchange from now on.
+
+    Args:
+        grid: the server's.
+        folder: of the run.
+        experiment: of the run.
+        done: rounds that were done before; None for a new run.
+
+    Raises:
+        CheckpointError: the record cannot be written.
+    """
+    record = WireRecord(folder.path, done, experiment.privacy)
     ask = grid.send_and_receive
 
     def send_and_receive(messages: Iterable[Message], **options: Any) -> list[Message]:
@@ -175,16 +204,6 @@ def _cut(values: NDArray[Any], trunk: Trunk) -> Named:
         arrays[name] = values[start : start + array.size].reshape(array.shape)
         start += array.size
     return arrays
-
-
-def _metrics_of(replies: BulkReplies, row: int) -> dict[str, Any]:
-    """Write one client's numbers as its metric record would hold them."""
-    name = replies.clients[row]
-    metrics: dict[str, Any] = {EXAMPLES: int(replies.examples[row])}
-    for split in replies.sums.numbers:
-        for task, numbers in replies.sums.client(name, split).items():
-            metrics |= {f"{split}/{task}/{metric}": values for metric, values in numbers.items()}
-    return metrics
 
 
 def _plain(record: Mapping[str, Any]) -> dict[str, Any]:

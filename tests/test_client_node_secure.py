@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
+from client.app import app
 from client.node.dry_run import dry_run
 from client.node.guard import guard_reply
 from client.node.policy import Policy
+from client.node.run import Node
+from client.session import close_sessions
 from common.errors import PolicyError
 from common.experiment_file import load_experiment
 from common.secure_aggregation.client import ClientMachine
@@ -25,8 +29,14 @@ from common.secure_aggregation.records import (
     pack_uncovered,
 )
 from common.wire import CONFIG, Instruction, pack_arrays, pack_sums
+from server.federation import federate
+from server.run_folder import RunFolder
+from simulations.loopback import LoopbackGrid
+from simulations.simulate import simulate
 from tests.conftest import make_experiment
 from tests.secure_rounds import Exchange
+from tests.test_client_node_run import FakeTask, HereWorker
+from tests.test_simulations_engines import assert_same_trunk
 
 SECRET = b"patient 4711 is ill"
 TRUNK = {"trunk.w": np.zeros((2, 3), np.float32)}
@@ -90,7 +100,14 @@ def test_stages_pass_as_they_are_and_with_nothing_else(kind):
 def test_values_of_a_stage_have_their_size(kind):
     record = dict(stages()[kind])
     for name, value in record.items():
-        longer = value + SECRET if isinstance(value, bytes) else [*value, SECRET]
+        if isinstance(value, bytes):
+            longer = value + SECRET
+        elif value and isinstance(value[0], bytes):
+            longer = [*value[1:], value[0] + SECRET]
+        elif value:
+            longer = [*value, 4711]
+        else:
+            longer = [SECRET]
         with pytest.raises(PolicyError):
             guard(kind, {SECURE: ConfigRecord({**record, name: longer})})
 
@@ -155,3 +172,58 @@ def test_a_dry_run_goes_through_all_stages(tmp_path):
     train = found.exchanges[3]
     assert set(train.leaves) == {"masked update", "masked sums"}
     assert all(exchange.leaves for exchange in found.exchanges if exchange.kind in around)
+
+
+class NodeGrid(LoopbackGrid):
+    """Every client is an owner's node, whose context and messages go through Flower's bytes."""
+
+    def __init__(self, names, folder):
+        super().__init__(app, names)
+        self.nodes, self.contexts = {}, {}
+        for name in names:
+            config = f'client="{name}" device="cpu" state="{folder / name}"'
+            node = Node(None, ["--insecure", "--node-config", config])
+            node._worker = HereWorker()
+            self.nodes[name] = node
+
+    def deliver(self, message):
+        name = self.name_of(message.metadata.dst_node_id)
+        own = message_from_proto(message_to_proto(message))
+        task = FakeTask(
+            own, {"client": name, "device": "cpu", "state": str(self.nodes[name].state)}
+        )
+        task.context = self.contexts.get(name, task.context)
+        self.nodes[name].answer(task)
+        self.contexts[name] = task.context
+        (reply,) = task.replies
+        if reply.has_error():
+            return Message(reply.error, reply_to=message)
+        return Message(reply.content, reply_to=message)
+
+
+@pytest.mark.slow
+def test_nodes_with_guards_make_the_run_of_the_engine_and_keep_no_secret(tmp_path):
+    settings = load_experiment(
+        "digits",
+        [
+            "data.clients=['client-000','client-001','client-002']",
+            "trunk.widths=[8]",
+            "federation.rounds=2",
+            "privacy.secure-aggregation.max-norm=50",
+            "privacy.secure-aggregation.bits=24",
+        ],
+    )
+    names = ("client-000", "client-001", "client-002")
+    grid = NodeGrid(names, tmp_path / "nodes")
+    folder = RunFolder(tmp_path / "run")
+    folder.create(settings, "flower")
+    federate(grid, settings, folder)
+    close_sessions()
+    simulate(settings, engine="loopback", out=tmp_path / "loopback")
+    assert_same_trunk(tmp_path / "loopback", tmp_path / "run", 1e-4)
+    for context in grid.contexts.values():
+        state = context.state["secure-aggregation"]
+        assert state["stage"] == "over"
+        assert not any(state[key] for key in ("mask-key", "seal-key", "seed", "own-share"))
+    for node in grid.nodes.values():
+        node.close()

@@ -296,3 +296,12 @@ def test_a_missing_library_is_told_in_a_line(monkeypatch):
     trainer = open_trainer(private({"sharing": "mtan"}))
     with pytest.raises(ConfigError, match=r"pip install 'fedmtl\[privacy\]'"):
         trainer.train(ClientData("a", {"train": make_rows(4, 0)}), WEIGHTS, 1)
+
+
+@pytest.mark.parametrize("hidden", [(), (4,)])
+def test_a_head_may_start_from_zero(hidden):
+    tasks = {"size": {"kind": "regression", "init": "zero", "hidden": hidden}}
+    trainer = open_trainer(private(tasks=tasks))
+    outputs, _ = trainer.model(make_rows(5, 0).inputs, ("size",))
+    assert not outputs["size"].any()
+    assert bool(trainer.flat.values.any())  # the rest starts as ever

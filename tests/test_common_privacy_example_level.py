@@ -13,6 +13,8 @@ from common.privacy.example_level import (
 )
 from tests.conftest import make_experiment
 
+ZERO = {"kind": "regression", "init": "zero"}
+
 
 def private(algorithm: str = "joint", training: dict | None = None, **level):
     level = {"noise-multiplier": 2.0, "delta": 1e-3, **level}
@@ -93,6 +95,10 @@ def test_delta_must_be_below_one_over_the_rows():
         ({"federation": {"algorithm": "fedala"}}, "must not be 'fedala'"),
         ({"training": {"compile": True}}, "training.compile must be false"),
         ({"training": {"balance": "none"}}, "training.balance is of no use"),
+        (
+            {"federation": {"algorithm": "fedbabu"}, "tasks": {"a": ZERO}},
+            "tasks.a.init must be 'random'",
+        ),
         ({"trunk": {"norm": "batch"}}, "trunk.norm must not be 'batch'"),
         ({"loss": {"weighting": "uncertainty"}}, "loss.weighting must be one of equal, manual"),
     ],

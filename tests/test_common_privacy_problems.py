@@ -4,6 +4,8 @@ import pytest
 
 from common.errors import ConfigError
 from common.experiment_file import load_experiment
+from common.metrics import METRICS
+from common.privacy.problems import MEANS
 
 CLIENT = ["privacy.client-level.noise-multiplier=1", "federation.weight-by=uniform"]
 EXAMPLE = ["privacy.example-level.noise-multiplier=1"]
@@ -135,6 +137,22 @@ REFUSED = {
         *SECURE,
         "privacy.secure-aggregation.threshold=0.5",
     ],
+    "privacy.secure-aggregation.bits must leave room for 300 clients": [
+        *SECURE,
+        "privacy.secure-aggregation.bits=24",
+        "federation.clients-per-round=300",
+    ],
+    "privacy.secure-aggregation.most-examples must be given": [
+        SECURE[0],
+        "federation.weight-by=examples",
+        "privacy.counts=withheld",
+    ],
+    "privacy.accountant must be 'rdp'": [
+        *CLIENT,
+        "privacy.secure-aggregation.bits=21",
+        "privacy.client-level.noise=shares",
+        "privacy.accountant=pld",
+    ],
     # figures and counts
     "privacy.sums 'secure' needs [privacy.secure-aggregation]": ["privacy.sums=secure"],
     "privacy.sums 'noised' needs [privacy.client-level]": [
@@ -224,3 +242,9 @@ def test_how_many_rounds_matters_to_a_run_whose_budget_they_share(more, differs)
         for rounds in (3, 5)
     }
     assert (len(marks) == 2) == differs
+
+
+def test_means_are_the_metrics_that_are_a_sum_and_a_count() -> None:
+    assert {name for name, rule in METRICS.items() if rule.length(1) == rule.length(5) == 2} == {
+        *MEANS
+    }

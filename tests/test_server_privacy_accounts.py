@@ -279,3 +279,47 @@ def test_the_last_evaluation_is_not_forgotten_when_a_run_is_given_more_rounds(tm
     paid = [Event(2.0, 1.0, 3), Event(9.0, 1.0, 3 + 2)]
     assert longer["privacy"]["client"]["epsilon"] == pytest.approx(epsilon_of(paid, 1e-5))
     assert len(lines(tmp_path / "run")) == 4 + 4 * (3 + 2)
+
+
+SECURE = ("privacy.secure-aggregation.threshold=0.7",)
+SHARES = (NOISE, "privacy.client-level.noise='shares'", *SECURE)
+
+
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+def test_under_secure_aggregation_a_client_pays_for_its_masked_vectors(tmp_path, engine):
+    results = run(tmp_path / "run", engine, SHARES)
+    spent = epsilon_of([Event(2.0, 1.0, 6)], 1e-5)
+    assert results["privacy"]["client"]["epsilon"] == pytest.approx(spent)
+    own = [line for line in lines(tmp_path / "run") if line["client"] == "client-002"]
+    assert [line["reply"] for line in own] == ["query", *["train"] * 6, "evaluate"]
+    assert own[-1]["epsilon"]["client"] == pytest.approx(spent)
+    held = [(each["what"], each["mechanism"]) for each in own[1]["released"]]
+    assert held[0][0] == "masked vector"
+    assert all("masked by secure aggregation" in way for _, way in held[:2])
+
+
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+def test_without_noise_secure_aggregation_has_ledgers_and_no_epsilon(tmp_path, engine):
+    unpaid = (*SECURE, "privacy.secure-aggregation.max-norm=5")
+    results = run(tmp_path / "run", engine, unpaid)
+    assert "privacy" not in results
+    trained = [line for line in lines(tmp_path / "run") if line["reply"] == "train"]
+    assert len(trained) == 4 * 6
+    assert not any(line["epsilon"] for line in trained)
+
+
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_noise_for_a_plan_with_evaluations_by_message_lasts_to_its_end(tmp_path, every):
+    planned = ("evaluation.by='message'", f"evaluation.every={every}", *NOISED)
+    results = run(tmp_path / "run", "batched", ("privacy.client-level.epsilon=9.0", *planned))
+    assert results["stopped"] == "all rounds done"
+    assert 8.99 < results["privacy"]["client"]["epsilon"] <= 9.0
+
+
+def test_evaluations_still_to_come_are_in_the_next_rounds_cost():
+    paid = [Event(2.0, 1.0, 1), Event(9.0, 1.0, 3)]  # a round, its evaluation, the last one
+    by_message = ("evaluation.by='message'", *NOISED)
+    for spare, fits in ((0.01, True), (-0.01, False)):
+        budget = epsilon_of(paid, 1e-5) + spare
+        opened = accounts(NOISE, *by_message, f"privacy.client-level.epsilon={budget}")
+        assert bool(opened.exhausted()) != fits

@@ -194,9 +194,16 @@ PRIVATE = [
     "privacy.client-level.quantile=0.5",
 ]
 
+SECURE = [
+    "federation.weight-by=uniform",
+    "privacy.client-level.noise=shares",
+    "privacy.client-level.noise-multiplier=0.1",
+    "privacy.secure-aggregation.bits=20",
+]
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], PRIVATE], ids=["plain", "private"])
+@pytest.mark.parametrize("more", [[], PRIVATE, SECURE], ids=["plain", "private", "secure"])
 def test_flowers_simulation_runtime_gives_the_trunk_of_loopback_and_resumes(tmp_path, more):
     """In a process of its own: Ray and the runtime leave threads behind."""
     script = (

@@ -134,7 +134,7 @@ def test_a_run_that_would_stop_early_is_told():
         (["--epsilon", 3, "--clients", 5, "--accountant", "gdp"], "--accountant must be one of"),
         (["--epsilon", 3, "--clients", 9, "--amplification", "--local-noise"], "--amplification"),
         (["--epsilon", 3, "--clients", 9, "--set", "seed=1"], "--set and --data are for"),
-        (["--epsilon", 1e-9, "--clients", 9, "--delta", 1e-9], "no noise keeps 20 releases"),
+        (["--epsilon", 1e-9, "--clients", 9, "--delta", 1e-9], "no noise keeps these releases"),
         (["digits", "--epsilon", 3], "--epsilon: an experiment has its own settings"),
         (["digits"], "experiment 'digits' has no budget"),
     ],

@@ -15,6 +15,7 @@ from common.secure_aggregation.records import KEYS, MASKED, SECURE, SHARES, UNMA
 from common.wire import size_bytes
 from server.federation import federate
 from server.run_folder import RunFolder
+from simulations.hostile import Hostile
 from simulations.loopback import LoopbackGrid
 from simulations.report import write_report
 from simulations.simulate import simulate
@@ -246,11 +247,9 @@ def test_the_report_tells_of_a_run_without_single_clients(tmp_path):
     assert "digit" in page
 
 
-def test_clients_that_have_no_room_are_refused_before_they_train(tmp_path):
-    settings = experiment("partition.clients=300", "federation.rounds=1")
-    with pytest.raises(ConfigError, match="room for 256"):
-        simulate(settings, engine="batched", out=tmp_path / "run")
-    assert not (tmp_path / "run" / "metrics.jsonl").exists() or not figures(tmp_path / "run")
+def test_clients_that_have_no_room_are_refused_before_they_train():
+    with pytest.raises(ConfigError, match=r"leave room for 300 clients .* room for 256"):
+        experiment("partition.clients=300")
 
 
 def test_an_update_goes_no_further_than_the_norm(tmp_path):
@@ -335,3 +334,33 @@ def test_noise_of_the_server_on_a_secure_sum_is_that_on_an_open_one(tmp_path, qu
         secure = [*settings, "privacy.secure-aggregation.bits=24"]
         simulate(experiment(*secure, secure=False), engine=engine, out=tmp_path / engine)
         assert_same_trunk(tmp_path / "open", tmp_path / engine, 1e-4)
+
+
+def test_hostile_clients_are_not_simulated_under_masks(tmp_path):
+    hostile = Hostile("sign-flip", frozenset(NAMES[:1]), 1.0)
+    with pytest.raises(ConfigError, match="must be left out under"):
+        simulate(experiment(), engine="loopback", out=tmp_path / "run", hostile=hostile)
+
+
+def test_where_counts_are_withheld_weights_and_holders_are_right_all_the_same(tmp_path):
+    skewed = [
+        "partition.kind=dirichlet",
+        "partition.by=digit",
+        *SKEWED,
+        "federation.heads=per-task",
+    ]
+    withheld = ["privacy.counts=withheld", "privacy.secure-aggregation.most-examples=400"]
+    simulate(experiment(*skewed, secure=False), engine="loopback", out=tmp_path / "plain")
+    for engine in ("loopback", "batched"):
+        results = simulate(experiment(*skewed, *withheld), engine=engine, out=tmp_path / engine)
+        assert_same_trunk(tmp_path / "plain", tmp_path / engine, TOLERANCE)
+        assert results["final"]["clients"] == 6
+
+
+def test_small_groups_are_in_no_sum(tmp_path):
+    whole = simulate(experiment(), engine="loopback", out=tmp_path / "whole")
+    assert whole["final"]["test"]["tasks"]["digit"]["examples"] > 0
+    smallest = ["privacy.smallest-group=1000"]
+    for engine in ("loopback", "batched"):
+        results = simulate(experiment(*smallest), engine=engine, out=tmp_path / engine)
+        assert results["final"]["test"] == {}

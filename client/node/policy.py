@@ -16,7 +16,7 @@ from common.errors import ConfigError, PolicyError
 from common.experiment import Experiment
 from common.privacy.accounting import Event, epsilon_of
 from common.privacy.client_level import client_events
-from common.privacy.ledger import POPULATION, SLACK, budgets
+from common.privacy.ledger import POPULATION, SLACK, budgets, population
 from common.settings import Finite, Names, Settings
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def planned_events(experiment: Experiment, instruction: "Instruction") -> dict[s
     privacy, planned = experiment.privacy, dict[str, list[Event]]()
     level, told = privacy.client_level, POPULATION in instruction.privacy
     if level is not None and (told or not level.amplification):  # a query does not tell
-        clients, rounds = int(instruction.privacy.get(POPULATION, 1)), experiment.federation.rounds
+        clients, rounds = population(instruction.privacy), experiment.federation.rounds
         planned["client"] = client_events(experiment, clients, rounds)
     if privacy.example_level is not None and privacy.example_level.noise_multiplier is not None:
         planned["example"] = [Event(privacy.example_level.noise_multiplier)]

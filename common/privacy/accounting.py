@@ -19,6 +19,7 @@ from common.privacy.settings import Accountant
 from common.quieting import without_warnings
 
 PRECISION = 1e-4  # of a noise multiplier that is searched for, relative
+LEAST_ORDER = 1.01  # below which the conversion from Renyi divergence is not stable
 LARGEST = 1e6  # the largest noise multiplier that is searched for
 
 
@@ -79,6 +80,30 @@ def _rdp_epsilon(
     divergences = sum(_rdp(*key, orders) * count for key, count in merged.items())
     epsilon, order = compute_epsilon(orders, divergences, delta)
     return float(epsilon), float(order)
+
+
+def epsilons_of(releases: Sequence[Sequence[Event]], delta: float) -> NDArray[np.float64]:
+    """Bound many clients' epsilons at once, as `epsilon_of` does with accountant "rdp".
+
+    Args:
+        releases: [K], the events of each.
+        delta: in (0, 1).
+
+    Returns:
+        [K]. ``min_a D_a + log(1 - 1/a) - log(delta a) / (a - 1)`` over orders a (Canonne, Kamath &
+        Steinke 2020, proposition 12), and 0 where ``delta^2 > 1 - exp(-D_a)``.
+    """
+    orders = np.array(_orders())
+    divergences = np.zeros((len(releases), len(orders)))  # [K, A]
+    for row, events in zip(divergences, releases, strict=True):
+        for key, count in _merge(events).items():
+            row += _rdp(*key, _orders()) * count
+    with np.errstate(invalid="ignore", divide="ignore"):
+        epsilons = divergences + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
+    epsilons[:, orders <= LEAST_ORDER] = np.inf
+    epsilons[delta**2 + np.expm1(-divergences) > 0] = 0.0
+    found: NDArray[np.float64] = epsilons.min(axis=1).clip(min=0.0)
+    return found
 
 
 @lru_cache(maxsize=1024)

@@ -111,8 +111,20 @@ def _outside(experiment: "Experiment") -> Iterator[str]:
         )
     if any(collects_categories(each) for each in inputs.values()):
         yield "Outside the budget: which categories occur, which are agreed on before round 1."
+    if privacy.example_level is not None and _encodes_by_own_rows(experiment):
+        yield (
+            "Outside the budget: means, deviations and the like of a client's own training rows, "
+            "by which it encodes them. They stay at home, but follow every row."
+        )
     if privacy.example_level is not None and privacy.client_level is None:
         yield "Outside the budget: validation and test rows, which only sums are made of."
+
+
+def _encodes_by_own_rows(experiment: "Experiment") -> bool:
+    """Whether encoding learns from a client's training rows, without noise."""
+    inputs, tasks = experiment.inputs.values(), experiment.tasks.values()
+    filled = any(each.missing == "mean" or each.standardise == "client" for each in inputs)
+    return filled or any(task.standardise == "client" for task in tasks)
 
 
 def _sampling_of_noise(experiment: "Experiment") -> Iterator[str]:

@@ -6,6 +6,7 @@ can compose them anew, at another delta too.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -145,6 +146,16 @@ def budgets(experiment: "Experiment") -> dict[Unit, Budget]:
         "example": experiment.privacy.example_level,
     }
     return {unit: level for unit, level in levels.items() if level is not None}
+
+
+def population(told: Mapping[str, float]) -> int:
+    """Read of how many clients the server says that it draws a sample; 1 where it does not.
+
+    >>> population({"population": 40.0}), population({}), population({"population": 0.0})
+    (40, 1, 1)
+    """
+    number = told.get(POPULATION, 1)
+    return max(1, int(number)) if math.isfinite(number) else 1
 
 
 def cost_of(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from common.algorithms import ALGORITHMS
-from common.metrics import METRICS
+from common.errors import ConfigError
 from common.privacy.settings import (
     Budget,
     ClientLevel,
@@ -12,6 +12,7 @@ from common.privacy.settings import (
     Privacy,
     SecureAggregation,
 )
+from common.secure_aggregation.grids import Grid
 from common.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ CLIENT, EXAMPLE = "privacy.client-level", "privacy.example-level"
 SECURE = "privacy.secure-aggregation"
 # Loss weightings that no row has a say in, so that a row's gradient depends on that row alone.
 BLIND = ("equal", "manual")
+# Metrics whose numbers are a sum and a count; `common.metrics`, which needs PyTorch, has the rules.
+MEANS = ("accuracy", "auroc", "mse", "rmse", "mae")
 
 
 def privacy_problems(experiment: "Experiment") -> Iterator[str]:
@@ -193,6 +196,23 @@ def _secure_problems(experiment: "Experiment", secure: SecureAggregation) -> Ite
             f"{SECURE}.most-examples is for federation.weight-by 'examples', got 'uniform'; "
             "remove it"
         )
+    if (
+        federation.weight_by == "examples"
+        and privacy.counts == "withheld"
+        and not _is_given(secure, "most_examples")
+    ):
+        yield (
+            f"{SECURE}.most-examples must be given for federation.weight-by 'examples' with "
+            "privacy.counts 'withheld': weights are fractions of it, and nobody says how many rows "
+            f"a client has at most; got the default, {secure.most_examples:,}; set it near that"
+        )
+    level = privacy.client_level
+    if level is not None and level.noise == "shares" and privacy.accountant != "rdp":
+        yield (
+            f"privacy.accountant must be 'rdp' with {CLIENT}.noise 'shares', whose cost is known "
+            f"as a Renyi divergence alone, got '{privacy.accountant}'; remove it"
+        )
+    yield from _room_problems(experiment, secure)
     if isinstance(secure.neighbours, int) and secure.neighbours < 2:
         yield f"{SECURE}.neighbours must be 2 or more, or 'all', got {secure.neighbours}"
     if federation.over_selection:
@@ -201,6 +221,17 @@ def _secure_problems(experiment: "Experiment", secure: SecureAggregation) -> Ite
             f"{federation.over_selection:g}: masks of those who are cut off would have to be "
             "uncovered every round; remove it"
         )
+
+
+def _room_problems(experiment: "Experiment", secure: SecureAggregation) -> Iterator[str]:
+    """Name clients per round whose sum has no room, as far as their number is known beforehand."""
+    wanted, partition = experiment.federation.clients_per_round, experiment.partition
+    if wanted == "all":
+        wanted = 0 if partition is None or partition.kind == "natural" else partition.clients
+    try:
+        Grid(1.0, secure.bits).require_room(wanted)
+    except ConfigError as error:
+        yield str(error)
 
 
 def _update_problems(experiment: "Experiment") -> Iterator[str]:
@@ -286,12 +317,12 @@ def _figure_problems(experiment: "Experiment") -> Iterator[str]:
             f"loss.scope must be 'local' with privacy.sums '{regime}', which keeps at home what "
             f"loss.weighting '{loss.weighting}' remembers, got 'global'; set it, or use 'equal'"
         )
-    unfit = [t for t, own in experiment.tasks.items() if not METRICS[own.metric_name].is_mean]
+    unfit = [task for task, own in experiment.tasks.items() if own.metric_name not in MEANS]
     if regime == "noised" and unfit:
-        means = ", ".join(name for name, rule in METRICS.items() if rule.is_mean)
         yield (
-            f"tasks.{unfit[0]}.metric must be one of {means} with privacy.sums 'noised', which "
-            f"blurs means, got '{experiment.tasks[unfit[0]].metric_name}'; set one of them"
+            f"tasks.{unfit[0]}.metric must be one of {', '.join(MEANS)} with privacy.sums "
+            f"'noised', which blurs means, got '{experiment.tasks[unfit[0]].metric_name}'; set one "
+            "of them"
         )
 
 

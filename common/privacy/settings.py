@@ -85,7 +85,8 @@ class SecureAggregation(Settings):
         0.66,
         gt=0.5,
         le=1,
-        description="Share of a client's neighbours, itself among them, that must stay to the end.",
+        description="Share of a round's clients, and of each one's neighbours and itself, that "
+        "must stay to the end; with fewer the round is lost, and nothing is uncovered.",
     )
     neighbours: int | Literal["all"] = Field(
         "all",
@@ -99,10 +100,19 @@ class SecureAggregation(Settings):
         "left out, that of [privacy.client-level].",
     )
     bits: int = Field(
-        20, ge=8, le=24, description="Of each number; a step is 2 max-norm / (2^bits - 1)."
+        20,
+        ge=8,
+        le=24,
+        description="Of each number: updates are rounded, up or down by chance, to "
+        "multiples of max-norm / (2^(bits - 1) - 1). 20 leave room for 4,096 clients a round, 24 "
+        "for 256.",
     )
     most_examples: int = Field(
-        2**20, ge=1, description="Largest number of training rows that counts as a weight."
+        2**20,
+        ge=1,
+        description="Training rows that weigh 1, and with them all that are more; others "
+        "weigh less in proportion. A round takes fewer where all its clients are known to have "
+        "fewer.",
     )
 
 

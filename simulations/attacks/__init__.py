@@ -1,1 +1,1 @@
-"""Attacks on what a run sent: what can who reads the messages learn of the clients' rows?"""
+"""Attacks on what a run sent, and on what it made, and audits of what it claims to protect."""

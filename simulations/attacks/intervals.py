@@ -54,8 +54,9 @@ def auc(positive: Values, negative: Values) -> float:
     """
     if not len(positive) or not len(negative):
         return math.nan
-    above = (positive[:, None] > negative).mean()
-    return float(above + (positive[:, None] == negative).mean() / 2)
+    ordered = np.sort(negative)
+    below, up_to = (np.searchsorted(ordered, positive, side) for side in ("left", "right"))
+    return float((below + up_to).mean() / 2 / len(negative))
 
 
 def auc_with_interval(scores: Values, truths: NDArray[np.bool_]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.own_arrays import divide_own
 from common.dataset import Rows
 from common.errors import ConfigError
 from common.model import MultiTaskModel
@@ -48,6 +49,7 @@ HEADS = ("initial", "true", "random", "learned")
 LABELS = ("known", "learned")
 ITERATIONS = {"analytic": 0, "dlg": 100, "cosine": 1000}
 LBFGS_STEPS = 20  # evaluations in one iteration of L-BFGS, as in Zhu et al.'s code
+STANDSTILL = 1e-4  # least gain of such an iteration, as a share, that is worth another
 EXACT = 1e-13  # an objective below which nothing is left to gain
 
 
@@ -189,7 +191,8 @@ def true_heads(wire: Wire, observed: Observed, settings: Settings) -> Parameters
             "--heads true is for the update of one client: each has heads of its own; name one "
             "with --client, or take --heads initial"
         )
-    kept, _ = replay(wire, observed.number, observed.client)
+    own, _ = replay(wire, observed.number, observed.client)
+    kept = divide_own(own).parameters
     return {name: torch.tensor(array, dtype=torch.float64) for name, array in kept.items()}
 
 
@@ -257,7 +260,11 @@ def heads_of(observed: Observed, settings: Settings, restart: int) -> Parameters
 def descend_dlg(
     observed: Observed, settings: Settings, model: MultiTaskModel, guess: Guess
 ) -> float:
-    """Fit by L-BFGS: ``||g' - g||^2 / ||g||^2``, Zhu et al.'s but for a constant."""
+    """Fit by L-BFGS: ``||g' - g||^2 / ||g||^2``, Zhu et al.'s but for a constant.
+
+    Of a clipped update the length is unknown: there it is ``min_c ||c g' - g||^2 / ||g||^2``, the
+    squared sine of the angle.
+    """
     optimiser = torch.optim.LBFGS(
         guess.learned, lr=1.0, max_iter=LBFGS_STEPS, history_size=100,
         tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe",
@@ -268,6 +275,8 @@ def descend_dlg(
 
     def distance() -> Tensor:
         made = local(observed, model, guess)
+        if observed.is_clipped:
+            return 1 - cosine(made, gradient).square()
         apart = torch.stack([(made[name] - gradient[name]).square().sum() for name in made]).sum()
         return apart / size
 
@@ -281,7 +290,7 @@ def descend_dlg(
     for _ in range(iterations_of(settings)):
         optimiser.step(closure)  # type: ignore[no-untyped-call]
         value = float(distance().detach())
-        if not value < lowest * (1 - 1e-6):  # it stands still, or fell out of the numbers
+        if not value < lowest * (1 - STANDSTILL):  # it stands still, or fell out of the numbers
             break
         lowest, kept = value, [leaf.detach().clone() for leaf in guess.learned]
         if value < EXACT:

@@ -46,11 +46,13 @@ class Settings:
         by: "auto": "head" where it travels, else "probe"; or one of the two.
         shadows: how many shadow clients the probe is fitted on.
         seed: draws their rows.
+        rows: how many a client has, or a round's clients together; None for as many as it tells.
     """
 
     by: str = "auto"
     shadows: int = 150
     seed: int = 0
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _by_head(
     """Estimate class shares from the last biases: task -> client -> [classes]."""
     found: dict[str, dict[str, Matrix]] = {task: {} for task in tasks}
     for client in targets_of(wire, number):
-        observed = observe(wire, number, client)
+        observed = observe(wire, number, client, settings.rows)
         for task in tasks:
             found[task][client] = shares_by_head(observed, task, own)
     return found
@@ -180,7 +182,7 @@ def _by_probe(
     """Estimate class shares by a probe on shadow clients: task -> client -> [classes]."""
     wire.refuse_masked("the trunk update of a single client", "there is nothing to probe")
     shadows = Shadows(wire, number, [n for n in wire.rounds if n < number])
-    size = rows_per_shadow(wire, number, len(own))
+    size = rows_per_shadow(wire, number, len(own), settings.rows)
     random, updates = numpy_generator(settings.seed, "label-leakage"), []
     drawn: dict[str, list[Matrix]] = {task: [] for task in tasks}
     for count in range(settings.shadows):

@@ -53,9 +53,7 @@ def describe_tasks(
             leak.clients, leak.scores.tolist(), leak.truth.tolist(), strict=True
         )
     }
-    told = bool(wire.descriptions) and all(
-        any(description.labelled.values()) for description in wire.descriptions.values()
-    )
+    told = wire.experiment.privacy.counts == "sent"
     own = {"figures": leak.figures, "clients": clients, "told": told}
     return _content(wire, TASKS, number, asdict(settings), own)
 

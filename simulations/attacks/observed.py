@@ -46,6 +46,11 @@ class Observed:
     box: Mapping[str, tuple[Tensor, Tensor]]
 
     @property
+    def is_clipped(self) -> bool:
+        """Whether the update's length may not be the gradient's."""
+        return self.experiment.privacy.update_norm is not None
+
+    @property
     def gradient(self) -> dict[str, Tensor]:
         """The update as a mean gradient of plain SGD: ``-u / (lr * steps)``."""
         scale = -1.0 / (self.experiment.training.lr * self.steps)

@@ -79,7 +79,6 @@ class Shadows:
     rounds: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        # Shadow clients are an attacker's own: what protects a client's rows does not bind it.
         self.trainer = Trainer(self.wire.experiment, input_shapes(self.wire.agreement), CPU)
         sent = self.wire.sent(self.number)
         self.names = [name for name in sent if not is_statistic(name)]
@@ -122,7 +121,7 @@ class Probe:
     """
 
     def __init__(self, updates: FloatArray, answers: Matrix) -> None:
-        rows = _unit(updates)
+        rows = unit_rows(updates)
         self.mean, self.offset = rows.mean(0), answers.mean(0)
         self.rows = rows - self.mean
         values, vectors = np.linalg.eigh(self.rows @ self.rows.T)
@@ -138,21 +137,35 @@ class Probe:
 
     def answer(self, updates: FloatArray) -> Matrix:
         """Predict, [N, K], for updates [N, P]."""
-        answers: Matrix = (_unit(updates) - self.mean) @ self.rows.T @ self.weights + self.offset
+        answers: Matrix = (
+            unit_rows(updates) - self.mean
+        ) @ self.rows.T @ self.weights + self.offset
         return answers
 
 
-def _unit(updates: FloatArray) -> Matrix:
+def unit_rows(updates: FloatArray) -> Matrix:
+    """Bring updates [N, P] to length 1: of clipping, rates and numbers of rows, little is left."""
     rows = np.nan_to_num(np.asarray(updates, dtype=np.float64))
     unit: Matrix = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
     return unit
 
 
-def rows_per_shadow(wire: Wire, number: int, limit: int) -> int:
-    """Choose how many rows a shadow client has: as many as the round's median client told."""
+def rows_per_shadow(wire: Wire, number: int, limit: int, rows: int | None) -> int:
+    """Choose how many rows a shadow client has.
+
+    Args:
+        wire: of the run.
+        number: the round.
+        limit: how many the attacker has.
+        rows: as it is told; None for as many as the round's median client told, or, where counts
+            are withheld, an equal share of the attacker's own.
+    """
+    if rows is not None:
+        return min(limit, rows)
     counts = [wire.rows_of(number, name) for name in wire.clients(number)]
     told = [count for count in counts if count]
-    return min(limit, int(np.median(told)) if told else limit)
+    guess = int(np.median(told)) if told else limit // max(1, len(counts))
+    return min(limit, max(1, guess))
 
 
 def targets_of(wire: Wire, number: int) -> list[str]:

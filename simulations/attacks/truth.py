@@ -4,12 +4,12 @@ An attack's result is scored against it. The other clients' rows stand in for th
 an attacker, who has rows of the same kind from somewhere.
 """
 
+import json
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 
-from client.own_arrays import divide_own
 from client.training import Trainer
 from common.agreement import input_shapes
 from common.clients import open_clients
@@ -63,7 +63,7 @@ def replay(wire: Wire, number: int, client: str) -> tuple[dict[str, FloatArray],
     Runs repeat exactly, so these are the heads that it had, where it trains without noise.
 
     Returns:
-        The parameters that it kept at home, before the round; and the trainer, at rest.
+        What it kept at home before the round, as `client.own_arrays` names it; and the trainer.
     """
     data, trainer = client_data(wire, client), make_trainer(wire)
     own: dict[str, FloatArray] = {}
@@ -71,9 +71,10 @@ def replay(wire: Wire, number: int, client: str) -> tuple[dict[str, FloatArray],
         if client in wire.clients(earlier):
             train_again(wire, trainer, data, earlier, own, client)
             own = {n: np.array(a) for n, a in trainer.own_arrays(data.tasks).items()}
-    trainer.load(wire.sent(number, client), own)
-    kept = divide_own(trainer.own_arrays(data.tasks)).parameters
-    return {name: np.array(array) for name, array in kept.items()}, trainer
+    if not own:  # before its first round
+        trainer.load(wire.message(number, client), own)
+        own = {n: np.array(a) for n, a in trainer.own_arrays(data.tasks).items()}
+    return own, trainer
 
 
 def train_again(
@@ -96,8 +97,9 @@ def train_again(
     """
     config = wire.config(number)
     weights = dict(zip(config["weight-tasks"], config["weights"], strict=True))
-    trainer.load(wire.sent(number, receiver), own)
-    learners = trainer.begin(data, weights, number)
+    memory = json.loads(config.get("memory") or "{}")
+    trainer.load(wire.message(number, receiver), own)
+    learners = trainer.begin(data, weights, number, memory)
     trainer.complete(learners)
     return trainer.sent_arrays(learners)
 

@@ -99,8 +99,12 @@ class Wire:
 
     def sent(self, number: int, client: str = EVERYBODY) -> dict[str, FloatArray]:
         """Get what was sent to a client in a round, what travels beside the trunk left out."""
+        return divide_beside(self.message(number, client))[0]
+
+    def message(self, number: int, client: str = EVERYBODY) -> dict[str, FloatArray]:
+        """Get all arrays that were sent to a client in a round."""
         place = 0 if client == EVERYBODY else self.reply(number, client).sent
-        return divide_beside(self._sent(self._trainings_of(number), place))[0]
+        return self._sent(self._trainings_of(number), place)
 
     def reply(self, number: int, client: str) -> Reply:
         """Get a client's reply of a round.
@@ -184,8 +188,10 @@ class Wire:
     def rows_of(self, number: int, client: str) -> int | None:
         """Tell how many training rows a client has, or all of a round; None where it is not told.
 
-        Only what the wire tells: the count of the reply.
+        Only what the wire tells: the count of the reply, which is 1 where counts are withheld.
         """
+        if self.experiment.privacy.counts == "withheld":
+            return None
         names = self.clients(number) if client == EVERYBODY else [client]
         counts = [self._exchange_reply(number, name)["metrics"].get(EXAMPLES) for name in names]
         return None if None in counts or not all(counts) else int(sum(counts))
