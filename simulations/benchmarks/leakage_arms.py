@@ -14,7 +14,7 @@ from common.experiment_file import load_experiment
 CLIENT, EXAMPLE = "privacy.client-level", "privacy.example-level"
 SECURE = "privacy.secure-aggregation"
 DELTA = 0.005  # below one over the rows of any client here, and over the number of clients
-INVERSION, LABELS, TASKS = "inversion", "labels", "tasks"
+INVERSION, LABELS, TASKS, MEMBERSHIP = "inversion", "labels", "tasks", "membership"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Scene:
 
     line: str
     settings: str
-    attacks: tuple[str, ...] = (INVERSION, LABELS)
+    attacks: tuple[str, ...] = (INVERSION, LABELS, MEMBERSHIP)
     norm: float = 0.5
     wide: float = 5.0
     noise: float = 1.0

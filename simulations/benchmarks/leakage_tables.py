@@ -39,6 +39,8 @@ LEAKS = (
     Column("labels right (prior's)", "labels/right", "labels/prior", digits=2),
     Column("tasks, AUC", "tasks/auc", digits=2),
     Column("all tasks right (base rate)", "tasks/right", "tasks/base-rate", digits=2),
+    Column("members by trunk, AUC", "membership/server", digits=2),
+    Column("by trunk and heads, AUC", "membership/insider", digits=2),
     Column("epsilon per row", "epsilon/row", digits=1),
     Column("epsilon per client", "epsilon/client", digits=1),
 )
@@ -134,6 +136,12 @@ def notes_of(summary: Summary) -> list[str]:
         notes.append(
             "AUC of 0.5 is chance. Clients tell the server their tasks unless privacy.counts is "
             "'withheld'; here the update alone is asked."
+        )
+    if "membership/server" in names:
+        notes.append(
+            "Members: training rows told from held-out ones by their loss under the final model; "
+            "by the trunk, with heads that the server fits to rows of its own, and by whoever has "
+            "the clients' own heads, too. Noise by client protects the trunk alone."
         )
     if any(name.startswith("epsilon/") for name in names):
         notes.append(

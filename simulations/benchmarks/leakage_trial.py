@@ -16,13 +16,14 @@ from common.experiment import Experiment
 from common.privacy.accounting import epsilon_of
 from common.privacy.client_level import client_events
 from common.privacy.example_level import example_events
-from simulations.attacks import inversion, labels, task_inference
+from simulations.attacks import inversion, labels, membership, task_inference
 from simulations.attacks.truth import trained_rows
 from simulations.attacks.wire import EVERYBODY, Wire, open_wire
 from simulations.benchmarks.leakage_arms import (
     DATASETS,
     INVERSION,
     LABELS,
+    MEMBERSHIP,
     TASKS,
     make_experiment,
 )
@@ -240,5 +241,20 @@ def infer_tasks(wire: Wire, effort: Effort) -> Outcome:
     return Outcome(figures, {"tasks": by})
 
 
+def infer_members(wire: Wire, _: Effort) -> Outcome:
+    """Tell training rows from held-out ones by their loss under the final model."""
+    found = membership.infer_membership(wire.run, membership.Attack("threshold"))
+    figures = {
+        f"membership/{attacker}": own["methods"]["threshold"]["auc"]["value"]
+        for attacker, own in found["attackers"].items()
+    }
+    return Outcome(figures, {})
+
+
 Attack = Callable[[Wire, Effort], Outcome]
-ATTACKS: dict[str, Attack] = {INVERSION: invert_updates, LABELS: leak_labels, TASKS: infer_tasks}
+ATTACKS: dict[str, Attack] = {
+    INVERSION: invert_updates,
+    LABELS: leak_labels,
+    TASKS: infer_tasks,
+    MEMBERSHIP: infer_members,
+}
