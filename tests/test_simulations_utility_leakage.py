@@ -159,15 +159,15 @@ def test_a_table_holds_means_with_deviations_and_dashes_where_there_is_nothing()
                 "trunk-secure": [outcome(task__digit=0.7, utility=0.7)],
             }
         ),
-        ["trunk only, secure aggregation", "0.700", "0.700", "-"],
+        ["trunk only, secure sum", "0.700", "0.700", "-"],
     )
-    assert [column.heading for column in columns_of(bare)] == [
-        "digit", "mean of tasks", "labels right (prior's)",
-    ]  # fmt: skip
-    first, second = cells_of(bare)
+    useful, leaks = columns_of(bare).values()
+    assert [column.heading for column in useful] == ["digit", "mean of tasks"]
+    assert [column.heading for column in leaks] == ["labels right (prior's)"]
+    first, second = cells_of(bare, [*useful, *leaks])
     assert first == ["trunk only", "0.700 ± 0.141", "0.700 ± 0.141", "0.80 ± 0.14 (0.50)"]
     assert second == hidden
-    assert to_markdown("digits", DATASETS["digits"], {"one-step": bare}).count("\n| ") == 3
+    assert to_markdown("digits", DATASETS["digits"], {"one-step": bare}).count("| trunk") == 4
     assert any("Labels right" in text for text in notes_of(bare))
     assert not any("Epsilon" in text for text in notes_of(bare))
 

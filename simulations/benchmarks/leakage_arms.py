@@ -34,7 +34,7 @@ class Arm:
 
 def _example(epsilon: int) -> Arm:
     budget = f"{EXAMPLE}.epsilon={epsilon} {EXAMPLE}.delta={DELTA:g} {EXAMPLE}.max-norm=1"
-    return Arm(f"trunk only, DP by row, epsilon {epsilon}", f"federation.algorithm=joint {budget}")
+    return Arm(f"trunk only, row DP, eps {epsilon}", f"federation.algorithm=joint {budget}")
 
 
 WHOLE = "whole-model"
@@ -42,13 +42,13 @@ ARMS: dict[str, Arm] = {
     WHOLE: Arm("whole-model FedAvg", ""),  # its settings are the scene's
     "trunk": Arm("trunk only", "federation.algorithm=joint"),
     "trunk-secure": Arm(
-        "trunk only, secure aggregation",
+        "trunk only, secure sum",
         f"federation.algorithm=joint {SECURE}.max-norm={{wide}}",
         summed=True,
     ),
     **{f"trunk-row-eps-{epsilon}": _example(epsilon) for epsilon in (30, 8, 3, 1)},
     "trunk-client": Arm(
-        "trunk only, DP by client in noise shares, secure aggregation",
+        "trunk only, client DP, secure sum",
         f"federation.algorithm=joint federation.weight-by=uniform {CLIENT}.noise=shares "
         f"{CLIENT}.noise-multiplier={{noise}} {CLIENT}.delta={DELTA:g} "
         f"{CLIENT}.max-norm={{norm}} {SECURE}.threshold=0.66",

@@ -65,14 +65,16 @@ def scene_parts(
     charts: Charts, dataset: str, scene: str, summary: Summary, pictures: Pictures
 ) -> str:
     """Put a scene together: what it is, chart, pictures, table, notes."""
-    headings = ["arm", *(column.heading for column in columns_of(summary))]
-    rows = [[escape(cell) for cell in cells] for cells in cells_of(summary)]
     parts = [f"<p>{escape(DATASETS[dataset].scenes[scene].line)}</p>"]
     if chart := trade_chart(summary):
         parts.append(card(charts.figure(chart)))
     if pictures:
         parts.append(card(picture_grid(pictures)))
-    parts.append(card(table(headings, rows), *(note(text) for text in notes_of(summary))))
+    for title, columns in columns_of(summary).items():
+        headings = [title, *(column.heading for column in columns)]
+        rows = [[escape(cell) for cell in cells] for cells in cells_of(summary, columns)]
+        parts.append(card(table(headings, rows)))
+    parts += [note(text) for text in notes_of(summary)]
     return "".join(parts)
 
 
@@ -90,13 +92,13 @@ def trade_chart(summary: Summary) -> Chart | None:
         "Mean of tasks ↑ against error that inversion takes away, % ↓",
         traces,
         {
-            "xaxis": {"title": {"text": "error taken away, % (0: no better than the mean row)"}},
+            "xaxis": {"title": {"text": "error taken away, %"}, "range": [-4, 104]},
             "yaxis": {"title": {"text": "mean of tasks"}, "rangemode": "tozero"},
             "hovermode": "closest",
         },
         height=330 + 22 * len(traces),
-        note="Best is the upper left corner. An attack that does worse than the mean row counts "
-        "as 0. Bars: deviations over seeds.",
+        note="Best is the upper left corner. 100 % is an exact copy; what is no better than the "
+        "mean of other people's rows is 0. Bars: deviations over seeds.",
     )
 
 

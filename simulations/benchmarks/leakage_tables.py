@@ -32,7 +32,13 @@ class Column:
     share: bool = False
 
 
-LEAKS = (
+USEFUL, LEAKS = "How well it predicts", "What it leaks"
+PRICES = (
+    Column("mean of tasks", "utility"),
+    Column("epsilon per row", "epsilon/row", digits=1),
+    Column("epsilon per client", "epsilon/client", digits=1),
+)
+LEAK_COLUMNS = (
     Column("error taken away, %", "inversion/gain", share=True, digits=0),
     Column("rows recovered, %", "inversion/recovered", share=True, digits=0),
     Column("PSNR (mean row's), dB", "inversion/psnr", "inversion/psnr-mean-row", digits=1),
@@ -41,8 +47,6 @@ LEAKS = (
     Column("all tasks right (base rate)", "tasks/right", "tasks/base-rate", digits=2),
     Column("members by trunk, AUC", "membership/server", digits=2),
     Column("by trunk and heads, AUC", "membership/insider", digits=2),
-    Column("epsilon per row", "epsilon/row", digits=1),
-    Column("epsilon per client", "epsilon/client", digits=1),
 )
 
 
@@ -59,17 +63,19 @@ def summarise(outcomes: Mapping[str, Sequence[Outcome]]) -> Summary:
     return found
 
 
-def columns_of(summary: Summary) -> list[Column]:
-    """Choose the columns that some arm has a figure for: tasks, their mean, leaks."""
+def columns_of(summary: Summary) -> dict[str, list[Column]]:
+    """Choose the columns that some arm has a figure for: table -> columns."""
     names = dict.fromkeys(name for own in summary.values() for name in own["figures"])
     tasks = [Column(name.removeprefix("task/"), name) for name in names if name[:5] == "task/"]
-    known = [*tasks, Column("mean of tasks", "utility"), *LEAKS]
-    return [column for column in known if column.figure in names]
+    known = {USEFUL: [*tasks, *PRICES], LEAKS: LEAK_COLUMNS}
+    return {
+        title: [column for column in columns if column.figure in names]
+        for title, columns in known.items()
+    }
 
 
-def cells_of(summary: Summary) -> Iterator[list[str]]:
+def cells_of(summary: Summary, columns: Sequence[Column]) -> Iterator[list[str]]:
     """Write a line for every arm: its title, then a cell per column."""
-    columns = columns_of(summary)
     for own in summary.values():
         yield [own["title"], *(cell(own["figures"], column) for column in columns)]
 
@@ -97,18 +103,15 @@ def _write(value: float, column: Column) -> str:
 
 
 def to_markdown(name: str, dataset: Dataset, summaries: Mapping[str, Summary]) -> str:
-    """Write the tables of a data set, a scene each."""
+    """Write the tables of a data set, two for a scene."""
     parts = []
     for scene, summary in summaries.items():
-        headings = ["arm", *(column.heading for column in columns_of(summary))]
-        lines = [
-            f"{name}, {scene}: {dataset.scenes[scene].line}",
-            "",
-            f"| {' | '.join(headings)} |",
-            f"|---|{'---:|' * (len(headings) - 1)}",
-            *(f"| {' | '.join(cells)} |" for cells in cells_of(summary)),
-        ]
-        parts.append("\n".join(lines))
+        parts.append(f"{name}, {scene}: {dataset.scenes[scene].line}")
+        for columns in columns_of(summary).values():
+            headings = ["arm", *(column.heading for column in columns)]
+            lines = [f"| {' | '.join(headings)} |", f"|---|{'---:|' * len(columns)}"]
+            lines += [f"| {' | '.join(cells)} |" for cells in cells_of(summary, columns)]
+            parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
@@ -118,7 +121,7 @@ def notes_of(summary: Summary) -> list[str]:
     notes = []
     if "inversion/gain" in names:
         notes += [
-            "Error taken away: share of the mean row's squared error that the stronger of two "
+            "Error taken away: share of the mean row's squared error that the strongest of three "
             "gradient inversions takes away; 100 % is an exact copy, below 0 is worse than to "
             "guess the mean of other people's rows. Recovered: rows with less than a tenth of that "
             "error. The attacker knows labels, first heads and the number of rows, and which "

@@ -33,6 +33,12 @@ from simulations.wire_record import FOLDER
 ATTACKED = 1  # the round: before a client's first, its heads are the seed's, which the server knows
 NEAR = 0.1  # of the mean row's squared error: a row that is found nearer than this is recovered
 SHOWN = 8  # rows in a picture
+# Attack -> its settings; the smooth one holds against noise what the other has in detail.
+INVERSIONS: dict[str, dict[str, Any]] = {
+    "analytic": {"method": "analytic"},
+    "cosine": {"method": "cosine"},
+    "smooth cosine": {"method": "cosine", "total_variation": 0.1},
+}
 Figures = dict[str, float]
 Images = NDArray[np.float64]
 
@@ -154,23 +160,22 @@ def budgets_of(experiment: Experiment, wire: Wire) -> Figures:
 
 
 def invert_updates(wire: Wire, effort: Effort) -> Outcome:
-    """Invert the updates of some clients, or the sum's, by each method; tell of the strongest.
+    """Invert the updates of some clients, or the sum's, by each attack; tell of the strongest.
 
-    The strongest is known with hindsight, by the true rows: no attacker who has these methods does
-    better. Labels and the first heads are known to the attacker.
+    The strongest is known with hindsight, by the true rows: no attacker who has these does better.
+    Labels and the first heads are known to the attacker.
     """
     names = [EVERYBODY] if wire.is_summed_securely else wire.clients(ATTACKED)[: effort.victims]
     tried = {
-        method: [_invert(wire, name, method, effort) for name in names]
-        for method in ("analytic", "cosine")
+        attack: [_invert(wire, name, attack, effort) for name in names] for attack in INVERSIONS
     }
-    gains = {method: fmean(found.gain for found in own) for method, own in tried.items()}
+    gains = {attack: fmean(found.gain for found in own) for attack, own in tried.items()}
     best = max(gains, key=gains.__getitem__)
     errors = {
         who: fmean(found.errors[who]["mse"]["value"] for found in tried[best])
         for who in ("attack", "mean-row")
     }
-    figures = {f"inversion/gain/{method}": gain for method, gain in gains.items()}
+    figures = {f"inversion/gain/{attack}": gain for attack, gain in gains.items()}
     figures |= {
         "inversion/gain": gains[best],
         "inversion/recovered": fmean(map(recovered_share, tried[best])),
@@ -182,12 +187,12 @@ def invert_updates(wire: Wire, effort: Effort) -> Outcome:
     return Outcome(figures, {"inversion": best, "seen": seen}, shown)
 
 
-def _invert(wire: Wire, client: str, method: str, effort: Effort) -> inversion.Reconstruction:
+def _invert(wire: Wire, client: str, attack: str, effort: Effort) -> inversion.Reconstruction:
     settings = inversion.Settings(
-        method=method,
+        **INVERSIONS[attack],
         # What the wire tells of the number of rows, or would tell without secure aggregation.
         rows=len(trained_rows(wire, ATTACKED, client)),
-        iterations=effort.iterations if method == "cosine" else None,
+        iterations=effort.iterations,
     )
     return inversion.invert(wire, client, ATTACKED, settings)
 
