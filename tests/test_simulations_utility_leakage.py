@@ -28,7 +28,7 @@ ONE_ROW = (
 )  # three rows each, of which one is trained on
 FEW = "partition.clients=4 data.test=0.99 federation.rounds=2 trunk.widths=[16]"
 MANY = "privacy.client-level.delta=0.001"  # must be below one over 599 clients
-QUICK = Effort(iterations=20, victims=2, shadows=10)
+QUICK = Effort(iterations=20, victims=2, shadows=20)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_the_command_writes_page_figures_and_tables(tmp_path, monkeypatch):
     app = typer.Typer()
     app.command()(utility_leakage.main)
     asked = ["digits", "--out", str(tmp_path / "out"), "--jobs", "1", "--iterations", "5"]
-    result = CliRunner().invoke(app, [*asked, "--victims", "1", "--shadows", "10"])
+    result = CliRunner().invoke(app, [*asked, "--victims", "1", "--shadows", "20"])
     assert result.exit_code == 0, result.output
     page = (tmp_path / "out" / "utility-leakage.html").read_text(encoding="utf-8")
     assert page.count('pixelated" alt=') == 1 + len(ARMS)  # the true rows, and every arm's

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulations.attacks.pictures import inline
-from simulations.benchmarks.leakage_arms import DATASETS
+from simulations.benchmarks.leakage_arms import ARMS, DATASETS
 from simulations.benchmarks.leakage_tables import Summary, cells_of, columns_of, notes_of
 from simulations.charts import Chart, is_figure, nth_style
 from simulations.page_parts import (
@@ -122,8 +122,6 @@ def _dot(title: str, gain: Mapping[str, Any], utility: Mapping[str, Any], place:
 
 def picture_grid(pictures: Pictures) -> str:
     """Lay out a client's true rows, and what is made of them under each arm, line by line."""
-    from simulations.benchmarks.leakage_arms import ARMS
-
     true = next(iter(pictures.values()))[0]
     lines = [("true rows of a client", true)]
     lines += [(ARMS[arm].title, guessed) for arm, (_, guessed) in pictures.items()]

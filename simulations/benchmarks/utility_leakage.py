@@ -117,7 +117,7 @@ def main(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, a process each.")] = 2,
     iterations: Annotated[int, typer.Option(min=1, help="Of a gradient inversion.")] = 300,
     victims: Annotated[int, typer.Option(min=1, help="Clients that are inverted.")] = 3,
-    shadows: Annotated[int, typer.Option(min=10, help="Shadow clients of a probe.")] = 60,
+    shadows: Annotated[int, typer.Option(min=20, help="Shadow clients of a probe.")] = 60,
     keep_wire: Annotated[
         bool, typer.Option("--keep-wire", help="Keep the recorded messages: gigabytes.")
     ] = False,
