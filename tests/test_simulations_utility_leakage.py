@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from client.session import close_sessions
-from common.errors import ConfigError
+from common.errors import CheckpointError, ConfigError
 from simulations.benchmarks import utility_leakage
 from simulations.benchmarks.leakage_arms import ARMS, DATASETS, make_experiment
 from simulations.benchmarks.leakage_page import strip_png
@@ -125,6 +125,12 @@ def test_the_command_writes_page_figures_and_tables(tmp_path, monkeypatch):
 def test_an_unknown_data_set_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match="data sets must be some of digits, faces, got 'faecs'"):
         utility_leakage.plan(["faecs"], 1, tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_trained(tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(CheckpointError, match=r"--out .*taken/out cannot be made .*choose another"):
+        utility_leakage.make_folder(tmp_path / "taken" / "out")
 
 
 def test_every_data_set_and_seed_meets_every_arm_of_its_scenes_once(tmp_path):

@@ -7,6 +7,7 @@ recorded (``--record-wire``), and the attacks start from the record. Writes ``ut
 and ``results.json``.
 """
 
+import json
 import logging
 import sys
 import time
@@ -17,6 +18,8 @@ from typing import Annotated, Any
 import typer
 
 from common.errors import CheckpointError, ConfigError
+from common.json_gaps import without_gaps
+from server.checkpoint import replace_text
 from simulations.benchmarks.leakage_arms import ARMS, DATASETS
 from simulations.benchmarks.leakage_page import write_leakage_page
 from simulations.benchmarks.leakage_tables import Summary, summarise, to_markdown
@@ -123,16 +126,11 @@ def main(
     ] = False,
 ) -> None:
     """Train every arm, attack what its server saw, and write one page."""
-    from server.checkpoint import replace_text
-
     logging.getLogger("fedmtl").setLevel(logging.ERROR)
     with told_in_lines():
         effort, started = Effort(iterations, victims, shadows), time.perf_counter()
         trials = plan(names, seeds, out / "runs", effort=effort, keep_wire=keep_wire)
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"--out {out} cannot be made: {error.strerror}") from error
+        make_folder(out)
         outcomes = run_all(trials, jobs)
         found, seconds = collect(outcomes), time.perf_counter() - started
         facts = {
@@ -142,19 +140,37 @@ def main(
         }  # fmt: skip
         settings = "\n".join(settings_text(names))
         path = write_leakage_page(out, found, pictures_of(outcomes), facts, settings)
-        replace_text(out / RESULTS, to_json({**facts, "seconds": seconds, "datasets": found}))
+        write_results(out / RESULTS, {**facts, "seconds": seconds, "datasets": found})
     for name, scenes in found.items():
         typer.echo(to_markdown(name, DATASETS[name], scenes) + "\n")
     typer.echo(f"written: {path}")
 
 
-def to_json(content: Mapping[str, Any]) -> str:
-    """Write figures as JSON; what does not exist is null."""
-    import json
+def make_folder(out: Path) -> None:
+    """Make the folder before anything is trained.
 
-    from common.json_gaps import without_gaps
+    Raises:
+        CheckpointError: it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"--out {out} cannot be made ({error.strerror}); choose another folder"
+        ) from error
 
-    return json.dumps(without_gaps(dict(content)), indent=1, allow_nan=False) + "\n"
+
+def write_results(path: Path, content: Mapping[str, Any]) -> None:
+    """Write figures as JSON; what does not exist is null.
+
+    Raises:
+        CheckpointError: they cannot be written.
+    """
+    text = json.dumps(without_gaps(dict(content)), indent=1, allow_nan=False)
+    try:
+        replace_text(path, text + "\n")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":
