@@ -95,16 +95,18 @@ class PrivateSteps(Steps):
         self._held = torch.from_numpy(store.label_counts[members] > 0).to(self.values.device)
         self._everywhere = bool(self._held[:, [t in store.taught for t in store.tasks]].all())
         moves = torch.zeros(self.values.shape[1], dtype=torch.bool)
-        self._holds = torch.zeros_like(self.values)  # 1 where a client's parameter moves
+        holds = torch.zeros_like(self.values)  # 1 where a client's parameter moves
         for name, part in self.parts.items():
             for place in part.places:
                 moves[place] = True
                 if name == TRUNK:
-                    self._holds[:, place] = 1
+                    holds[:, place] = 1
                 elif name in store.tasks:
-                    self._holds[:, place] = self._held[:, store.tasks.index(name), None].float()
+                    holds[:, place] = self._held[:, store.tasks.index(name), None].float()
         self._columns: list[bool] = moves.tolist()
-        self._noisy = moves.to(self.values.device)
+        self._noisy = moves.nonzero().flatten().to(self.values.device)
+        holds = holds[:, self._noisy]
+        self._holds = None if bool((holds == 1).all()) else holds
 
     def take_epoch(self) -> None:
         """Take an epoch's steps."""
@@ -149,8 +151,13 @@ class PrivateSteps(Steps):
         gradients = self.gradients[:clients]
         expected = torch.from_numpy(self.privacy.expected[:clients, None]).to(gradients)
         gradients /= expected
-        noise = self.privacy.draw_noise(clients, int(self._noisy.sum())).to(gradients.device)
-        gradients[:, self._noisy] += noise * self._holds[:clients, self._noisy]
+        noise = self.privacy.draw_noise(clients, len(self._noisy)).to(gradients.device)
+        if self._holds is not None:
+            noise *= self._holds[:clients]
+        if len(self._noisy) == gradients.shape[1]:
+            gradients += noise
+        else:
+            gradients.index_add_(1, self._noisy, noise)
 
     def _moving(self, clients: int) -> list[Part]:
         """Name what steps: the trunk, and the heads of the tasks that each client holds."""

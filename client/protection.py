@@ -25,10 +25,10 @@ def clip_updates(updates: FloatArray, max_norm: float) -> NDArray[np.float64]:
     Returns:
         Their norms before, float64 [K].
 
-    >>> rows = np.array([[3.0, 4.0], [0.3, 0.4]], np.float32)
+    >>> rows = np.array([[3.0, 4.0], [0.0, 0.5]], np.float32)
     >>> clip_updates(rows, 1.0), rows
     (array([5. , 0.5]), array([[0.6, 0.8],
-           [0.3, 0.4]], dtype=float32))
+           [0. , 0.5]], dtype=float32))
     """
     norms: NDArray[np.float64] = np.sqrt(np.einsum("kq,kq->k", updates, updates, dtype=np.float64))
     for row in np.flatnonzero(norms > max_norm):

@@ -23,7 +23,7 @@ from server.bulk import BulkGrid, BulkReplies, ask_groups
 from server.closing import Closing, Tally
 from server.exchange import BulkExchange, MessageExchange, Outcome, close, nobody, told
 from server.roster import Roster
-from server.secure_stages import Gathered, Stages
+from server.secure_stages import Gathered, Stages, too_few
 from server.secure_totals import TotalReader
 from server.secure_traffic import Traffic
 from server.strategy import TrunkStrategy
@@ -47,11 +47,11 @@ class SecureExchange(MessageExchange):
             return nobody(self.strategy.combine_nobody(instruction.round, trunk))
         told_to = self.reader.instruct(instruction, clients, self.roster)
         self.strategy.address_train(clients, trunk)
-        found = self._gather(MessageType.TRAIN, clients, pack_arrays(trunk), told_to, trained=True)
-        closing = Closing.of(self.strategy.experiment.federation, len(clients))
-        loss = found.loss or too_few(closing, len(found.staying))
-        if loss:
-            return self._lost(len(clients), found, loss)
+        wanted = Closing.of(self.strategy.experiment.federation, len(clients)).needed
+        arrays = pack_arrays(trunk)
+        found = self._gather(MessageType.TRAIN, clients, arrays, told_to, wanted, trained=True)
+        if found.loss:
+            return self._lost(len(clients), found)
         update, sums = found.words
         following = self.reader.step(trunk, told_to, from_words(update), len(found.staying))
         table = self.reader.table(sums, told_to, found, self.strategy, trained=True)
@@ -75,7 +75,7 @@ class SecureExchange(MessageExchange):
         arrays = pack_arrays(self.strategy.evaluated(trunk))
         found = self._gather(MessageType.EVALUATE, clients, arrays, told_to, trained=False)
         if found.loss:
-            return self._lost(len(clients), found, found.loss)
+            return self._lost(len(clients), found)
         table = self.reader.table(found.words[1], told_to, found, self.strategy, trained=False)
         return Outcome(
             len(clients),
@@ -93,6 +93,7 @@ class SecureExchange(MessageExchange):
         clients: Sequence[str],
         arrays: ArrayRecord,
         instruction: Instruction,
+        wanted: int = 0,
         *,
         trained: bool,
     ) -> Gathered:
@@ -100,9 +101,9 @@ class SecureExchange(MessageExchange):
             return list(self.grid.send_and_receive(messages, timeout=self.timeout_s))
 
         widths = self.reader.widths(instruction, trained=trained)
-        return Stages(ask, self.roster, clients, instruction).run(kind, arrays, widths)
+        return Stages(ask, self.roster, clients, instruction).run(kind, arrays, widths, wanted)
 
-    def _lost(self, asked: int, found: Gathered, loss: str) -> Outcome:
+    def _lost(self, asked: int, found: Gathered) -> Outcome:
         return Outcome(
             asked,
             SumTable.of({}),
@@ -110,7 +111,7 @@ class SecureExchange(MessageExchange):
             found.left_out,
             found.sent_bytes,
             found.received_bytes,
-            loss,
+            found.loss,
             added=0,
         )
 
@@ -137,8 +138,8 @@ class SecureBulkExchange(BulkExchange):
         )
         replies, missing = self._staying(replies, clients)
         loss = self.reader.too_few(len(clients), len(replies.clients))
-        closing = Closing.of(self.strategy.experiment.federation, len(clients))
-        loss = loss or too_few(closing, len(replies.clients))
+        wanted = Closing.of(self.strategy.experiment.federation, len(clients)).needed
+        loss = loss or too_few(wanted, len(replies.clients))
         following = None
         if not loss:
             numbers = self.reader.add_up(trunk, told_to, replies)
@@ -206,13 +207,6 @@ class SecureBulkExchange(BulkExchange):
         if not adds_sums(self.strategy.experiment):
             return replies.sums
         return self.reader.add_tables(replies.sums, instruction, trained=trained)
-
-
-def too_few(closing: Closing, there: int) -> str:
-    """Say why a round with so few replies is lost; empty where it is not."""
-    if there >= closing.needed:
-        return ""
-    return f"usable replies: {there}, needed: {closing.needed}"
 
 
 def _open_bytes(sums: SumTable) -> int:

@@ -94,20 +94,25 @@ class Stages:
         self._places: dict[str, int] = {}
         self._is_closing = False  # who fails now is in the sum all the same
 
-    def run(self, kind: str, arrays: ArrayRecord, widths: Mapping[str, int]) -> Gathered:
+    def run(
+        self, kind: str, arrays: ArrayRecord, widths: Mapping[str, int], wanted: int = 0
+    ) -> Gathered:
         """Do all stages.
 
         Args:
             kind: type of the message that the masked vectors answer.
             arrays: what goes with it.
             widths: "update" and "sums" -> words of each vector.
+            wanted: vectors without which the round is lost, and nothing is uncovered.
         """
         try:
             self._meet()
             self._deal()
             self._collect(kind, arrays, widths)
-            self._uncover()
-            self.found.words = self.machine.total()
+            self.found.loss = too_few(wanted, len(self.machine.staying))
+            if not self.found.loss:
+                self._uncover()
+                self.found.words = self.machine.total()
         except BelowThresholdError as error:
             self.found.loss = f"secure aggregation: {error}"
         names = {place: name for name, place in self._places.items()}
@@ -200,6 +205,11 @@ class Stages:
 
     def _leaving_out(self, name: str) -> "_LeavingOut":
         return _LeavingOut(self, name)
+
+
+def too_few(wanted: int, there: int) -> str:
+    """Say why a round with so few replies is lost; empty where it is not."""
+    return f"usable replies: {there}, needed: {wanted}" if there < wanted else ""
 
 
 class _LeavingOut:

@@ -8,8 +8,10 @@ import pytest
 
 from common.errors import ConfigError
 from common.experiment_file import load_experiment
-from common.privacy.accounting import Event, epsilon_of
+from common.privacy.accounting import Event, epsilon_of, find_noise_multiplier
+from common.privacy.client_level import client_events
 from common.privacy.discrete_gaussian import Bits, sample_discrete_gaussian
+from common.privacy.ledger import _event_json, _read_event, add_costs
 from common.privacy.shares import Shares, largest_norm, shares_epsilon
 from common.secure_aggregation.contribution import Contributions, require_room, shares_of
 from common.secure_aggregation.grids import Grid
@@ -155,3 +157,20 @@ def test_shares_go_by_those_who_are_guaranteed_to_stay():
     few, many = (shares_of(private(), clients, 10) for clients in (10, 100))
     assert (few.guaranteed, many.guaranteed) == (7, 66)
     assert few.variance / many.variance == pytest.approx(66 / 7)
+
+
+def test_skellam_noise_is_accounted_at_whole_orders_alone():
+    level = ["privacy.client-level.distribution=skellam"]
+    (skellam,), (gaussian,) = (client_events(private(*more), 10, 100) for more in (level, []))
+    assert (skellam.whole_orders, gaussian.whole_orders) == (True, False)
+    noise = shares(distribution="skellam", noise_multiplier=skellam.noise_multiplier)
+    told = epsilon_of([skellam], 1e-5)
+    assert told == pytest.approx(shares_epsilon(noise, 100, 1e-5), rel=1e-6)
+    assert told > 1.1 * epsilon_of([gaussian], 1e-5)  # whose best order is below 2
+    assert find_noise_multiplier(told, 1e-5, [skellam]) == pytest.approx(1.0, abs=2e-3)
+
+
+def test_a_ledger_remembers_that_noise_was_skellams():
+    cost = add_costs([{"client": (Event(1.0, whole_orders=True),)}, {"client": (Event(1.0),)}])
+    assert sorted(event.whole_orders for event in cost["client"]) == [False, True]
+    assert [_read_event(_event_json(event)) for event in cost["client"]] == list(cost["client"])

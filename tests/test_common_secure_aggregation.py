@@ -176,6 +176,7 @@ def test_a_client_refuses_a_set_of_too_few_and_one_without_itself():
         exchange.cover()
         with pytest.raises(ExchangeError, match=reason):
             exchange.clients[1].uncover(staying, exchange.server.sealed_for(1))
+        assert not exchange.clients[1].seed  # nor can it be asked again
 
 
 def test_a_client_refuses_too_few_neighbours_and_too_few_dealers():
@@ -295,3 +296,13 @@ def test_secrets_are_forgotten_once_they_are_uncovered():
     exchange.run()
     state = exchange.clients[1].to_state()
     assert not any(state[name] for name in ("mask-key", "seal-key", "seed", "own-share"))
+
+
+def test_no_log_can_print_a_secret():
+    exchange = Exchange(3)
+    exchange.meet()
+    exchange.deal()
+    for client in exchange.clients.values():
+        told = repr(client)
+        secrets = client.mask_key, client.seal_key, client.seed, client.own_share
+        assert all(secret and repr(secret) not in told for secret in secrets)

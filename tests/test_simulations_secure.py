@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import typer
 from flwr.app import ArrayRecord, Message
 
 from client.app import app
@@ -15,6 +16,7 @@ from common.secure_aggregation.records import KEYS, MASKED, SECURE, SHARES, UNMA
 from common.wire import size_bytes
 from server.federation import federate
 from server.run_folder import RunFolder
+from simulations.benchmarks.secure_aggregation import HEADINGS, Case, main
 from simulations.hostile import Hostile
 from simulations.loopback import LoopbackGrid
 from simulations.report import write_report
@@ -148,6 +150,16 @@ def test_below_the_threshold_a_round_is_lost_and_the_trunk_stays(tmp_path, kind)
     assert "4 are needed" in second["skipped"]
     assert second["clients"]["answered"] == 0
     assert second["train"]["loss"] is None
+
+
+def test_too_few_replies_for_the_experiment_are_not_even_uncovered(tmp_path):
+    settings = experiment("federation.least-replies=1.0", "federation.too-few=skip")
+    grid = simulate_drops(settings, tmp_path / "run", {(1, "train"): {NAMES[0]}})
+    first, second = figures(tmp_path / "run")
+    assert first["skipped"] == "usable replies: 5, needed: 6"
+    assert second["skipped"] is None
+    uncovered = [reply for reply in grid.seen if "seed-shares" in reply.content.get(SECURE, {})]
+    assert len(uncovered) == 2 * 6  # of round 2, and of the last evaluation
 
 
 def test_a_lost_round_is_repeated_where_the_experiment_says_so(tmp_path):
@@ -364,3 +376,35 @@ def test_small_groups_are_in_no_sum(tmp_path):
     for engine in ("loopback", "batched"):
         results = simulate(experiment(*smallest), engine=engine, out=tmp_path / engine)
         assert results["final"]["test"] == {}
+
+
+@pytest.mark.parametrize("late", [1, 3])
+def test_engines_agree_on_clients_that_come_too_late(tmp_path, late):
+    lines = [f"client-00{number},1,1,20" for number in range(late)]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("\n".join(["client,from-round,to-round,delay-s", *lines]))
+    settings = [f"federation.availability={trace}", "federation.round-timeout-s=10"]
+    for engine in ("loopback", "batched"):
+        simulate(experiment(*settings), engine=engine, out=tmp_path / engine)
+    assert_same_trunk(tmp_path / "loopback", tmp_path / "batched", TOLERANCE)
+    ours, theirs = (figures(tmp_path / engine)[0] for engine in ("loopback", "batched"))
+    assert ours["clients"]["answered"] == theirs["clients"]["answered"] == (5 if late == 1 else 0)
+    assert set(ours["clients"]["left-out"]) == set(theirs["clients"]["left-out"])
+    assert ours["skipped"] == theirs["skipped"]
+    assert (ours["skipped"] is None) == (late == 1)
+
+
+@pytest.mark.parametrize(("neighbours", "gone"), [(0, 0), (0, 2), (4, 1)])
+def test_the_benchmark_measures_rounds_whose_sums_are_right(neighbours, gone):
+    case = Case(clients=8, parameters=300, neighbours=neighbours, gone=gone)
+    case.run()
+    cells = dict(zip(HEADINGS, case.cells(), strict=True))
+    assert (cells["clients"], cells["gone"]) == ("8", str(gone))
+    assert cells["neighbours"] == str(neighbours or 7)
+    assert float(cells["of plain"]) > 1
+
+
+def test_the_benchmark_takes_no_round_that_would_be_lost(capsys):
+    with pytest.raises(typer.Exit):
+        main(clients="4", parameters="10", neighbours=0, gone=0.5)
+    assert "--gone must be from 0 to below 0.34, got 0.5" in capsys.readouterr().err

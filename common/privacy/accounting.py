@@ -7,7 +7,7 @@ the standard deviation of the noise over the largest norm that one unit adds to 
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -32,11 +32,14 @@ class Event:
         sampling: probability with which each unit is in the sum, drawn anew each time (Poisson); 1
             for a sum over all.
         count: how often.
+        whole_orders: whether its Renyi divergence is that of Gaussian noise at whole orders alone,
+            as far as anybody has proved, such as that of Skellam noise.
     """
 
     noise_multiplier: float
     sampling: float = 1.0
     count: int = 1
+    whole_orders: bool = False
 
 
 def epsilon_of(events: Iterable[Event], delta: float, accountant: Accountant = "rdp") -> float:
@@ -54,12 +57,13 @@ def epsilon_of(events: Iterable[Event], delta: float, accountant: Accountant = "
     >>> round(epsilon_of([Event(1.1, 256 / 60000, 60 * 235)], 1e-5), 2)
     2.6
     """
+    events = list(events)
     merged = _merge(events)
     if not merged:
         return 0.0
     if accountant == "pld":
         return _pld_epsilon(tuple(merged.items()), delta)
-    return _rdp_epsilon(merged, delta, _orders())[0]
+    return _rdp_epsilon(merged, delta, _known_orders(events))[0]
 
 
 def _merge(events: Iterable[Event]) -> dict[tuple[float, float], int]:
@@ -125,6 +129,13 @@ def _orders() -> tuple[float, ...]:
     return tuple(float(order) for order in RdpAccountant()._orders)
 
 
+def _known_orders(events: Iterable[Event]) -> tuple[float, ...]:
+    """Get the orders at which the divergence of all of these is known."""
+    if any(event.whole_orders for event in events):
+        return tuple(order for order in _orders() if order == int(order))
+    return _orders()
+
+
 @lru_cache(maxsize=1024)
 def _pld_epsilon(merged: Sequence[tuple[tuple[float, float], int]], delta: float) -> float:
     from dp_accounting.pld import PLDAccountant
@@ -167,7 +178,7 @@ def find_noise_multiplier(
     """
 
     def released(noise: float) -> list[Event]:
-        return [*(Event(noise, event.sampling, event.count) for event in events), *beside]
+        return [*(replace(event, noise_multiplier=noise) for event in events), *beside]
 
     def cost(noise: float) -> float:
         return epsilon_of(released(noise), delta, accountant)
@@ -178,7 +189,8 @@ def find_noise_multiplier(
         whole = tuple(order for order in _orders() if order == int(order))
         start = _search(lambda z: _rdp_epsilon(_merge(released(z)), delta, whole)[0], epsilon, 1.0)
         best = _rdp_epsilon(_merge(released(start)), delta, whole)[1]
-        near = tuple(order for order in _orders() if abs(order - best) <= 1)
+        known = _known_orders([*events, *beside])
+        near = tuple(order for order in known if abs(order - best) <= 1)
 
         def cost(noise: float) -> float:
             return _rdp_epsilon(_merge(released(noise)), delta, near)[0]

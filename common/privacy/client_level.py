@@ -44,7 +44,7 @@ def client_events(
     if replies is None:
         replies = planned_replies(experiment, rounds_taken)
     noise = client_noise(experiment, clients)
-    update = Event(noise, client_rate(experiment, clients), rounds_taken)
+    update = _update_event(experiment, clients, noise, rounds_taken)
     return [update, *_sums_events(experiment, replies)]
 
 
@@ -73,10 +73,17 @@ def client_noise(experiment: "Experiment", clients: int) -> float:
     return _found_noise(
         level.epsilon,
         level.delta,
-        (Event(1.0, client_rate(experiment, clients), rounds),),
+        (_update_event(experiment, clients, 1.0, rounds),),
         tuple(_sums_events(experiment, planned_replies(experiment, rounds))),
         experiment.privacy.accountant,
     )
+
+
+def _update_event(experiment: "Experiment", clients: int, noise: float, rounds: int) -> Event:
+    """Say what so many rounds of updates cost; see `common.privacy.shares` for noise in shares."""
+    level = client_level(experiment)
+    is_skellam = level.noise == "shares" and level.distribution == "skellam"
+    return Event(noise, client_rate(experiment, clients), rounds, whole_orders=is_skellam)
 
 
 def client_rate(experiment: "Experiment", clients: int) -> float:

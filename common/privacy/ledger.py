@@ -127,11 +127,17 @@ def _event_json(event: Event) -> dict[str, float]:
         "noise-multiplier": event.noise_multiplier,
         "sampling": event.sampling,
         "count": event.count,
+        **({"whole-orders": True} if event.whole_orders else {}),
     }
 
 
 def _read_event(found: Mapping[str, Any]) -> Event:
-    return Event(float(found["noise-multiplier"]), float(found["sampling"]), int(found["count"]))
+    return Event(
+        float(found["noise-multiplier"]),
+        float(found["sampling"]),
+        int(found["count"]),
+        bool(found.get("whole-orders", False)),
+    )
 
 
 def _read_released(found: Mapping[str, Any]) -> Released:
@@ -200,17 +206,17 @@ def add_costs(costs: Iterable[Cost]) -> dict[str, tuple[Event, ...]]:
     """Add costs up, events of a kind together.
 
     >>> add_costs([{"client": (Event(1.0),)}, {"client": (Event(1.0),)}])
-    {'client': (Event(noise_multiplier=1.0, sampling=1.0, count=2),)}
+    {'client': (Event(noise_multiplier=1.0, sampling=1.0, count=2, whole_orders=False),)}
     """
-    total: dict[str, dict[tuple[float, float], int]] = {}
+    total: dict[str, dict[tuple[float, float, bool], int]] = {}
     for cost in costs:
         for unit, events in cost.items():
             counts = total.setdefault(unit, {})
             for event in events:
-                key = event.noise_multiplier, event.sampling
+                key = event.noise_multiplier, event.sampling, event.whole_orders
                 counts[key] = counts.get(key, 0) + event.count
     return {
-        unit: tuple(Event(*key, count) for key, count in counts.items())
+        unit: tuple(Event(noise, q, count, whole) for (noise, q, whole), count in counts.items())
         for unit, counts in total.items()
     }
 

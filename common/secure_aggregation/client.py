@@ -88,14 +88,14 @@ class ClientMachine:
 
     exchange: str
     stage: str = NEW
-    mask_key: bytes = b""
-    seal_key: bytes = b""
-    seed: bytes = b""
+    mask_key: bytes = field(default=b"", repr=False)
+    seal_key: bytes = field(default=b"", repr=False)
+    seed: bytes = field(default=b"", repr=False)
     place: int = 0
     threshold: int = 0
     least: int = 0
     peers: dict[int, PublicKeys] = field(default_factory=dict)
-    own_share: bytes = b""
+    own_share: bytes = field(default=b"", repr=False)
     senders: tuple[int, ...] = ()
 
     def advertise(self) -> PublicKeys:
@@ -167,6 +167,12 @@ class ClientMachine:
             ExchangeError: too few stayed, or this client is said to be gone.
         """
         self._enter(MASK, OVER)
+        try:
+            return self._uncover(staying, sealed)
+        finally:
+            self.mask_key = self.seal_key = self.seed = self.own_share = b""
+
+    def _uncover(self, staying: Collection[int], sealed: Mapping[int, bytes]) -> Uncovered:
         there = [peer for peer in self.senders if peer in staying]
         if self.place not in staying:
             raise ExchangeError("the server counts this client as gone, which has sent its vector")
@@ -183,7 +189,6 @@ class ClientMachine:
                 seeds[peer] = both[:SHARE_BYTES]
             else:
                 keys[peer] = both[SHARE_BYTES:]
-        self.mask_key = self.seal_key = self.seed = self.own_share = b""
         return Uncovered(seeds, keys, tampered)
 
     def to_state(self) -> dict[str, Any]:
