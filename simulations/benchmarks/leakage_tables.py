@@ -7,7 +7,7 @@ from typing import Any
 
 from simulations.benchmarks.leakage_arms import ARMS, EXAMPLE, TASKS, Dataset
 from simulations.benchmarks.leakage_trial import Outcome
-from simulations.formats import NOTHING, format_figure
+from simulations.formats import NOTHING
 from simulations.gains import spread
 
 Summary = dict[str, Any]  # arm -> {"figures": name -> spread, "facts": name -> text}
@@ -21,14 +21,14 @@ class Column:
         heading: plain text.
         figure: its name.
         beside: name of what it is to be compared with, if any.
-        digits: after the point; None for four that mean something.
+        digits: after the point.
         share: whether it is written in percent.
     """
 
     heading: str
     figure: str
     beside: str = ""
-    digits: int | None = 3
+    digits: int = 3
     share: bool = False
 
 
@@ -66,7 +66,7 @@ def summarise(outcomes: Mapping[str, Sequence[Outcome]]) -> Summary:
 def columns_of(summary: Summary) -> dict[str, list[Column]]:
     """Choose the columns that some arm has a figure for: table -> columns."""
     names = dict.fromkeys(name for own in summary.values() for name in own["figures"])
-    tasks = [Column(name.removeprefix("task/"), name) for name in names if name[:5] == "task/"]
+    tasks = [Column(name.removeprefix("task/"), name) for name in names if name.startswith("task/")]
     known = {USEFUL: [*tasks, *PRICES], LEAKS: LEAK_COLUMNS}
     return {
         title: [column for column in columns if column.figure in names]
@@ -97,8 +97,6 @@ def cell(figures: Mapping[str, Any], column: Column) -> str:
 
 
 def _write(value: float, column: Column) -> str:
-    if column.digits is None:
-        return format_figure(value)
     return f"{100 * value if column.share else value:.{column.digits}f}"
 
 
@@ -150,6 +148,7 @@ def notes_of(summary: Summary) -> list[str]:
         notes.append(
             "Epsilon at the delta in the settings, of the client that pays most, over all rounds; "
             f"a dash is no guarantee. Noise by row is [{EXAMPLE}]; that by client cannot be small "
-            "with so few clients."
+            "with so few clients. The attacks do not model noise: that they fail bounds nothing, "
+            "epsilon does."
         )
     return notes
