@@ -12,7 +12,7 @@ from client.session import close_sessions
 from common.errors import CheckpointError, ConfigError
 from simulations.benchmarks import utility_leakage
 from simulations.benchmarks.leakage_arms import ARMS, DATASETS, make_experiment
-from simulations.benchmarks.leakage_page import strip_png
+from simulations.benchmarks.leakage_page import strip_png, trade_chart
 from simulations.benchmarks.leakage_tables import (
     cells_of,
     columns_of,
@@ -176,6 +176,14 @@ def test_a_table_holds_means_with_deviations_and_dashes_where_there_is_nothing()
     assert to_markdown("digits", DATASETS["digits"], {"one-step": bare}).count("| trunk") == 4
     assert any("Labels right" in text for text in notes_of(bare))
     assert not any("Epsilon" in text for text in notes_of(bare))
+
+
+def test_a_seed_whose_attack_fails_is_drawn_at_nothing_taken_away():
+    seeds = [outcome(utility=0.5, inversion__gain=gain) for gain in (-3.0, 0.5)]
+    dot = trade_chart(summarise({"trunk": seeds})).traces[0]
+    assert dot["x"] == [25]  # of 0 and 50 %
+    assert dot["error_x"]["array"] == pytest.approx([50 / 2**0.5])
+    assert trade_chart(summarise({"trunk": [outcome(utility=0.5)]})) is None
 
 
 def test_pictures_lie_side_by_side_with_a_gap_between():

@@ -13,6 +13,7 @@ from simulations.attacks.pictures import inline
 from simulations.benchmarks.leakage_arms import ARMS, DATASETS
 from simulations.benchmarks.leakage_tables import Summary, cells_of, columns_of, notes_of
 from simulations.charts import Chart, is_figure, nth_style
+from simulations.gains import spread
 from simulations.page_parts import (
     Charts,
     card,
@@ -103,15 +104,16 @@ def trade_chart(summary: Summary) -> Chart | None:
 
 
 def _dot(title: str, gain: Mapping[str, Any], utility: Mapping[str, Any], place: int) -> Any:
-    """Make the dot of an arm."""
+    """Make the dot of an arm; a seed whose attack is worse than the mean row counts as 0."""
+    taken = spread([100 * max(0.0, value) for value in gain["seeds"]])
     colour = nth_style(place)["colour"]
     shapes = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
     bar = {"type": "data", "color": colour, "thickness": 1.2, "width": 3}
     return {
         "name": escape(title),
-        "x": [100 * max(0.0, gain["mean"])],
+        "x": [taken["mean"]],
         "y": [utility["mean"]],
-        "error_x": {**bar, "array": [100 * gain["deviation"]]},
+        "error_x": {**bar, "array": [taken["deviation"]]},
         "error_y": {**bar, "array": [utility["deviation"]]},
         "type": "scatter",
         "mode": "markers",
