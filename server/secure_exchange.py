@@ -46,7 +46,7 @@ class SecureExchange(MessageExchange):
         if not clients:
             return nobody(self.strategy.combine_nobody(instruction.round, trunk))
         if why := self.reader.no_room(len(clients), trained=True):
-            return self._lost(len(clients), Gathered(), why)
+            return self._lost(len(clients), Gathered(loss=why))
         told_to = self.reader.instruct(instruction, clients, self.roster)
         self.strategy.address_train(clients, trunk)
         wanted = Closing.of(self.strategy.experiment.federation, len(clients)).needed
@@ -74,7 +74,7 @@ class SecureExchange(MessageExchange):
             return super().evaluate(trunk, instruction)
         clients = self.roster.names
         if why := self.reader.no_room(len(clients), trained=False):
-            return self._lost(len(clients), Gathered(), why)
+            return self._lost(len(clients), Gathered(loss=why))
         told_to = self.reader.instruct(instruction, clients, self.roster)
         arrays = pack_arrays(self.strategy.evaluated(trunk))
         found = self._gather(MessageType.EVALUATE, clients, arrays, told_to, trained=False)
