@@ -180,6 +180,8 @@ def _rows_told(client: Figures, split: str) -> str:
 def make_client_table(record: RunRecord) -> str:
     """Write the numbers behind the charts of clients."""
     clients: Figures = (record.results or {})["clients"]
+    if not clients:
+        return card(note("No figures of single clients left them."))
     tasks = record.experiment.tasks
     by_task = {task: charts.client_figures(record, task, "test") for task in tasks}
     groups = (record.results or {}).get("groups", {})

@@ -130,6 +130,7 @@ def test_a_run_that_would_stop_early_is_told():
         (["--noise-multiplier", 0, "--clients", 5], "--noise-multiplier must be a positive"),
         (["--epsilon", 3, "--clients", 5, "--delta", 0.3], "--delta must be at most 1/5"),
         (["--epsilon", 3, "--clients", 5, "--delta", 1], "--delta must be between 0 and 1"),
+        (["--epsilon", 3, "--unit", "example", "--rows", 5, "--delta", 0.2], "be below 1/5"),
         (["--epsilon", 3, "--clients", 5, "--max-norm", 0], "--max-norm must be a positive"),
         (["--epsilon", 3, "--clients", 5, "--accountant", "gdp"], "--accountant must be one of"),
         (["--epsilon", 3, "--clients", 9, "--amplification", "--local-noise"], "--amplification"),
