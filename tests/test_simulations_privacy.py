@@ -160,7 +160,10 @@ def test_a_runs_ledgers_are_shown_by_client(run):
     assert {each["rounds"] for each in clients} == {3}
     spent = epsilon_of([Event(2.0, 1.0, 3)], 1e-5)
     assert clients[0]["epsilon"]["client"] == pytest.approx(spent)
-    assert "client-002" in fedmtl("ledger", run).stdout
+    shown = fedmtl("ledger", run).stdout
+    assert "client-002" in shown
+    assert shown.count("update: DP-SGD, clipped, noise on the sum by the server\n") == 1
+    assert shown.count("sums: not protected\n") == 1
 
 
 def test_every_reply_of_one_client_is_shown(run):
