@@ -198,6 +198,13 @@ def test_the_report_shows_epsilon_over_rounds_budget_and_assumptions(run):
     assert FLOATING_POINT in page
 
 
+def test_the_report_says_that_masks_are_no_noise(tmp_path):
+    masks = ["privacy.secure-aggregation.max-norm=1", "federation.rounds=1"]
+    simulate(load_experiment("digits", [*SETTINGS, *masks]), engine="batched", out=tmp_path / "run")
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "the server saw no single one. No noise was added to their sums" in page
+
+
 def test_an_unfinished_run_has_its_epsilons_too(run, tmp_path):
     for name in ("experiment.toml", "metrics.jsonl", "environment.json"):
         (tmp_path / name).write_text((run / name).read_text())
