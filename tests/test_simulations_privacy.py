@@ -16,6 +16,7 @@ from simulations.cli import app
 from simulations.report import write_report
 from simulations.run_record import read_run
 from simulations.simulate import simulate
+from simulations.summary import describe_figures
 
 SETTINGS = [
     "federation.weight-by='uniform'",
@@ -196,6 +197,24 @@ def test_the_report_shows_epsilon_over_rounds_budget_and_assumptions(run):
     assert "The dashed line is the budget, 50." in page
     assert "What these figures rest on" in page
     assert FLOATING_POINT in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["privacy.sums=withheld"], "figures stay with the clients"),
+        (
+            ["privacy.sums=noised", "privacy.sums-noise-multiplier=9", "tasks.ink.metric=mse"],
+            "count every client alike: privacy.sums is 'noised'",
+        ),
+        (["privacy.smallest-group=12"], "sums over fewer than 12 rows stay"),
+        ([], ""),
+    ],
+)
+def test_what_became_of_figures_is_said(settings, told):
+    said = describe_figures(load_experiment("digits", [*SETTINGS, NOISE, *settings]))
+    assert told in said
+    assert bool(said) == bool(told)
 
 
 def test_the_report_says_that_masks_are_no_noise(tmp_path):
