@@ -160,7 +160,7 @@ class AutogradTrainer:
             data.train,
             weights,
             optimiser,
-            RowPrivacy.of(self.experiment, counts, draws),
+            RowPrivacy.of(self.experiment, counts, draws, self.flat.values.device),
         )
         for _ in range(phase.epochs):
             steps.take_epoch()

@@ -152,7 +152,7 @@ class CohortTrainer:
     ) -> tuple[Tensor, NDArray[np.float64]]:
         """Train by DP-SGD; returns the summed losses and the rows in them, [K, T] both."""
         store = cohort.store
-        privacy = RowPrivacy.of(self.experiment, store.counts[cohort.members], draws)
+        privacy = RowPrivacy.of(self.experiment, store.counts[cohort.members], draws, values.device)
         gradients = torch.zeros_like(values)
         optimiser = phase.optimiser(values, self.settings, self.parts, gradients)
         scales = self._get_scales(store, weights, values.device, phase.moves)

@@ -20,6 +20,7 @@ from common.privacy.randomness import secret_generator
 
 Draws = Sequence[np.random.Generator]
 NO_DRAWS: Draws = ()
+CPU = torch.device("cpu")
 
 
 def open_draws(
@@ -43,6 +44,8 @@ class RowPrivacy:
         deviations: float64 [K], of the noise on a batch's mean gradient: ``z C / (q n)``.
         steps: int64 [K], in an epoch.
         draws: each one's generator, for rows and noise.
+        on_gpu: each one's generator of noise where the gradients are on a GPU, which makes it far
+            faster; empty where they are not.
     """
 
     max_norm: float
@@ -51,10 +54,23 @@ class RowPrivacy:
     deviations: NDArray[np.float64]
     steps: Index
     draws: Draws
+    on_gpu: Sequence[torch.Generator] = ()
 
     @classmethod
-    def of(cls, experiment: Experiment, counts: Index, draws: Draws) -> "RowPrivacy":
+    def of(
+        cls,
+        experiment: Experiment,
+        counts: Index,
+        draws: Draws,
+        device: torch.device = CPU,
+    ) -> "RowPrivacy":
         """Work out what clients with these numbers of training rows do.
+
+        Args:
+            experiment: has the budget.
+            counts: int64 [K], training rows.
+            draws: each one's generator.
+            device: where gradients are.
 
         Raises:
             ConfigError: the budget does not fit a client's rows.
@@ -66,7 +82,11 @@ class RowPrivacy:
         noise = np.array([example_noise(experiment, n) for n in counts.tolist()])
         expected = rates * counts.astype(np.float64)
         deviations = noise * level.max_norm / expected
-        return cls(level.max_norm, rates, expected, deviations, -(-counts // size), draws)
+        steps, on_gpu = -(-counts // size), []
+        if device.type == "cuda":
+            seeds = [int(own.integers(2**63)) for own in draws]
+            on_gpu = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        return cls(level.max_norm, rates, expected, deviations, steps, draws, on_gpu)
 
     def draw_rows(self, client: int, count: int) -> Index:
         """Draw a batch of a client's rows, each by itself (a Poisson sample); may be empty."""
@@ -74,6 +94,13 @@ class RowPrivacy:
 
     def draw_noise(self, clients: int, width: int) -> Tensor:
         """Draw the noise on the first clients' mean gradients, float32 [clients, width]."""
+        if self.on_gpu:
+            deviations = self.deviations[:clients].tolist()
+            rows = [
+                torch.randn(width, generator=own, device=own.device).mul_(deviation)
+                for own, deviation in zip(self.on_gpu, deviations, strict=False)
+            ]
+            return torch.stack(rows)
         noise = np.empty((clients, width), np.float32)
         for row, generator in zip(noise, self.draws, strict=False):
             generator.standard_normal(out=row, dtype=np.float32)

@@ -33,7 +33,6 @@ from common.privacy.randomness import secret_generator, secret_key
 from common.wire import MAX_NORM, FloatArray
 from server.sampling import Poisson
 
-# Who was clipped at home sends a norm that rounding moved a little.
 ROUNDING = 1e-4
 MOST_STEP = 10.0  # of the norm's logarithm in one round
 LONGEST = 1e6  # a max-norm stays within this factor of the first, both ways
@@ -106,14 +105,18 @@ class PrivateMean:
             rows: [K, Q], their local trunks, as they came.
             before: [Q], what they were sent.
         """
-        updates = rows.astype(np.float64) - before
-        norms = np.sqrt(np.einsum("kq,kq->k", updates, updates))
-        within = int((norms <= self.max_norm * (1 - ROUNDING)).sum())
-        if self.level.clip == "server":
-            within = int((norms <= self.max_norm).sum())
-        if self.level.noise == "server":  # also what a client did not clip, or rounding stretched
-            updates *= (self.max_norm / np.maximum(norms, self.max_norm))[:, None]
-        return Total(updates.sum(0), len(rows), within)
+        total, update = np.zeros(len(before)), np.empty(len(before))
+        # Who was clipped at home has a norm that rounding moved a little.
+        longest = self.max_norm * (1 - ROUNDING if self.level.clip == "client" else 1)
+        within = 0
+        for row in rows:
+            np.subtract(row, before, out=update, dtype=np.float64)
+            norm = float(np.sqrt(update @ update))
+            within += norm <= longest
+            if self.level.noise == "server" and norm > self.max_norm:
+                update *= self.max_norm / norm  # also what a client did not clip
+            total += update
+        return Total(total, len(rows), int(within))
 
     def release(self, total: Total, before: FloatArray, *stream: str | int) -> FloatArray:
         """Make the mean of a total, with its noise, and move the norm.

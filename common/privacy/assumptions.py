@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 FLOATING_POINT = (
     "Noise is drawn in floating point, whose gaps between numbers can give something away "
-    "(Mironov 2012); the figures are those of real numbers."
+    "(Mironov 2012), and by generators that start from the system's entropy and are fast, not "
+    "cryptographic; the figures are those of real numbers."
 )
 CHOSEN = (
     "Settings were chosen without looking at the clients' rows, or their choice counts elsewhere: "
