@@ -35,9 +35,11 @@ from common.algorithms import ALGORITHMS
 from common.dataset import ClientData
 from common.errors import FedMTLError
 from common.experiment import Experiment
+from common.privacy.example_level import require_new_heads
 from common.privacy.ledger import describe_entry
 from common.secure_aggregation.contribution import adds_sums, settings_of
 from common.secure_aggregation.records import MASKED
+from common.sharing import task_of
 from common.wire import (
     ARRAYS,
     CONFIG,
@@ -113,6 +115,9 @@ class Job:
         protection = Protection(self.session.experiment, self.seed)
         received = unpack_arrays(arrays_of(message.content) or ArrayRecord())
         sent = self.session.trainer.sent_arrays(learners)
+        lacking = {task for task in self.session.experiment.tasks if not self.labelled.get(task)}
+        # What an algorithm kept of a part that this client does not train is not its to send.
+        sent |= {name: received[name] for name in sent if task_of(name) in lacking}
         return protection.protect_arrays(sent, received, self.data.name, self.instruction)
 
     @property
@@ -200,6 +205,7 @@ def _open(message: Message, context: Context) -> Job:
     instruction = Instruction.from_record(config_of(message.content))
     place = Place.of(context.node_config)
     session = open_session(instruction.experiment, instruction.agreement, place)
+    require_new_heads(session.experiment, instruction.heads_from)
     data = session.client(session.name_of(context))
     state = open_state(context, data.name, instruction.run, instruction.heads_from)
     seed = session.experiment.seed if place.simulated else None

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from client.place import Place
 from client.state import folder_name, sync_folder
-from common.errors import BudgetError, StateError
+from common.errors import BudgetError, ConfigError, StateError
 from common.experiment import Experiment
 from common.privacy.ledger import (
     COUNTS,
@@ -183,11 +183,17 @@ class PrivacyLedger:
 
         Raises:
             BudgetError: the experiment's budget, or the node's, would be exceeded.
-            ConfigError: no noise keeps the experiment's budget.
+            ConfigError: no noise keeps the experiment's budget, or the node's has no ledger.
         """
+        limits = self.limits
         if self.file is None:
+            if limits.largest_epsilon or limits.least_noise_multiplier:
+                raise ConfigError(
+                    "largest-epsilon and least-noise-multiplier of this node need a ledger, and it "
+                    "has no state folder for one; name one: --node-config 'state=\"FOLDER\"'"
+                )
             return
-        cost, limits = self._cost(reply), self.limits
+        cost = self._cost(reply)
         if limits.largest_epsilon and not self.budgets:
             raise BudgetError(
                 f"largest-epsilon of this node is {limits.largest_epsilon:g}, and the experiment "
@@ -202,8 +208,18 @@ class PrivacyLedger:
                 self._check(unit, [*of_run, cost], budget.epsilon, budget.delta, what)
             if limits.largest_epsilon:
                 what = "largest-epsilon of this node, over all runs,"
-                paid = [e.cost for e in self.entries]
+                paid = [e.cost for e in self._of_node()]
                 self._check(unit, [*paid, cost], limits.largest_epsilon, limits.delta, what)
+
+    def _of_node(self) -> list[Entry]:
+        """Read the ledgers of all names that this node had.
+
+        Where its config does not name its client, columns and partition of the experiment do: a
+        server must not get a fresh account of the same rows by another name.
+        """
+        others = [] if self.file is None else sorted(self.file.path.parent.glob("*.jsonl"))
+        read = [LedgerFile(p).read() for p in others if self.file and p != self.file.path]
+        return [*self.entries, *(entry for entries in read for entry in entries)]
 
     def _check(
         self, unit: str, costs: Sequence[Cost], most: float, delta: float, what: str
@@ -214,9 +230,11 @@ class PrivacyLedger:
 
         after = epsilon(costs)
         if after > most * (1 + SLACK):
+            figures = f"{epsilon(costs[:-1]):.4g} is paid and this reply would make it {after:.4g}"
+            if unit == "example" and self.experiment.privacy.counts == "withheld":
+                figures = "and this reply would exceed it"  # by how much would tell its rows
             raise BudgetError(
-                f"{self.client} does not answer: {what} is {most:g} at delta {delta:g}, "
-                f"{epsilon(costs[:-1]):.4g} is paid and this reply would make it {after:.4g}"
+                f"{self.client} does not answer: {what} is {most:g} at delta {delta:g}, {figures}"
             )
 
     def _check_noise(self, cost: Cost, least: float) -> None:

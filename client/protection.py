@@ -1,9 +1,10 @@
 """What becomes of an update before it leaves: clipped, and where the client adds it, with noise.
 
 An update is what training made of the received trunk, less that trunk, over all columns that
-travel; parts of tasks that the client lacks are 0 in it.
+travel; parts of tasks that the client lacks are 0 in it. One that is no number is 0 altogether.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from common.privacy.client_level import client_noise
 from common.privacy.randomness import secret_generator
 from common.wire import MAX_NORM, FloatArray, Instruction
 
+logger = logging.getLogger("fedmtl.client")
+
 
 def clip_updates(updates: FloatArray, max_norm: float) -> NDArray[np.float64]:
     """Shorten updates to a norm, in place: ``u <- u min(1, C / |u|)`` (Abadi et al. 2016).
@@ -23,7 +26,7 @@ def clip_updates(updates: FloatArray, max_norm: float) -> NDArray[np.float64]:
         max_norm: C, L2.
 
     Returns:
-        Their norms before, float64 [K].
+        Their norms before, float64 [K]; those whose norm is no number stay as they are.
 
     >>> rows = np.array([[3.0, 4.0], [0.0, 0.5]], np.float32)
     >>> clip_updates(rows, 1.0), rows.round(3)
@@ -34,7 +37,7 @@ def clip_updates(updates: FloatArray, max_norm: float) -> NDArray[np.float64]:
     for row, update in enumerate(updates):
         wide = update.astype(np.float64)  # float32 is too coarse for a sum of so many squares
         norms[row] = np.sqrt(wide @ wide)
-        if not norms[row] <= max_norm:  # no number, either
+        if max_norm < norms[row] < np.inf:
             update *= max_norm / norms[row]
     return norms
 
@@ -87,7 +90,12 @@ class Protection:
         if not self.clips:
             return rows
         updates, max_norm = rows - received, self.max_norm(instruction)
-        clip_updates(updates, max_norm)
+        norms = clip_updates(updates, max_norm)
+        if self.privacy.client_level is not None:
+            # Nothing clips what is no number, and that it is none tells of the rows: it adds 0.
+            for row in np.flatnonzero(~np.isfinite(norms)).tolist():
+                updates[row] = 0
+                logger.warning("%s: the trunk holds NaN or infinity, nothing is sent", clients[row])
         if self.noise_multiplier:
             deviation = self.noise_multiplier * max_norm
             for update, client in zip(updates, clients, strict=True):
@@ -106,11 +114,12 @@ class Protection:
         """Do as `protect` with one client's named arrays."""
         if not self.clips:
             return sent
+        # In the order of what came, as engines that have no names draw a simulation's noise.
         row, before = (
-            np.concatenate([arrays[name].reshape(-1) for name in sent])
+            np.concatenate([arrays[name].reshape(-1) for name in received])
             for arrays in (sent, received)
         )
         row = self.protect(row[None], before, [client], instruction)[0]
-        ends = np.cumsum([array.size for array in sent.values()])[:-1]
-        parts = zip(sent.items(), np.split(row, ends), strict=True)
+        ends = np.cumsum([array.size for array in received.values()])[:-1]
+        parts = zip(received.items(), np.split(row, ends), strict=True)
         return {name: part.reshape(array.shape) for (name, array), part in parts}

@@ -28,6 +28,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
+from client.place import Place
 from common.algorithms import CONTROL
 from common.errors import StateError
 from common.wire import FloatArray, overwrite_arrays, pack_arrays, unpack_arrays
@@ -37,7 +38,8 @@ logger = logging.getLogger("fedmtl.client")
 VARIATES = f"kept.{CONTROL}."  # begins the names of a client's control variates
 OWN, INFO = "own-arrays", "own-info"  # keys of the records in Context.state
 GENERATIONS = 2
-SIMULATED = "partition-id"  # in the config of a simulated node alone
+# In the config of every simulated node; a real one that has it may go without a state folder.
+SIMULATED = "partition-id"
 OWN_FILE = re.compile(r"own-(\d{8,})\.safetensors")
 TRUNK_FILE, RUN_FILE, FITTED_FILE = "trunk.safetensors", "run.json", "fitted.json"
 
@@ -212,7 +214,7 @@ def require_state(context: Context) -> None:
 def ledger_folder(context: Context) -> Path | None:
     """Name the state folder where a deployed node's ledger is; a simulation keeps its clients'."""
     root = _root(context)
-    return Path(root) if root and SIMULATED not in context.node_config else None
+    return Path(root) if root and not Place.of(context.node_config).simulated else None
 
 
 def _root(context: Context) -> str:

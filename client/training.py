@@ -33,6 +33,7 @@ from common.experiment import Experiment
 from common.losses import ROW_LOSSES
 from common.metrics import Sums, metric_sums
 from common.model import build_model
+from common.privacy.randomness import secret_key
 from common.seeding import torch_generator
 from common.sharing import divide_beside, shared_names, task_of, task_parts_travel
 from common.threads import set_threads
@@ -326,9 +327,15 @@ class Trainer:
             }
 
     def generator(self, client: str, round_number: int) -> torch.Generator | None:
-        """Make the generator of a client's dropout masks, where the model has any."""
+        """Make the generator of a client's dropout masks, where the model has any.
+
+        Masks go by a row's place in its batch. Were they known, as those of the seed are, one row
+        more would change the gradients of all behind it: example-level privacy needs them secret.
+        """
         if not self.model.dropouts:
             return None
+        if self.experiment.privacy.example_level is not None and not self.simulated:
+            return torch.Generator().manual_seed(secret_key(None))
         return torch_generator(self.experiment.seed, "dropout", client, round_number)
 
     def draws(self, clients: Sequence[str], round_number: int) -> Draws:

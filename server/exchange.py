@@ -192,6 +192,8 @@ class BulkExchange:
         following = None
         if tally.loss or not replies.clients:
             self.strategy.leave_out(replies)
+            if not tally.loss:
+                following = self.strategy.combine_nobody(instruction.round, trunk)
         else:
             following = self.strategy.combine(instruction.round, trunk, replies)
         outcome = self._outcome(len(clients), trunk, instruction, replies, following)

@@ -10,7 +10,9 @@ from common.algorithms import ALGORITHMS
 from common.errors import ConfigError
 from common.experiment import Experiment
 from common.model import build_model
-from common.secure_aggregation.contribution import require_room
+from common.privacy.example_level import require_new_heads
+from common.secure_aggregation.contribution import adds_sums, require_room
+from common.secure_aggregation.grids import require_room_for_sums
 from common.sharing import shared_names, with_beside
 from common.wire import FloatArray, pack_arrays
 from server.bulk import BulkGrid
@@ -78,6 +80,7 @@ def federate(
     Raises:
         FedMTLError: the settings, the data or the checkpoint cannot be used.
     """
+    require_new_heads(experiment, heads_from)
     checkpoints = folder.checkpoints(keep_clients)
     federation = experiment.federation
     wanted = federation.clients_per_round
@@ -123,6 +126,8 @@ def make_exchange(grid: Grid, strategy: TrunkStrategy, roster: Roster) -> Exchan
     poisson = roster.experiment.federation.sampling == "poisson"
     asked = roster.count if poisson else roster.asked_per_round
     require_room(roster.experiment, asked, strategy.form.width)
+    if adds_sums(roster.experiment):
+        require_room_for_sums(roster.count)
     if isinstance(grid, BulkGrid):
         return SecureBulkExchange(grid, strategy, roster)
     return SecureExchange(grid, strategy, roster, timeout_s)

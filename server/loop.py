@@ -190,7 +190,8 @@ class RoundLoop:
         while True:
             outcome = self._count(self.exchange.train(trunk, instruction, len(lost)))
             self._enter("train", number, outcome, sum(array.size for array in trunk.values()))
-            if not outcome.loss or not outcome.asked or len(lost) == repeats:
+            is_over = not outcome.loss or not outcome.asked or len(lost) == repeats
+            if is_over or self.accounts.exhausted():  # an attempt costs as much as a round
                 self.progress.repeats += len(lost)
                 return outcome, lost
             lost.append(outcome)

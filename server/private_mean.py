@@ -3,7 +3,9 @@
 Clipped updates are added up, noise is added to the sum where the server is trusted with it, and the
 sum is divided by the number of clients that a round is expected to have, which no client's presence
 changes (McMahan et al. 2018, "Learning differentially private recurrent language models", the
-estimator with a fixed denominator). A client that does not answer, or lacks a task, adds 0.
+estimator with a fixed denominator). A client that does not answer, or lacks a task, adds 0. Under
+secure aggregation updates are rounded, which lengthens them, and the noise grows with what a
+rounded one can be long at most (`common.privacy.shares.largest_norm`).
 
 Adaptive clipping (Andrew et al. 2021, "Differentially private learning with adaptive clipping",
 Algorithm 1) counts how many updates are within the norm, also with noise, and moves the norm::
@@ -30,6 +32,8 @@ from common.privacy.client_level import (
     update_noise,
 )
 from common.privacy.randomness import secret_generator, secret_key
+from common.privacy.shares import largest_norm
+from common.secure_aggregation.grids import Grid
 from common.wire import MAX_NORM, FloatArray
 from server.sampling import Poisson
 
@@ -131,11 +135,20 @@ class PrivateMean:
         """
         update, noise = total.update, secret_generator(self.seed, "mean", *stream)
         if self.level.noise == "server":
-            update = update + noise.normal(0.0, self.update_noise * self.max_norm, len(update))
+            deviation = self.update_noise * self.max_norm * self._stretch(len(update))
+            update = update + noise.normal(0.0, deviation, len(update))
         following: FloatArray = (before + update / self.expected).astype(before.dtype)
         if self.level.quantile is not None:
             self._adapt(total, self.level.quantile, noise)
         return following
+
+    def _stretch(self, width: int) -> float:
+        """Say how many times max-norm an update is long at most; above 1 where it was rounded."""
+        secure = self.experiment.privacy.secure_aggregation
+        if secure is None:
+            return 1.0
+        limit = Grid(self.max_norm, secure.bits).limit
+        return largest_norm(limit, width) / limit
 
     def _adapt(self, total: Total, quantile: float, noise: np.random.Generator) -> None:
         """Let the norm follow its quantile."""

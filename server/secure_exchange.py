@@ -45,6 +45,8 @@ class SecureExchange(MessageExchange):
         clients = self.strategy.choose(instruction.round)
         if not clients:
             return nobody(self.strategy.combine_nobody(instruction.round, trunk))
+        if why := self.reader.no_room(len(clients), trained=True):
+            return self._lost(len(clients), Gathered(loss=why))
         told_to = self.reader.instruct(instruction, clients, self.roster)
         self.strategy.address_train(clients, trunk)
         wanted = Closing.of(self.strategy.experiment.federation, len(clients)).needed
@@ -71,6 +73,8 @@ class SecureExchange(MessageExchange):
         if not adds_sums(self.strategy.experiment):
             return super().evaluate(trunk, instruction)
         clients = self.roster.names
+        if why := self.reader.no_room(len(clients), trained=False):
+            return self._lost(len(clients), Gathered(loss=why))
         told_to = self.reader.instruct(instruction, clients, self.roster)
         arrays = pack_arrays(self.strategy.evaluated(trunk))
         found = self._gather(MessageType.EVALUATE, clients, arrays, told_to, trained=False)

@@ -6,16 +6,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import ConfigError
 from common.experiment import Experiment
 from common.secure_aggregation.contribution import (
     MOST_EXAMPLES,
     Contributions,
     adds_sums,
     grid_of,
+    require_room,
     settings_of,
 )
 from common.secure_aggregation.graph import count_least
-from common.secure_aggregation.grids import join_sums, require_addable, split_sums
+from common.secure_aggregation.grids import (
+    join_sums,
+    require_addable,
+    require_room_for_sums,
+    split_sums,
+)
 from common.secure_aggregation.keys import Words
 from common.secure_aggregation.layout import SumsLayout, UpdateLayout
 from common.sums_form import SumsForm
@@ -72,6 +79,17 @@ class TotalReader:
         if there >= needed:
             return ""
         return f"secure aggregation: masked vectors of {there} clients, {needed} are needed"
+
+    def no_room(self, clients: int, *, trained: bool) -> str:
+        """Say why so many, who may have joined since the start, cannot be added up."""
+        try:
+            if trained:
+                require_room(self.experiment, clients, self.strategy.form.width)
+            if adds_sums(self.experiment):
+                require_room_for_sums(clients)
+        except ConfigError as error:
+            return str(error)
+        return ""
 
     def step(
         self,

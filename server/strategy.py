@@ -142,7 +142,8 @@ class TrunkStrategy(Strategy):
         self.last, rows = self.reader.read(replies, with_arrays=True)
         clients, examples = list(self.last.examples), np.array([*self.last.examples.values()])
         if not clients:
-            return None, None
+            trunk = self.combine_nobody(server_round, self._sent)
+            return None if trunk is None else pack_arrays(trunk), None
         if self._is_plain and not self.affinity.is_due(server_round):
             mean = self._mean(clients, examples, rows)
             if np.isfinite(mean).all():
@@ -178,7 +179,7 @@ class TrunkStrategy(Strategy):
                 return self.form.cut(mean)  # what is not finite in a row is not in the mean
         usable = self._usable(replies)
         if not usable.any():
-            return None
+            return self.combine_nobody(server_round, trunk)
         clients = [name for name, is_used in zip(replies.clients, usable, strict=True) if is_used]
         everybody = bool(usable.all())
         return self._combine(
@@ -245,9 +246,10 @@ class TrunkStrategy(Strategy):
         return self.form.cut(np.concatenate([following, control]) if len(control) else following)
 
     def combine_nobody(self, server_round: int, trunk: Trunk) -> dict[str, FloatArray] | None:
-        """Make the next trunk of a round that asked nobody; None where it stays as it was.
+        """Make the next trunk of a round without a usable update; None where it stays as it was.
 
-        A private round releases its noise all the same: that nobody was drawn is nobody's business.
+        A private round releases its noise all the same: that nobody was drawn, or that what came
+        could not be used, is nobody's business.
         """
         if self.private is None or self.private.level.noise != "server":
             return None

@@ -28,7 +28,7 @@ from client.session import open_session
 from common.metrics import METRICS
 from common.model import output_width
 from common.preparation import UnusableClientError
-from common.sharing import divide_beside
+from common.sharing import divide_beside, task_of
 from common.wire import FloatArray, Instruction
 from server.bulk import BulkReplies
 from server.sums import Matrix, SumTable
@@ -145,7 +145,9 @@ class Residents:
                 [arrived.trunk, *(row[arrived.columns] for row in arrived.beside.values())]
             )
         )
-        rows = self.protection.protect(rows, flat.cpu().numpy(), clients, instruction)
+        before: FloatArray = flat.cpu().numpy()
+        self._send_back(rows, before, received, members)
+        rows = self.protection.protect(rows, before, clients, instruction)
         told = self._tell(members, clients, sums, instruction.round)
         return BulkReplies(clients, self._count(members), told, rows, holds=self._held(members))
 
@@ -190,6 +192,25 @@ class Residents:
             own = {split: table.client(client, split) for split in sums}
             told[client] = self.discretion.reduce(own, trained, client, *stream)
         return SumTable.of(told)
+
+    def _send_back(
+        self,
+        rows: FloatArray,
+        before: FloatArray,
+        received: Mapping[str, FloatArray],
+        members: Index,
+    ) -> None:
+        """Put what clients received, [Q], in the place of parts of tasks that they lack, [K, Q]."""
+        held = self._held(members)
+        if held.all():
+            return
+        lacking = dict(zip(self.experiment.tasks, ~held.T, strict=True))
+        start = 0
+        for name, array in divide_beside(received)[0].items():
+            place = slice(start, start + array.size)
+            task, start = task_of(name), place.stop
+            if task in lacking:
+                rows[lacking[task], place] = before[place]
 
     def _held(self, members: Index) -> NDArray[np.bool_]:
         """Say who has training labels of which of the experiment's tasks, [K, T]."""

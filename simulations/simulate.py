@@ -86,6 +86,7 @@ def simulate(
     if hostile is not None:
         check_hostile(experiment, engine)
     check_options(experiment, engine, workers=workers, profile=profile)
+    check_budget(experiment)
     folder = RunFolder(out)
     if resume:
         folder.reopen(experiment)
@@ -123,6 +124,21 @@ def check_hostile(experiment: Experiment, engine: str) -> None:
         raise ConfigError(
             f"--hostile is for a federation.algorithm that sends a trunk, got '{algorithm}', which "
             "sends none; choose another, or remove the option"
+        )
+
+
+def check_budget(experiment: Experiment) -> None:
+    """Refuse a budget of rows that nobody would keep: a simulated client has no ledger.
+
+    Raises:
+        ConfigError: names the settings and a way out.
+    """
+    level, counts = experiment.privacy.example_level, experiment.privacy.counts
+    if counts == "withheld" and level and level.epsilon and level.noise_multiplier:
+        raise ConfigError(
+            "privacy.example-level.epsilon must be left out of a simulation with privacy.counts "
+            f"'withheld' and a noise-multiplier, got {level.epsilon:g}: its server does not know "
+            "what rows cost, and its clients keep no ledgers; remove it, or noise-multiplier"
         )
 
 

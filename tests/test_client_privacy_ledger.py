@@ -12,7 +12,7 @@ from client import app as client_app
 from client import privacy_ledger
 from client.node.dry_run import _instruction
 from client.node.policy import Policy
-from client.place import Place
+from client.place import SIMULATION, Place
 from client.privacy_ledger import LedgerFile, PrivacyLedger, require_entry
 from client.session import close_sessions, open_rows, open_session
 from common.agreement import agree
@@ -97,6 +97,18 @@ def test_a_reply_that_would_overdraw_the_experiments_budget_is_refused(tmp_path)
         answer(tmp_path, settings, 3)
     assert "\n" not in str(e.value)
     assert len(LedgerFile.of(tmp_path, CLIENT).read()) == 2
+
+
+@pytest.mark.parametrize("counts", ["sent", "withheld"])
+def test_a_refusal_tells_no_number_of_rows_that_is_withheld(tmp_path, counts):
+    quiet = NOISE, f"privacy.counts='{counts}'", "privacy.sums='withheld'"
+    level = "privacy.example-level.noise-multiplier=2.0", "privacy.example-level.epsilon=0.5"
+    with pytest.raises(ConfigError, match="delta must be below") as refused:
+        answer(tmp_path, experiment(*quiet, *level, "privacy.example-level.delta=0.1"), rows=97)
+    assert ("97" in str(refused.value)) is (counts == "sent")
+    with pytest.raises(BudgetError, match="does not answer") as overdrawn:
+        answer(tmp_path, experiment(*quiet, *level, "privacy.example-level.delta=1e-4"), rows=97)
+    assert ("would make it" in str(overdrawn.value)) is (counts == "sent")
 
 
 def test_a_plan_that_fits_its_budget_exactly_is_served_to_its_end(tmp_path):
@@ -233,12 +245,12 @@ def _alone():
     close_sessions()
 
 
-def message(settings, kind=MessageType.TRAIN, number=1):
+def message(settings, kind=MessageType.TRAIN, number=1, heads_from=""):
     text = settings.model_dump_json(by_alias=True)
     agreement = agree([open_rows(text, Place()).describe(CLIENT)], settings)
     trainer = open_session(text, agreement.to_json(), Place()).trainer
     record = _instruction(settings, text, agreement, Policy()).to_record()
-    record["round"] = number
+    record["round"], record["heads-from"] = number, heads_from
     trunk = pack_arrays(trainer.flat.read(trainer.shared))
     return Message(RecordDict({ARRAYS: trunk, CONFIG: record}), 1, kind)
 
@@ -278,6 +290,18 @@ def test_a_description_is_written_down_too_and_kept_at_home_where_it_cannot_be(
 
 
 @pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_heads_of_another_run_are_outside_a_budget_of_rows(tmp_path, unit):
+    level = f"privacy.{unit}-level.noise-multiplier=2.0", f"privacy.{unit}-level.delta=1e-4"
+    asked = message(experiment(*level), heads_from="earlier")
+    context = Context(1, 1, {"client": CLIENT, "state": str(tmp_path)}, RecordDict(), {})
+    reply = client_app.app(asked, context)
+    assert reply.has_error() is (unit == "example")
+    if reply.has_error():
+        assert "heads-from must be left out under [privacy.example-level]" in reply.error.reason
+
+
+@pytest.mark.usefixtures("_alone")
 def test_without_any_mechanism_it_writes_down_that_nothing_protects_it(tmp_path):
     ask(tmp_path, experiment("training.lr=0.1"))
     (entry,) = LedgerFile.of(tmp_path, CLIENT).read()
@@ -308,10 +332,43 @@ def test_an_overdraft_is_refused_before_anything_is_trained(tmp_path, monkeypatc
 @pytest.mark.usefixtures("_alone")
 def test_a_simulated_client_keeps_no_ledger_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDMTL_STATE", str(tmp_path))
+    monkeypatch.setenv(SIMULATION, "1")
     config = {"partition-id": 0, "num-partitions": 2}
     reply = client_app.app(message(experiment()), Context(1, 1, config, RecordDict(), {}))
     assert reply.has_content()
     assert not (tmp_path / "privacy").exists()
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_real_node_that_has_a_partition_id_keeps_its_ledger_and_its_limits(tmp_path):
+    config = {"partition-id": 0, "num-partitions": 2}
+    assert ask(tmp_path, experiment(), **config).has_content()
+    assert len(LedgerFile.of(tmp_path, CLIENT).read()) == 1
+    reply = ask(tmp_path, experiment(), **config, **{"largest-epsilon": 0.1})
+    assert "does not answer" in reply.error.reason
+    stateless = {"client": CLIENT, "device": "cpu", **config, "largest-epsilon": 9.0}
+    reply = client_app.app(message(experiment()), Context(1, 1, stateless, RecordDict(), {}))
+    assert "need a ledger" in reply.error.reason
+
+
+@pytest.mark.usefixtures("_alone")
+def test_another_name_for_the_same_rows_is_no_fresh_budget(tmp_path):
+    """A server's [partition] names the client of a node that does not."""
+    limits = {"device": "cpu", "state": str(tmp_path), "delta": 1e-5}
+    limits["largest-epsilon"] = epsilon_of([Event(2.0, 1.0, 2)], 1e-5) + 0.01
+    replies = []
+    for name in ("client-000", "client-001", "client-002"):
+        settings = experiment(NOISE, f"data.clients=['{name}']")
+        text = settings.model_dump_json(by_alias=True)
+        agreement = agree([open_rows(text, Place()).describe(name)], settings)
+        trainer = open_session(text, agreement.to_json(), Place()).trainer
+        record = _instruction(settings, text, agreement, Policy()).to_record()
+        content = RecordDict({ARRAYS: pack_arrays(trainer.flat.read(trainer.shared))})
+        content[CONFIG] = record
+        asked = Message(content, 1, MessageType.TRAIN)
+        replies.append(client_app.app(asked, Context(1, 1, dict(limits), RecordDict(), {})))
+    assert [reply.has_error() for reply in replies] == [False, False, True]
+    assert "largest-epsilon of this node" in replies[-1].error.reason
 
 
 def test_a_node_with_limits_lets_no_reply_out_that_its_ledger_lacks(tmp_path):

@@ -75,6 +75,17 @@ def test_a_deployed_clients_noise_is_not_made_from_the_seed_that_the_server_know
     assert (rows[0] != rows[1]).all()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_update_that_is_no_number_adds_nothing(bad) -> None:
+    settings = "privacy.client-level.noise=client", "privacy.client-level.noise-multiplier=1"
+    rows, received = np.zeros((2, 1000), np.float32), np.ones(1000, np.float32)
+    rows[0], rows[1] = received, 1e6
+    rows[1, 7] = bad
+    with np.errstate(invalid="raise"):
+        calm, broken = protection(*settings).protect(rows, received, ["a", "a"], ask())
+    np.testing.assert_array_equal(broken, calm)  # noise alone, and the same
+
+
 def test_only_adaptive_clipping_lets_the_server_choose_the_norm() -> None:
     long = np.full((1, 4), 50, np.float32)
     fixed = protection("privacy.client-level.noise-multiplier=1")

@@ -6,6 +6,7 @@ import torch
 
 from client.place import Place
 from client.row_privacy import RowPrivacy, clip_factors, is_private, open_draws
+from client.training import Trainer
 from tests.conftest import make_experiment
 
 LEVEL = {"noise-multiplier": 2.0, "max-norm": 0.5, "delta": 1e-4}
@@ -60,6 +61,15 @@ def test_a_real_client_never_draws_the_same():
     assert not torch.equal(of([9], simulated=False).draw_noise(1, 5), of([9]).draw_noise(1, 5))
     first, again = (of([9], simulated=False).draw_noise(1, 5) for _ in range(2))
     assert not torch.isin(first, again).any()
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+@pytest.mark.parametrize("level", [{"example-level": LEVEL}, {}])
+def test_a_real_clients_dropout_is_as_secret_as_its_noise(level, simulated):
+    experiment = make_experiment(privacy=level, trunk={"dropout": 0.5})
+    trainer = Trainer(experiment, {"x": (8,)}, torch.device("cpu"), simulated)
+    one, again = (torch.rand(9, generator=trainer.generator("a", 1)) for _ in range(2))
+    assert torch.equal(one, again) is (simulated or not level)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,20 @@ REFUSED = {
         "federation.sampling=poisson",
         "federation.too-few=repeat",
     ],
+    "privacy.client-level.amplification must be false under [privacy.secure-aggregation]": [
+        *BOTH,
+        "privacy.client-level.amplification=true",
+        "federation.sampling=poisson",
+        "federation.clients-per-round=4",
+    ],
+    "federation.least-replies must be 0 with privacy.client-level.amplification": [
+        *CLIENT,
+        "privacy.client-level.amplification=true",
+        "federation.sampling=poisson",
+        "federation.clients-per-round=4",
+        "federation.least-replies=0.5",
+        "federation.too-few=skip",
+    ],
     "federation.weight-by must be 'uniform' under [privacy.client-level]": [
         CLIENT[0],
         "federation.weight-by=examples",
@@ -206,6 +220,7 @@ REFUSED = {
         "inputs.pixels.standardise=federation",
     ],
     "privacy.accountant is for": ["privacy.accountant=pld"],
+    "privacy.accountant is for [privacy.client-level]": [*SECURE, "privacy.accountant=pld"],
 }
 
 

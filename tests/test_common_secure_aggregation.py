@@ -96,6 +96,7 @@ def test_neighbours_are_mutual_and_all_hang_together():
 
 def test_more_than_half_are_needed_and_two_at_least():
     assert count_needed(2, "all", 0.51) == 2
+    assert count_needed(4, "all", 0.5 + 1e-12) == 3  # two pairs could be told different things
     assert count_needed(100, "all", 0.66) == 66
     assert count_needed(1000, 20, 0.66) == math.ceil(21 * 0.66)
 

@@ -8,6 +8,8 @@ from flwr.supercore.differential_privacy import compute_adaptive_noise_params
 from scipy import stats
 
 from common.experiment_file import load_experiment
+from common.secure_aggregation.contribution import Contributions, grid_of
+from common.wire import Instruction
 from server.private_mean import PrivateMean
 
 LEVEL = ["federation.weight-by=uniform", "privacy.client-level.max-norm=2"]
@@ -51,6 +53,23 @@ def test_the_noise_has_the_stated_deviation() -> None:
     other = private.release(private.total(before[None], before), before, 2)
     assert (again == noise).all()
     assert abs(np.corrcoef(noise, other)[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize("stretched", [1.0, 1.5])
+def test_noise_on_a_secure_sum_is_measured_against_rounded_updates(stretched) -> None:
+    """Half steps of a coarse grid: rounding makes an update 1.4 times as long."""
+    width, bits = 60_000, "privacy.secure-aggregation.bits=8"
+    private = make("privacy.client-level.noise-multiplier=1", bits, clients=10)
+    update = np.full(width, stretched * 2 / math.sqrt(width), np.float32)
+    made = Contributions(private.experiment, {"w": width}, seed=0)
+    told = Instruction("", round=1, clients=10)
+    numbers = made.make("a", update, 10, [], told)
+    step = grid_of(private.experiment, told).step
+    length = float(np.linalg.norm(numbers[:width].astype(np.float64))) * step
+    assert length > 2 * 1.3
+    before = np.zeros(width, np.float32)
+    noise = private.release(private.total(before[None], before), before, 1)
+    assert length <= noise.std() * 10 * 1.01 < 2 * 1.42  # z is 1, and ten clients are expected
 
 
 def test_without_a_seed_no_noise_repeats() -> None:

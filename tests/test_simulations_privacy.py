@@ -263,6 +263,11 @@ def test_the_summary_tells_what_was_spent(tmp_path):
         ([NOISE, "inputs.pixels.standardise='federation'"], "sums and squares of columns"),
         ([ROWS], "differ in one training row of one client"),
         ([ROWS], "Outside the budget: validation and test rows"),
+        (
+            [NOISE, ROWS, "privacy.sums='noised'", "privacy.sums-noise-multiplier=1",
+             "tasks.ink.metric='mse'"],
+            "Outside the example level's budget: losses and metrics with noise",
+        ),
         ([NOISE], FLOATING_POINT),
     ],
 )  # fmt: skip

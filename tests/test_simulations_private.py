@@ -6,12 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.clients import open_clients
+from common.errors import ConfigError
 from common.experiment_file import load_experiment
+from common.privacy.accounting import Event, epsilon_of
 from common.sharing import task_of
 from common.strategies import STRATEGIES
 from server.federation import initial_trunk
 from simulations.baselines import read_clients
+from simulations.hostile import Hostile
 from simulations.simulate import simulate
+from tests.lossy_loopback import simulate_losses
 from tests.test_simulations_engines import assert_same_figures, assert_same_trunk, figures
 from tests.test_simulations_resume import kept
 
@@ -30,24 +35,32 @@ NOISED = [
     "privacy.sums-max-norm=3",
     "tasks.ink.metric=mse",
 ]
+LOCAL = "privacy.client-level.noise=client"
 POISSON = ["federation.sampling=poisson", "privacy.client-level.amplification=true"]
 CASES = {
     "fixed": [QUIET],
     "clipped by the server": [QUIET, "privacy.client-level.clip=server"],
     "adaptive": [QUIET, "privacy.client-level.quantile=0.5"],
-    "local": [QUIET, "privacy.client-level.noise=client"],
+    "local": [QUIET, LOCAL],
     "from a budget, amplified": ["privacy.client-level.epsilon=50", *POISSON],
     "figures with noise": [QUIET, *NOISED],
     "nothing told": [QUIET, "privacy.sums=withheld", "privacy.counts=withheld"],
     "small groups": ["privacy.smallest-group=40"],
     "mr-mtl": [QUIET, "federation.algorithm=mr-mtl"],
     "whole model": [QUIET, "federation.algorithm=whole-model"],
+    "whole model, local": [QUIET, "federation.algorithm=whole-model", LOCAL],
+    "heads that travel": [QUIET, "federation.heads=per-task", LOCAL],
+    "mr-mtl, heads that travel": [
+        QUIET,
+        "federation.algorithm=mr-mtl",
+        "federation.heads=per-task",
+    ],
     "adam": [QUIET, "federation.strategy=fedadam", "federation.strategy-options.eta=0.01"],
 }
 
 
 def run(out: Path, case: str, engine: str = "batched", **options: object) -> Path:
-    skewed = [] if case == "whole model" else SKEWED
+    skewed = [] if case.startswith("whole model") else SKEWED
     experiment = load_experiment("digits", [*SETTINGS, *skewed, *CASES[case]])
     simulate(experiment, engine=engine, out=out, **options)
     return out
@@ -85,6 +98,21 @@ def test_what_belongs_to_one_task_moves_by_its_holders_updates_alone(tmp_path) -
     for name in own:
         whole, part = trunks["plain"][name] - start[name], trunks["private"][name] - start[name]
         np.testing.assert_allclose(part * 6, whole * 4, atol=1e-5)  # of six clients, four hold it
+
+
+@pytest.mark.parametrize("sharing", ["hard", "cgc"])
+def test_a_client_without_a_task_adds_nothing_to_its_parts(tmp_path, sharing) -> None:
+    """Also where the algorithm keeps a trunk of its own: a secure sum is over holders alone."""
+    settings = [*SETTINGS, *SKEWED, "federation.algorithm=mr-mtl", f"trunk.sharing={sharing}"]
+    settings += ["federation.clients-per-round=all", "federation.heads=per-task"]
+    # Adam would make a whole step of what rounding leaves of a gradient that is 0.
+    settings += ["federation.rounds=2", "training.optimiser=sgd", "training.lr=0.05"]
+    settings += ["trunk.task-parts=shared"] * (sharing == "cgc")
+    secure = ["privacy.secure-aggregation.bits=24", "privacy.secure-aggregation.max-norm=50"]
+    for name, more in {"plain": [], "secure": secure}.items():
+        experiment = load_experiment("digits", [*settings, *more])
+        simulate(experiment, engine="loopback", out=tmp_path / name)
+    assert_same_trunk(tmp_path / "plain", tmp_path / "secure", tolerance=2e-4)
 
 
 @pytest.mark.parametrize("case", ["adaptive", "local", "from a budget, amplified", "adam"])
@@ -131,6 +159,60 @@ def test_a_round_that_drew_nobody_is_a_round_with_noise(tmp_path) -> None:
     idle = [line for line in lines if not line["clients"]["asked"]]
     assert idle
     assert all(line["skipped"] is None for line in idle)
+
+
+@pytest.mark.parametrize("engine", ["loopback", "batched"])
+def test_a_round_whose_replies_are_all_useless_is_a_round_with_noise(tmp_path, engine) -> None:
+    """That the trunk stood still would tell that nobody was left, whatever the noise."""
+    settings = load_experiment("digits", [*SETTINGS, "federation.rounds=2", QUIET])
+    names = frozenset(open_clients(settings).names)
+    simulate(settings, engine=engine, out=tmp_path, hostile=Hostile("nan", names, 1.0))
+    lines = figures(tmp_path)
+    assert [line["clients"]["answered"] for line in lines] == [0, 0]
+    assert [line["skipped"] for line in lines] == [None, None]
+    _, agreement = read_clients(settings)
+    arrays = kept(tmp_path)
+    for name, start in initial_trunk(settings, agreement).items():
+        moved = np.frombuffer(arrays[f"trunk/{name}"], np.float32) - start.reshape(-1)
+        assert 0 < np.abs(moved).max() < 0.2  # z C / m is 0.0125
+
+
+def test_a_round_that_no_client_answers_is_one_too(tmp_path) -> None:
+    settings = load_experiment("digits", [*SETTINGS, "federation.rounds=2", QUIET])
+    lost = {(1, name): "after" for name in open_clients(settings).names}
+    simulate_losses(settings, tmp_path, lost)
+    assert [line["skipped"] for line in figures(tmp_path)] == [None, None]
+
+
+def test_a_round_is_not_repeated_beyond_the_budget(tmp_path) -> None:
+    settings = load_experiment(
+        "digits",
+        [
+            *SETTINGS,
+            "federation.clients-per-round=all",
+            "federation.least-replies=1",
+            "federation.too-few=repeat",
+            "federation.most-repeats=5",
+            "privacy.client-level.noise=client",
+            "privacy.client-level.noise-multiplier=2",
+            f"privacy.client-level.epsilon={epsilon_of([Event(2.0, 1.0, 3)], 1e-5)}",
+        ],
+    )
+    lost = {(2, name): "after" for name in open_clients(settings).names}
+    simulate_losses(settings, tmp_path, lost)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["privacy"]["client"]["epsilon"] <= settings.privacy.client_level.epsilon
+    assert results["stopped"].startswith("budget")
+    assert len(figures(tmp_path)[1]["lost-attempts"]) == 1
+
+
+def test_a_budget_that_no_simulation_would_keep_is_refused(tmp_path) -> None:
+    rows = [f"privacy.example-level.{given}" for given in ("epsilon=1", "noise-multiplier=0.5")]
+    settings = [*SETTINGS, QUIET, "privacy.sums=withheld", "privacy.counts=withheld", *rows]
+    settings += ["privacy.example-level.delta=1e-3"]
+    with pytest.raises(ConfigError, match=r"epsilon must be left out of a simulation"):
+        simulate(load_experiment("digits", settings), engine="batched", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_withheld_counts_stay_at_home(tmp_path) -> None:

@@ -12,8 +12,17 @@ from client.session import close_sessions
 from common.clients import open_clients
 from common.errors import ConfigError, NothingLearnedError
 from common.experiment_file import load_experiment
+from common.privacy import problems
+from common.secure_aggregation import grids
+from common.secure_aggregation.grids import (
+    MOST_CLIENTS,
+    join_sums,
+    require_room_for_sums,
+    split_sums,
+)
 from common.secure_aggregation.records import KEYS, MASKED, SECURE, SHARES, UNMASK
 from common.wire import size_bytes
+from server import federation
 from server.federation import federate
 from server.run_folder import RunFolder
 from simulations.benchmarks.secure_aggregation import HEADINGS, Case, main
@@ -262,6 +271,30 @@ def test_the_report_tells_of_a_run_without_single_clients(tmp_path):
 def test_clients_that_have_no_room_are_refused_before_they_train():
     with pytest.raises(ConfigError, match=r"leave room for 300 clients .* room for 256"):
         experiment("partition.clients=300")
+
+
+def test_sums_of_more_clients_than_have_room_are_refused_and_those_of_all_that_have_are_right():
+    largest = np.array([2.0**19 - 1])
+    total = np.zeros(2, np.uint64)
+    for _ in range(MOST_CLIENTS):
+        total += split_sums(largest)
+    assert join_sums(total) == largest * MOST_CLIENTS
+    with pytest.raises(ConfigError, match=r"has room for 4,096 clients, .* got 4,097"):
+        require_room_for_sums(MOST_CLIENTS + 1)
+
+
+@pytest.mark.parametrize("bits", [20, 24])
+def test_clients_that_join_and_have_no_room_are_not_added_up(tmp_path, monkeypatch, bits):
+    """After the start, at which there was room for all."""
+    monkeypatch.setattr(grids, "MODULUS_BITS", 26)  # room for 4 of 24 bits, and for 64 of 20
+    monkeypatch.setattr(federation, "require_room", lambda *_: None)
+    monkeypatch.setattr(problems, "_room_problems", lambda *_: ())
+    settings = experiment(f"privacy.secure-aggregation.bits={bits}", "federation.rounds=1")
+    if bits == 20:
+        simulate_drops(settings, tmp_path, {})
+        return
+    with pytest.raises(NothingLearnedError, match=r"leave room for 6 clients"):
+        simulate_drops(settings, tmp_path, {})
 
 
 def test_an_update_goes_no_further_than_the_norm(tmp_path):

@@ -100,6 +100,11 @@ def _outside(experiment: "Experiment") -> Iterator[str]:
         )
     if privacy.sums_regime == "sent":
         yield "Outside the budget: losses, metrics and their counts, which are sent as they are."
+    if privacy.sums_regime == "noised" and privacy.example_level is not None:
+        yield (
+            "Outside the example level's budget: losses and metrics with noise, which the client "
+            "level's pays for."
+        )
     if privacy.sums_regime == "secure":
         yield (
             "Outside the budget: the sums of losses, metrics and counts over all clients, without "

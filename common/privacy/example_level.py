@@ -86,9 +86,29 @@ def check_delta(experiment: "Experiment", rows: int, client: str = "") -> None:
     level = experiment.privacy.example_level
     if level is not None and level.delta * rows >= 1:
         who = f"client '{client}': " if client else ""
+        # A client's refusal leaves it.
+        told = f"1/{rows}, " if experiment.privacy.counts == "sent" else ""
         raise ConfigError(
-            f"{who}privacy.example-level.delta must be below 1/{rows}, one over the client's "
+            f"{who}privacy.example-level.delta must be below {told}one over the client's "
             f"training rows, got {level.delta:g}, at which some row may be told as it is; lower it"
+        )
+
+
+def require_new_heads(experiment: "Experiment", heads_from: str) -> None:
+    """Refuse to start from an earlier run's heads: what rows did to them is not in this budget.
+
+    Args:
+        experiment: with or without ``[privacy.example-level]``.
+        heads_from: the earlier run; empty for new heads.
+
+    Raises:
+        ConfigError: there is an earlier run.
+    """
+    if heads_from and experiment.privacy.example_level is not None:
+        raise ConfigError(
+            f"heads-from must be left out under [privacy.example-level], got '{heads_from}': its "
+            "heads follow every row, and each row's gradient follows them, outside this run's "
+            "budget; leave it out"
         )
 
 

@@ -105,6 +105,17 @@ def _client_problems(experiment: "Experiment", level: ClientLevel) -> Iterator[s
             f"{CLIENT}.amplification must be false unless federation.sampling is 'poisson', which "
             f"the accountant assumes, got '{federation.sampling}'; set it, or remove amplification"
         )
+    if level.amplification and secure is not None:
+        yield (
+            f"{CLIENT}.amplification must be false under [{SECURE}]: clients learn how many were "
+            "drawn, and a round with fewer than two is lost without noise; remove one of them"
+        )
+    if level.amplification and federation.least_replies:
+        yield (
+            f"federation.least-replies must be 0 with {CLIENT}.amplification, got "
+            f"{federation.least_replies:g}: a round that is lost without noise tells of its "
+            "sample; remove one of them"
+        )
     if level.amplification and (federation.availability or federation.too_few == "repeat"):
         yield (
             f"{CLIENT}.amplification must be false with an availability trace, or too-few "
@@ -300,7 +311,7 @@ def _sums_problems(experiment: "Experiment") -> Iterator[str]:
         )
     yield from _figure_problems(experiment)
     yield from _count_problems(experiment)
-    if not privacy.is_on and _is_given(privacy, "accountant"):
+    if not any(privacy.levels) and _is_given(privacy, "accountant"):
         yield (
             f"privacy.accountant is for [{CLIENT}] or [{EXAMPLE}], got '{privacy.accountant}' with "
             "neither; remove it"

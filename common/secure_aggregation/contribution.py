@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from common.privacy.client_level import client_noise
 from common.privacy.discrete_gaussian import KEY_BYTES, Bits
 from common.privacy.randomness import secret_generator
 from common.privacy.settings import SecureAggregation
-from common.privacy.shares import Shares
+from common.privacy.shares import Shares, largest_norm
 from common.secure_aggregation.graph import count_least
 from common.secure_aggregation.grids import Grid
 from common.secure_aggregation.layout import Part, UpdateLayout
@@ -21,6 +22,7 @@ from common.wire import MAX_NORM, FloatArray, Instruction
 TAIL = 12  # deviations of the noise on a sum that have room: beyond is less than once in 10^32
 COARSE = 1e-6  # how much less noise than asked is no matter, relative
 ATTEMPTS = 100
+TINY = 1e-300  # a length that nothing is divided by
 MOST_EXAMPLES = "most-examples"  # in `Instruction.privacy`: training rows that weigh 1
 
 
@@ -126,13 +128,17 @@ class Contributions:
             most = instruction.privacy.get(MOST_EXAMPLES)
             most = settings_of(self.experiment).most_examples if most is None else most
             weight = min(1.0, examples / max(most, 1.0))
-        part, grid = Part(update, weight, tasks), grid_of(self.experiment, instruction)
+        grid, width = grid_of(self.experiment, instruction), self.layout.width
         rounding = secret_generator(self.seed, "rounding", client, instruction.round)
-        width = self.layout.width
+        if self.experiment.privacy.client_level is None:
+            return self.layout.pack(Part(update, weight, tasks), grid, rounding)
+        # The trunk that it was added to, in between, may have stretched it.
+        update = update * np.float32(min(1.0, grid.max_norm / max(_length(update), TINY)))
+        part = Part(update, weight, tasks)
+        numbers = self._within(part, grid, rounding, largest_norm(grid.limit, width))
         shares = shares_of(self.experiment, instruction.clients, width)
         if shares is None:
-            return self.layout.pack(part, grid, rounding)
-        numbers = self._within(part, grid, rounding, shares.norm)
+            return numbers
         noise = secret_generator(self.seed, "share", client, instruction.round)
         bits = Bits(None if self.seed is None else noise.bytes(KEY_BYTES))
         numbers[:width] += shares.sample(noise, bits)
@@ -145,7 +151,11 @@ class Contributions:
         width = self.layout.width
         for _ in range(ATTEMPTS):
             numbers = self.layout.pack(part, grid, rounding)
-            if np.linalg.norm(numbers[:width].astype(np.float64)) <= norm:
+            if _length(numbers[:width]) <= norm:
                 return numbers
         numbers[:width] = np.trunc(part.update.astype(np.float64) / grid.step)
         return numbers
+
+
+def _length(values: NDArray[Any]) -> float:
+    return float(np.linalg.norm(values.astype(np.float64)))

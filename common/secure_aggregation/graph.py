@@ -62,5 +62,5 @@ def count_needed(asked: int, neighbours: int | Literal["all"], threshold: float)
         threshold: share of them, above a half: so that no two sets of clients that are told
             different things can both be large enough.
     """
-    share = round(group_size(asked, neighbours) * threshold, ROUNDING)
-    return max(2, math.ceil(share))
+    size = group_size(asked, neighbours)
+    return max(2, size // 2 + 1, math.ceil(round(size * threshold, ROUNDING)))

@@ -105,6 +105,19 @@ def from_words(words: NDArray[np.uint32]) -> NDArray[np.int64]:
     return words.astype(np.int32, casting="unsafe").astype(np.int64)
 
 
+def require_room_for_sums(clients: int) -> None:
+    """Refuse more clients than have room for sums of losses and metrics.
+
+    Raises:
+        ConfigError: says how many have.
+    """
+    if clients > MOST_CLIENTS:
+        raise ConfigError(
+            f"privacy.sums 'secure' has room for {MOST_CLIENTS:,} clients, all of whom evaluate, "
+            f"got {clients:,}; set privacy.sums to 'withheld', or start fewer"
+        )
+
+
 def require_addable(values: Floats, clients: int) -> None:
     """Refuse sums that have no room.
 
