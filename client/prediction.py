@@ -12,6 +12,7 @@ from torch import Tensor
 from client.algorithms.algorithm import LocalAlgorithm, open_algorithm
 from client.answers import Answer, read_output
 from client.kept_model import KeptModel
+from common.algorithms import ALGORITHMS
 from common.cells import count_rows, list_names
 from common.encoding import NewRows, encode_rows, target_scales
 from common.errors import ConfigError
@@ -151,6 +152,20 @@ def describe_gaps(kept: KeptModel) -> Iterator[str]:
         yield (
             f"federation.algorithm '{kept.experiment.federation.algorithm}' was measured as fitted "
             "to the last trunk on the client's rows; here the trunk is mixed as last learned"
+        )
+
+
+def describe_cover(kept: KeptModel) -> Iterator[str]:
+    """Say that a private run's epsilon does not hold for a model with heads, where it does not."""
+    privacy = kept.experiment.privacy
+    if privacy.example_level is not None and privacy.example_level.covers == "model":
+        return
+    federation = kept.experiment.federation
+    stay = ALGORITHMS[federation.algorithm].shares == "trunk" and federation.heads == "local"
+    if any(privacy.levels) and stay:
+        yield (
+            "no noise was added to heads, which stayed with the client: the run's epsilon holds "
+            "for its trunk, not for this model or what it says"
         )
 
 

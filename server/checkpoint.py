@@ -169,7 +169,8 @@ class Checkpoints:
             ) from error
         raise CheckpointError(
             f"{manifest} belongs to another experiment (fingerprint {progress.fingerprint}, "
-            f"this one is {fingerprint}); resume with the settings it was started with"
+            f"this one is {fingerprint}); resume with the settings it was started with, the rounds "
+            "included where privacy shares an epsilon out over them"
         )
 
 

@@ -98,10 +98,10 @@ def export(
         kept = open_kept(folder, run, client, data)
         from client.export import describe_check
         from client.export import export as export_files
-        from client.prediction import describe_gaps
+        from client.prediction import describe_cover, describe_gaps
 
         differences = export_files(kept, out, chosen[format_name])
-        for note in describe_gaps(kept):
+        for note in (*describe_gaps(kept), *describe_cover(kept)):
             typer.echo(note, err=True)
         for line in describe_check(differences):
             typer.echo(line)

@@ -152,6 +152,7 @@ def describe_comparison(experiment: Experiment, seeds: Sequence[int]) -> dict[st
         "command": command_line(),
         "seeds": list(seeds),
         "metrics": {name: task.metric_name for name, task in experiment.tasks.items()},
+        "private": any(experiment.privacy.levels),
     }
 
 

@@ -94,9 +94,13 @@ def notes_of(comparison: Comparison) -> list[str]:
     about = f"Mean ± sample standard deviation over {format_count(len(seeds), 'seed')}"
     if has_gains:
         about += "; Delta-m is the mean relative gain over single-task local training"
-    if "vary" not in comparison:
-        return [f"{about}."]
-    notes = [f"{about}. The best variant of a column is bold."]
+    varied = comparison.get("vary")
+    bold = "" if varied is None else " The best variant of a column is bold."
+    notes = [f"{about}.{bold}"]
+    if comparison.get("private") or any(name.startswith("privacy.") for name in varied or ()):
+        notes.append("Local and centralised training is without the noise of [privacy].")
+    if varied is None:
+        return notes
     if len({contender.get("yardstick") for contender in contenders} - {None}) > 1:
         gains = "; Delta-m compares each with local training on its own rows" if has_gains else ""
         notes.append(f"Variants have different test rows, which may be harder or easier{gains}.")

@@ -88,6 +88,8 @@ def print_ledger(entries: Sequence[Entry], console: Console, *, replies: bool) -
             Text(", ".join(f"{delta:g}" for delta in entry.delta.values())),
         )
     console.print(table)
+    for told in _protections(entries if replies else [_largest(entries, each) for each in lines]):
+        console.print(Text(told))
     if len(lines) > MOST_LINES:
         console.print(f"{len(lines) - MOST_LINES:,} more: --json, or --client")
 
@@ -99,7 +101,16 @@ def _largest(entries: Sequence[Entry], like: Entry) -> Entry:
 
 
 def _held(entry: Entry) -> str:
-    return "; ".join(f"{each.numbers:,} {each.what}: {each.mechanism}" for each in entry.released)
+    return ", ".join(f"{each.what} {each.numbers:,}" for each in entry.released)
+
+
+def _protections(entries: Sequence[Entry]) -> dict[str, None]:
+    """Say what protects each kind of numbers, once; as the keys, in order."""
+    return {
+        f"{each.what}: {'not protected' if each.mechanism == 'none' else each.mechanism}": None
+        for entry in entries
+        for each in entry.released
+    }
 
 
 def _by_unit(epsilon: Any) -> str:

@@ -161,10 +161,10 @@ def _rows(target: Target) -> Plan:
     """Lay out a plan of steps, without its noise."""
     if target.rows is None:
         raise ConfigError("privacy plan --unit example needs --rows of a client, got none; give it")
-    if target.delta * target.rows > 1:
+    if target.delta * target.rows >= 1:
         raise ConfigError(
-            f"--delta must be at most 1/{target.rows}, for with {target.rows} rows one of them may "
-            f"be told as it is above that, got {target.delta:g}; lower it"
+            f"--delta must be below 1/{target.rows}, for with {target.rows} rows one of them may "
+            f"be told as it is from there on, got {target.delta:g}; lower it"
         )
     batch = min(target.batch_size, target.rows)
     steps = target.rounds * target.epochs * -(-target.rows // target.batch_size)

@@ -97,7 +97,10 @@ def describe_secure(record: RunRecord) -> str:
     """Say that the server saw sums alone, where it did."""
     if record.experiment.privacy.secure_aggregation is None:
         return ""
-    return card(note("Updates were summed under secure aggregation: the server saw no single one."))
+    text = "Updates were summed under secure aggregation: the server saw no single one."
+    if record.experiment.privacy.client_level is None:
+        text += " No noise was added to their sums, which have no epsilon."
+    return card(note(text))
 
 
 def make_assumptions(record: RunRecord) -> str:

@@ -30,6 +30,7 @@ from simulations.page_parts import (
 )
 from simulations.privacy_section import make_privacy
 from simulations.run_record import Figures, RunRecord, read_run, task_figures
+from simulations.summary import describe_figures
 
 MOST_ROWS = 200  # of a table with a row per client; the rest is counted
 
@@ -111,12 +112,19 @@ def make_result(record: RunRecord) -> str:
             ]
         )
     headings = ["task", "metric", "validation", "test", "best validation", "median client"]
-    headings += ["clients, p10 to p90", "test rows"]
+    is_noised = record.experiment.privacy.sums_regime == "noised"
+    headings += ["clients, p10 to p90", "clients" if is_noised else "test rows"]
     about = (
         f"Figures of the trunk after round {record.final['trunk-round']}, on "
-        f"{format_count(record.final['clients'], 'client')} with their own heads. Validation and "
-        "test count every labelled row alike; the spread counts every client alike, on test rows."
+        f"{format_count(record.final['clients'], 'client')} with their own heads."
     )
+    if not is_noised:
+        about += (
+            " Validation and test count every labelled row alike; the spread counts every client "
+            "alike, on test rows."
+        )
+    if told := describe_figures(record.experiment):
+        about += f" {told[0].upper()}{told[1:]}."
     if groups := (record.results or {}).get("groups"):
         count = len({*groups.values()})
         about += f" Each client has the trunk of its group, of which there are {count}."
@@ -180,6 +188,8 @@ def _rows_told(client: Figures, split: str) -> str:
 def make_client_table(record: RunRecord) -> str:
     """Write the numbers behind the charts of clients."""
     clients: Figures = (record.results or {})["clients"]
+    if not clients:
+        return card(note("No figures of single clients left them."))
     tasks = record.experiment.tasks
     by_task = {task: charts.client_figures(record, task, "test") for task in tasks}
     groups = (record.results or {}).get("groups", {})

@@ -49,10 +49,10 @@ def print_summary(experiment: Experiment, results: Mapping[str, Any], console: C
             describe_spread(test),
             f"{test.get('examples', 0):,}",
         )
-    if experiment.privacy.sums_regime == "withheld":
-        console.print("figures stay with the clients: privacy.sums is 'withheld'")
-    else:
+    if experiment.privacy.sums_regime != "withheld":
         console.print(table)
+    if about := describe_figures(experiment):
+        console.print(about, highlight=False)
     for line in describe_privacy(results):
         console.print(line)
     traffic, clients = results["traffic"], results["final"]["clients"]
@@ -67,6 +67,24 @@ def print_summary(experiment: Experiment, results: Mapping[str, Any], console: C
         told = f"{format_count(skipped, 'round')} skipped; metrics.jsonl says why"
         console.print(told, style="yellow", highlight=False)
     _print_warnings(results.get("warnings", []), console)
+
+
+def describe_figures(experiment: Experiment) -> str:
+    """Say what [privacy] makes of losses and metrics, in a sentence; empty where nothing."""
+    privacy = experiment.privacy
+    if privacy.sums_regime == "withheld":
+        return "figures stay with the clients: privacy.sums is 'withheld'"
+    if privacy.sums_regime == "noised":
+        return (
+            "figures hold noise, by which a share may be below 0 or above 1, and count every "
+            "client alike: privacy.sums is 'noised'"
+        )
+    if privacy.smallest_group > 1:
+        return (
+            f"sums over fewer than {privacy.smallest_group:,} rows stay with their clients: "
+            "privacy.smallest-group"
+        )
+    return ""
 
 
 def print_profile(profile: Mapping[str, Any], console: Console) -> None:

@@ -164,6 +164,19 @@ def test_no_bound_passes_the_accountant_s(tmp_path, score, noise):
     assert figures["taken"] == 3
 
 
+def test_a_client_that_took_no_part_shows_nothing(tmp_path):
+    few = ("federation.clients-per-round=1", "federation.rounds=1")
+    audited = []
+    for client in ("client-000", "client-001"):
+        try:
+            audit_examples(experiment_with(NOISE, *few), 60, tmp_path / client, client=client)
+            audited.append(client)
+        except ConfigError as error:
+            told = str(error)
+    assert len(audited) < 2
+    assert "took part in none of the 1 rounds; ask more clients per round" in told
+
+
 def test_hardly_any_noise_lets_nearly_every_guess_be_right(tmp_path):
     experiment = experiment_with("privacy.example-level.noise-multiplier=0.01",
                                  "training.batch-size=1000")  # fmt: skip

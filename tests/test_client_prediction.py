@@ -13,13 +13,19 @@ from typer.testing import CliRunner
 
 from client.answers import read_output
 from client.kept_model import open_kept
-from client.prediction import Predictions, describe_gaps, name_columns, predict
+from client.prediction import (
+    Predictions,
+    describe_cover,
+    describe_gaps,
+    name_columns,
+    predict,
+)
 from client.row_files import read_rows, write_predictions
 from common.clients import open_clients
 from common.dataset import TargetScale
 from common.encoding import encode, encode_rows
 from common.errors import CheckpointError, ConfigError, DataError, ShapeError
-from common.experiment import Task
+from common.experiment import Experiment, Task
 from common.fitted import Fitted
 from common.metrics import METRICS, metric_sums
 from common.scaling import Scaling
@@ -211,6 +217,26 @@ def test_a_mixture_that_a_prediction_cannot_learn_anew_is_told(algorithm, notes)
     told = list(describe_gaps(untrained(experiment, table())))
     assert len(told) == notes
     assert all("mixed as last learned" in note for note in told)
+
+
+NOISE = {"noise-multiplier": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("privacy", "algorithm", "told"),
+    [
+        ({}, "joint", 0),
+        ({"client-level": NOISE}, "joint", 1),
+        ({"client-level": NOISE}, "whole-model", 0),
+        ({"example-level": NOISE}, "joint", 0),
+        ({"example-level": {**NOISE, "covers": "trunk"}}, "fedbabu", 1),
+    ],
+)
+def test_heads_that_no_noise_covers_are_told_of(privacy, algorithm, told):
+    content = plan().model_dump(mode="json", by_alias=True)
+    content["federation"] |= {"algorithm": algorithm, "weight-by": "uniform"}
+    experiment = Experiment.model_validate({**content, "privacy": privacy})
+    assert len(list(describe_cover(untrained(experiment, table())))) == told
 
 
 def test_columns_are_named_after_task_and_class(kept):

@@ -51,6 +51,15 @@ def after(rounds, delta=1e-5, noise=2.0):
     return pytest.approx(epsilon_of([Event(noise, 1.0, rounds)], delta))
 
 
+@pytest.mark.parametrize(
+    ("sums", "held"),
+    [("secure", ["masked vector", "sums"]), ("sent", ["masked vector", "sums", "counts"])],
+)
+def test_under_masks_no_count_leaves_unless_sums_do(tmp_path, sums, held):
+    settings = experiment(NOISE, "privacy.secure-aggregation.bits=20", f"privacy.sums={sums}")
+    assert [each.what for each in answer(tmp_path, settings).released] == held
+
+
 def test_every_reply_is_a_line_with_what_it_held_and_cost(tmp_path):
     answer(tmp_path, experiment(), 1)
     entry = answer(tmp_path, experiment(), 2)

@@ -23,17 +23,28 @@ REFUSED = {
     "privacy.example-level must have a noise-multiplier or an epsilon": [
         "privacy.example-level.delta=1e-6"
     ],
-    "privacy.client-level.max-norm must be a finite number above 0, got 0": [
+    "privacy.client-level.max-norm must be a finite number of at least 1e-12 and of at most "
+    "1e+12, got 0": [
         *CLIENT,
         "privacy.client-level.max-norm=0",
     ],
-    "privacy.client-level.noise-multiplier must be a finite number above 0, got -1": [
+    "privacy.client-level.noise-multiplier must be a finite number of at least 1e-12 and of at "
+    "most 1e+12, got -1": [
         *CLIENT,
         "privacy.client-level.noise-multiplier=-1",
     ],
-    "privacy.client-level.noise-multiplier must be a finite number above 0, got nan": [
+    "privacy.client-level.noise-multiplier must be a finite number of at least 1e-12 and of at "
+    "most 1e+12, got nan": [
         *CLIENT,
         "privacy.client-level.noise-multiplier=nan",
+    ],
+    "privacy.client-level.noise-multiplier must be a finite number of at least 1e-12 and of at "
+    "most 1e+12, got 1e+300": [*CLIENT, "privacy.client-level.noise-multiplier=1e300"],
+    "privacy.example-level.noise-multiplier must be a finite number of at least 1e-12 and of at "
+    "most 1e+12, got 1e-300": ["privacy.example-level.noise-multiplier=1e-300"],
+    "[privacy.secure-aggregation] needs 2 clients a round or more": [
+        *SECURE,
+        "federation.clients-per-round=1",
     ],
     "privacy.client-level.delta must be a finite number above 0 and below 1, got 1": [
         *CLIENT,

@@ -1,5 +1,6 @@
 """Gradient inversion succeeds where it must, and fails where it must."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -164,6 +165,9 @@ def test_faces_that_moved_a_unit_alone_are_read_off(tmp_path):
         (Settings(heads="none"), "--heads must be one of"),
         (Settings(rows=2), "--labels known needs --rows 1"),
         (Settings(restarts=0), "--restarts must be at least 1"),
+        (Settings(lr=float("nan")), "--lr must be a positive finite number, got nan"),
+        (Settings(lr=0.0), "--lr must be a positive finite number, got 0"),
+        (Settings(total_variation=math.inf), "--total-variation must be a finite number"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(one, settings, words):

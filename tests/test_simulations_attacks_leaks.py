@@ -13,6 +13,7 @@ from simulations.attacks.labels import leak_labels, shares_by_head
 from simulations.attacks.leak_results import (
     describe_labels,
     describe_tasks,
+    tasks_notes,
     write_labels,
     write_tasks,
 )
@@ -181,3 +182,9 @@ def test_intervals_hold_their_values_and_shrink_with_rows():
     described = bootstrap([1.0, 2.0, 3.0, 4.0])
     assert 1 <= described["low"] < described["value"] == 2.5 < described["high"] <= 4
     assert bootstrap([1.0])["low"] is None
+
+
+@pytest.mark.parametrize(("auc", "told"), [(None, True), (0.7, False)])
+def test_a_missing_auc_has_its_reason(auc, told):
+    figures = {"figures": {"probe": {"tasks": {"pose": {"auc": {"value": auc}}}}}, "told": False}
+    assert any("No AUC of a task that all" in line for line in tasks_notes(figures)) == told

@@ -8,6 +8,7 @@ import pytest
 from common.experiment import Experiment
 from simulations.comparison_charts import label
 from simulations.comparison_page import write_comparison_page
+from simulations.comparison_table import notes_of
 from simulations.gains import YARDSTICK, spread
 from simulations.run_record import read_run
 from tests.test_simulations_report import (
@@ -171,3 +172,17 @@ def test_contenders_without_varied_settings_have_a_page_too(made_up):
 def test_labels_are_narrow_enough_for_a_phone():
     long = label("federation.clients-per-round=100, loss.weighting=uncertainty")
     assert max(len(line) for line in long.split("<br>")) <= 22
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({}, False),
+        ({"private": True}, True),
+        ({"vary": ["privacy.example-level.epsilon"], "jobs": 1}, True),
+        ({"vary": ["training.lr"], "jobs": 1}, False),
+    ],
+)
+def test_a_comparison_says_whom_noise_is_not_asked_of(own, told):
+    notes = notes_of({"seeds": [0], "contenders": {}, **own})
+    assert any("without the noise of [privacy]" in note for note in notes) == told

@@ -2,6 +2,7 @@
 
 import json
 import math
+from html import escape
 
 import pytest
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from simulations.cli import app
 from simulations.report import write_report
 from simulations.run_record import read_run
 from simulations.simulate import simulate
+from simulations.summary import describe_figures
 
 SETTINGS = [
     "federation.weight-by='uniform'",
@@ -130,6 +132,7 @@ def test_a_run_that_would_stop_early_is_told():
         (["--noise-multiplier", 0, "--clients", 5], "--noise-multiplier must be a positive"),
         (["--epsilon", 3, "--clients", 5, "--delta", 0.3], "--delta must be at most 1/5"),
         (["--epsilon", 3, "--clients", 5, "--delta", 1], "--delta must be between 0 and 1"),
+        (["--epsilon", 3, "--unit", "example", "--rows", 5, "--delta", 0.2], "be below 1/5"),
         (["--epsilon", 3, "--clients", 5, "--max-norm", 0], "--max-norm must be a positive"),
         (["--epsilon", 3, "--clients", 5, "--accountant", "gdp"], "--accountant must be one of"),
         (["--epsilon", 3, "--clients", 9, "--amplification", "--local-noise"], "--amplification"),
@@ -159,7 +162,10 @@ def test_a_runs_ledgers_are_shown_by_client(run):
     assert {each["rounds"] for each in clients} == {3}
     spent = epsilon_of([Event(2.0, 1.0, 3)], 1e-5)
     assert clients[0]["epsilon"]["client"] == pytest.approx(spent)
-    assert "client-002" in fedmtl("ledger", run).stdout
+    shown = fedmtl("ledger", run).stdout
+    assert "client-002" in shown
+    assert shown.count("update: DP-SGD, clipped, noise on the sum by the server\n") == 1
+    assert shown.count("sums: not protected\n") == 1
 
 
 def test_every_reply_of_one_client_is_shown(run):
@@ -191,7 +197,32 @@ def test_the_report_shows_epsilon_over_rounds_budget_and_assumptions(run):
         assert told in page
     assert "The dashed line is the budget, 50." in page
     assert "What these figures rest on" in page
-    assert FLOATING_POINT in page
+    assert escape(FLOATING_POINT) in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["privacy.sums=withheld"], "figures stay with the clients"),
+        (
+            ["privacy.sums=noised", "privacy.sums-noise-multiplier=9", "tasks.ink.metric=mse"],
+            "count every client alike: privacy.sums is 'noised'",
+        ),
+        (["privacy.smallest-group=12"], "sums over fewer than 12 rows stay"),
+        ([], ""),
+    ],
+)
+def test_what_became_of_figures_is_said(settings, told):
+    said = describe_figures(load_experiment("digits", [*SETTINGS, NOISE, *settings]))
+    assert told in said
+    assert bool(said) == bool(told)
+
+
+def test_the_report_says_that_masks_are_no_noise(tmp_path):
+    masks = ["privacy.secure-aggregation.max-norm=1", "federation.rounds=1"]
+    simulate(load_experiment("digits", [*SETTINGS, *masks]), engine="batched", out=tmp_path / "run")
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "the server saw no single one. No noise was added to their sums" in page
 
 
 def test_an_unfinished_run_has_its_epsilons_too(run, tmp_path):

@@ -281,3 +281,10 @@ def test_weights_that_change_are_drawn(run):
 def test_a_folder_that_is_no_run_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="no run folder"):
         write_report(tmp_path)
+
+
+def test_figures_of_single_clients_that_nobody_has_are_no_empty_table(run):
+    change_results(run, clients={})
+    told = text_of(write_report(run))
+    assert "No figures of single clients left them." in told
+    assert "Test figures of every client" not in told

@@ -21,6 +21,9 @@ from common.quieting import without_warnings
 PRECISION = 1e-4  # of a noise multiplier that is searched for, relative
 LEAST_ORDER = 1.01  # below which the conversion from Renyi divergence is not stable
 LARGEST = 1e6  # the largest noise multiplier that is searched for
+# Epsilons by Renyi divergence above which "pld" tells those: as large a loss, in steps of 1e-4,
+# takes gigabytes and minutes, and protects nobody.
+LARGEST_LOSS = 200.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def epsilon_of(events: Iterable[Event], delta: float, accountant: Accountant = "
         events: what was released.
         delta: in (0, 1).
         accountant: "rdp" (Mironov 2017; Mironov, Talwar & Zhang 2019 for Poisson samples) or "pld"
-            (Koskela et al. 2020).
+            (Koskela et al. 2020; above `LARGEST_LOSS`, what "rdp" says, which is true as well).
 
     Returns:
         Epsilon; 0 for no event.
@@ -61,9 +64,10 @@ def epsilon_of(events: Iterable[Event], delta: float, accountant: Accountant = "
     merged = _merge(events)
     if not merged:
         return 0.0
-    if accountant == "pld":
-        return _pld_epsilon(tuple(merged.items()), delta)
-    return _rdp_epsilon(merged, delta, _known_orders(events))[0]
+    bound = _rdp_epsilon(merged, delta, _known_orders(events))[0]
+    if accountant == "rdp" or bound > LARGEST_LOSS:
+        return bound
+    return _pld_epsilon(tuple(merged.items()), delta)
 
 
 def _merge(events: Iterable[Event]) -> dict[tuple[float, float], int]:

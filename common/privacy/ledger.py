@@ -237,6 +237,8 @@ def released_by(experiment: "Experiment", numbers: Mapping[str, int]) -> tuple[R
     """
     privacy = experiment.privacy
     is_masked = privacy.secure_aggregation is not None
+    if is_masked and privacy.sums_regime != "sent":  # what weighs a client is under its mask
+        numbers = {what: count for what, count in numbers.items() if what != COUNTS}
     ways = {UPDATE: _update_mechanism(experiment), SUMS: _sums_mechanism(experiment)}
     units = {UPDATE: tuple(budgets(experiment))}
     if privacy.sums_regime == "noised":

@@ -239,6 +239,11 @@ def _room_problems(experiment: "Experiment", secure: SecureAggregation) -> Itera
     wanted, partition = experiment.federation.clients_per_round, experiment.partition
     if wanted == "all":
         wanted = 0 if partition is None or partition.kind == "natural" else partition.clients
+    if wanted == 1:
+        yield (
+            f"[{SECURE}] needs 2 clients a round or more, for a sum over one is that one's, got 1; "
+            "raise federation.clients-per-round, or partition.clients"
+        )
     try:
         Grid(1.0, secure.bits).require_room(wanted)
     except ConfigError as error:

@@ -8,6 +8,8 @@ from common.settings import Finite, Settings
 
 Accountant = Literal["rdp", "pld"]
 SumsRegime = Literal["sent", "withheld", "noised", "secure"]
+# Of noise multipliers and norms: so that squares, and products of two, are numbers, not 0.
+LEAST, MOST = 1e-12, 1e12
 
 
 class Budget(Settings):
@@ -15,7 +17,8 @@ class Budget(Settings):
 
     noise_multiplier: Finite | None = Field(
         None,
-        gt=0,
+        ge=LEAST,
+        le=MOST,
         description="Standard deviation of the noise, in units of max-norm; left out, it is worked "
         "out from epsilon for federation.rounds rounds.",
     )
@@ -26,7 +29,7 @@ class Budget(Settings):
         1e-5, gt=0, lt=1, description="Of the budget, and of every epsilon that is told."
     )
     max_norm: Finite = Field(
-        1.0, gt=0, description="C, the largest L2 norm that is left after clipping."
+        1.0, ge=LEAST, le=MOST, description="C, the largest L2 norm that is left after clipping."
     )
 
 
@@ -95,7 +98,8 @@ class SecureAggregation(Settings):
     )
     max_norm: Finite | None = Field(
         None,
-        gt=0,
+        ge=LEAST,
+        le=MOST,
         description="L2 norm that updates are clipped to, which fixes the range of their integers; "
         "left out, that of [privacy.client-level].",
     )
@@ -130,11 +134,12 @@ class Privacy(Settings):
         "sent.",
     )
     sums_noise_multiplier: Finite | None = Field(
-        None, gt=0, description="Of sums 'noised', in units of sums-max-norm."
+        None, ge=LEAST, le=MOST, description="Of sums 'noised', in units of sums-max-norm."
     )
     sums_max_norm: Finite = Field(
         1.0,
-        gt=0,
+        ge=LEAST,
+        le=MOST,
         description="Of sums 'noised': largest L2 norm of a client's mean figures of one reply.",
     )
     smallest_group: int = Field(

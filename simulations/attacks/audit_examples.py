@@ -59,6 +59,12 @@ def audit_examples(
         watch.read_own = lambda: read_own(grid, rows.client)
 
     run_on(rows, folder, watch, look_on)
+    if not watch.taken:
+        raise ConfigError(
+            f"client '{rows.client}', whose rows are audited, took part in none of the "
+            f"{experiment.federation.rounds} rounds; ask more clients per round, run more rounds, "
+            "or name another with --client"
+        )
     kept = read_federation(folder.path, experiment)
     scores = watch.scores if score == "gradient" else score_losses(kept, rows)
     events = example_events(experiment, count, watch.taken)

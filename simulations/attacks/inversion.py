@@ -6,6 +6,7 @@ angle and the image's total variation, by Adam on the signs of the slopes. ``ana
 `simulations.attacks.analytic`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,6 +159,13 @@ def check(observed: Observed, settings: Settings) -> None:
     for option, choices in options.items():
         if (got := getattr(settings, option)) not in choices:
             raise ConfigError(f"--{option} must be one of {', '.join(choices)}, got '{got}'")
+    if not 0 < settings.lr < math.inf:
+        raise ConfigError(f"--lr must be a positive finite number, got {settings.lr}")
+    if not 0 <= settings.total_variation < math.inf:
+        raise ConfigError(
+            "--total-variation must be a finite number of at least 0, got "
+            f"{settings.total_variation}"
+        )
     training, trunk = observed.experiment.training, observed.experiment.trunk
     if settings.method == "analytic":
         return

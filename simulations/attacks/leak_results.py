@@ -115,6 +115,9 @@ def tasks_notes(figures: Mapping[str, Any]) -> list[str]:
         "AUC over clients: 0.5 is chance, 1 is perfect. Accuracy beside the base rate, which is "
         "what the commonest answer gets right. Intervals are 95 %, over clients.",
     ]
+    found = [task for by in figures["figures"].values() for task in by["tasks"].values()]
+    if any(task["auc"]["value"] is None for task in found):
+        notes.append("No AUC of a task that all clients train, or none: nothing is told apart.")
     if figures["told"]:
         notes.append(
             "The clients of this run told the server their labelled rows per task, so it need not "

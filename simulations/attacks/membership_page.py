@@ -88,7 +88,7 @@ def make_page(figures: Figures) -> str:
     }
     body = [
         header("Membership inference", _title(figures), facts, figures["method"]),
-        section("Figures", table(headings(), lines_of(figures, "<br>"), words=2)),
+        section("Figures", card(table(headings(), lines_of(figures, "<br>"), words=2))),
         *(note(text) for text in notes_of(figures)),
         section("Curves", card(collected.figure(curves_chart(figures)))),
     ]

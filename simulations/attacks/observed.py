@@ -73,7 +73,7 @@ def observe(wire: Wire, number: int, client: str, rows: int | None = None) -> Ob
     told = wire.rows_of(number, client)
     count = rows or told
     if count is None:
-        raise ConfigError("the wire does not tell how many rows the client has; give --rows N")
+        raise ConfigError("the wire does not tell how many rows to look for; give --rows N")
     moved = [name for name in sent if not is_statistic(name)]
     if not moved:
         raise ConfigError(

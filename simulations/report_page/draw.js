@@ -35,8 +35,17 @@
     };
   }
 
+  // Rounds are whole: where there are few, no tick stands between two of them.
+  function rounds(own, traces) {
+    const places = traces.flatMap((trace) => trace.x ?? []);
+    const few = Math.max(...places) - Math.min(...places) < 6;
+    return /^round/.test(own?.title?.text) && few ? { ...own, dtick: 1 } : own;
+  }
+
   function draw(element) {
-    const { traces, layout, height } = charts[element.id];
+    const { traces, height } = charts[element.id];
+    const layout = { ...charts[element.id].layout };
+    layout.xaxis = rounds(layout.xaxis, traces);
     const common = {
       height, margin: { l: 44, r: 10, t: 28, b: 40 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
