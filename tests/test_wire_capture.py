@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 
 from client.app import app
 from client.state import OWN
@@ -225,6 +225,12 @@ WEIGHED = (
 TRUNK = "trunk parameters after local training"
 VARIATE = "the change of its control variate"
 STATISTICS = "running mean and variance of every batch-normalised feature"
+SECRET = {
+    "keys": "two public keys",
+    "shares": "shares of its secrets, sealed for its neighbours; commitments to them",
+    "masked": "its masked vectors",
+    "unmask": "shares of others' secrets",
+}
 MIXED = """
 name = "mixed"
 [data]
@@ -255,9 +261,10 @@ algorithm = "scaffold"
 
 
 def rows_of_the_page() -> dict[str, str]:
-    """Value -> message, as the table of docs/privacy.md says."""
+    """Value -> message, as the first table of docs/privacy.md says."""
     page = Path(__file__).parent.parent / "docs" / "privacy.md"
-    lines = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+    table = page.read_text().split("| value |")[1].split("\n\n")[0]
+    lines = ["", *(line for line in table.splitlines() if line.startswith("| "))]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
     return {cell[0]: cell[1] for cell in cells}
 
@@ -271,7 +278,27 @@ def test_the_page_on_privacy_names_all_that_can_leave_and_nothing_else():
         TRUNK,
         STATISTICS,
         VARIATE,
+        *SECRET.values(),
     }
+
+
+def test_under_secure_aggregation_nothing_leaves_but_its_stages(tmp_path):
+    """And every stage is a line of the page, as what it is sent in."""
+    tap = run(tmp_path, "privacy.secure-aggregation.max-norm=1", "partition.clients=4")
+    page, seen = rows_of_the_page(), set()
+    for reply in tap.sent:
+        kind, content = reply.metadata.message_type, reply.content
+        if kind == "query":
+            assert set(content) == {"config"}
+            continue
+        # One record, of masked words or of what a stage is about: no trunk, no metrics.
+        (record,) = content.values()
+        assert set(content) == {"masked"} if kind in ("train", "evaluate") else {"secure"}
+        assert kind in ("train", "evaluate") or isinstance(record, ConfigRecord)
+        seen.add(kind)
+    assert seen == {"query.keys", "query.shares", "query.unmask", "train", "evaluate"}
+    sent_in = {kind for value in SECRET.values() for kind in page[value].split(", ")}
+    assert sent_in == seen
 
 
 @pytest.mark.parametrize("by", ["train-reply", "message"])
@@ -309,7 +336,7 @@ def test_all_that_leaves_is_in_the_table_of_the_page(tmp_path, by):
             values += [DESCRIBED[key] for key in json.loads(record["description"])]
         assert all(page[value] == "any" or kind in page[value] for value in values)
         seen.update(values)
-    assert seen == set(page)  # the run shows every row of the table
+    assert seen == set(page) - set(SECRET.values())  # every row but those of secure sums
 
 
 def test_an_unexpected_error_tells_its_place_and_no_private_value(monkeypatch, tmp_path, caplog):
