@@ -98,7 +98,7 @@ def describe_secure(record: RunRecord) -> str:
     if record.experiment.privacy.secure_aggregation is None:
         return ""
     text = "Updates were summed under secure aggregation: the server saw no single one."
-    if record.experiment.privacy.client_level is None:
+    if not any(record.experiment.privacy.levels):
         text += " No noise was added to their sums, which have no epsilon."
     return card(note(text))
 
