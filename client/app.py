@@ -10,7 +10,7 @@ import math
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any
 
 import numpy as np
@@ -196,9 +196,15 @@ class Job:
         return {
             "run": self.instruction.run,
             "client": self.data.name,
+            "fingerprint": _fingerprint(self.instruction.experiment),
             "experiment": json.loads(self.instruction.experiment),
             "agreement": json.loads(self.instruction.agreement),
         }
+
+
+@lru_cache(maxsize=8)
+def _fingerprint(experiment: str) -> str:
+    return Experiment.model_validate_json(experiment).fingerprint()
 
 
 def _open(message: Message, context: Context) -> Job:

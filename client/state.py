@@ -164,9 +164,18 @@ class FolderState:
             fitted: what encoding learned from the training rows, as JSON.
 
         Raises:
-            StateError: it cannot be written.
+            StateError: it cannot be written, or a run of this name was of another experiment, whose
+                heads would come with what they hold of rows.
         """
-        if not (self.folder / RUN_FILE).exists():
+        if (self.folder / RUN_FILE).exists():
+            kept = json.loads((self.folder / RUN_FILE).read_text()).get("fingerprint")
+            given = run.get("fingerprint")
+            if kept not in (None, given):
+                raise StateError(
+                    f"run '{run['run']}' had another experiment before, of fingerprint {kept}, got "
+                    f"{given}; a run keeps its experiment, start another one"
+                )
+        else:
             replace_file(self.folder / FITTED_FILE, fitted.encode(), durable=True)
             content = json.dumps(run, indent=1).encode()
             replace_file(self.folder / RUN_FILE, content, durable=True)

@@ -319,6 +319,8 @@ class TrunkStrategy(Strategy):
         self.last.notes, self.rule.notes = self.rule.notes, []
         if not np.isfinite(following).all():
             self.last.loss = f"strategy '{self.experiment.federation.strategy}' made {NO_NUMBER}"
+            if self.private is not None:
+                self.last.loss += ", as may a smaller max-norm, less noise, or more clients"
             return None
         return self.form.cut(following)
 

@@ -153,3 +153,12 @@ def test_what_a_run_is_about_is_written_once(tmp_path):
     state.save_run({"run": "r", "client": "a"}, "{}")
     state.save_run({"run": "other"}, "{}")
     assert json.loads((tmp_path / "run.json").read_text())["run"] == "r"
+
+
+def test_a_run_does_not_become_another_experiment(tmp_path):
+    """Else heads that were fitted without noise could be trained on with a private trunk."""
+    state = FolderState(tmp_path / "r")
+    state.save_run({"run": "r", "fingerprint": "one"}, "{}")
+    state.save_run({"run": "r", "fingerprint": "one"}, "{}")
+    with pytest.raises(StateError, match="another experiment before, of fingerprint one, got two"):
+        state.save_run({"run": "r", "fingerprint": "two"}, "{}")
