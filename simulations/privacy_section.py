@@ -23,18 +23,38 @@ def make_privacy(record: RunRecord, collected: Charts) -> str:
         for chart in (epsilon_chart(record, unit), norm_chart(record, unit))
     )
     told = {unit: last_figures(record, unit) for unit in units}
-    budget = card(table(HEADINGS, [_row(unit, told[unit]) for unit in units])) if units else ""
+    rows = [_row(unit, told[unit], MECHANISMS[mechanism_of(record, unit)]) for unit in units]
+    budget = card(table(HEADINGS, rows)) if units else ""
     return f"{budget}{describe_secure(record)}{drawn}{make_assumptions(record)}"
 
 
+MECHANISMS = {
+    "server": "central: the server adds the noise",
+    "client": "local: each client adds all of the noise",
+    "shares": "distributed: each client adds a share of the noise",
+    "model": "DP-SGD on trunk and heads",
+    "trunk": "DP-SGD on the trunk, heads without noise",
+}
+
+
+def mechanism_of(record: RunRecord, unit: str) -> str:
+    """Name what protects a unit, a key of `MECHANISMS`."""
+    client, example = record.experiment.privacy.levels
+    if unit == "client" and client is not None:
+        return client.noise
+    return example.covers if example is not None else ""
+
+
 HEADINGS = (
-    "unit", "epsilon", "median client", "budget", "delta", "noise multiplier", "max-norm, last",
+    "unit", "mechanism", "epsilon", "median client", "budget", "delta", "noise multiplier",
+    "max-norm, last",
 )  # fmt: skip
 
 
-def _row(unit: str, told: Figures) -> list[str]:
+def _row(unit: str, told: Figures, mechanism: str) -> list[str]:
     return [
         f"{UNITS[unit]} <small>of the client that paid most</small>",
+        mechanism,
         f"<strong>{format_figure(told['epsilon'])}</strong>",
         format_figure(told["median-epsilon"]),
         NOTHING if told["budget"] is None else f"{told['budget']:g}",
