@@ -18,7 +18,7 @@ from client.kept_model import KeptModel
 from client.prediction import ROWS
 from common.cells import list_names
 from common.clients import open_clients
-from common.dataset import ClientData, Rows
+from common.dataset import ClientData, Rows, TargetScale
 from common.encoding import encode
 from common.errors import CheckpointError, ConfigError, DataError
 from common.experiment import Task
@@ -179,24 +179,33 @@ def answer(model: KeptModel, data: ClientData, split: str) -> ClientAnswers:
     """
     rows, experiment = data.splits[split], model.experiment
     held = [task for task in model.tasks if task in rows.targets and rows.labelled[task].any()]
-    tasks, sums = {}, {}
     outputs = _outputs(model, rows, held) if held else {}
+    tasks, sums = {}, {}
     for name in held:
-        task, mask, scale = (
-            experiment.tasks[name],
-            rows.labelled[name],
-            data.target_scales.get(name),
-        )
+        task, scale = experiment.tasks[name], data.target_scales.get(name)
+        mask = rows.labelled[name]
         output, target = outputs[name][mask], rows.targets[name][mask]
         sums[name] = metric_sums(task.metric_name, task.kind, output, target, scale)
-        said = read_output(task, output, scale)
-        truth = read_output(task, target, scale).value if task.kind == "regression" else target
-        probability = None if said.probability is None else said.probability.double().numpy()
-        value = _plain(task, said.value)
-        finite = output.isfinite().all(dim=1).numpy()
-        finite &= np.isfinite(value).reshape(len(value), -1).all(axis=1)  # expm1 may reach infinity
-        tasks[name] = TaskRows(_plain(task, truth), value, probability, finite)
+        tasks[name] = read_rows(task, output, target, scale)
     return ClientAnswers(data.name, len(rows), tasks, sums)
+
+
+def read_rows(task: Task, output: Tensor, target: Tensor, scale: TargetScale | None) -> TaskRows:
+    """Read one task's outputs and targets, N labelled rows.
+
+    Args:
+        task: its settings.
+        output: [N, outputs] of its head.
+        target: as in `common.dataset.Rows.targets`.
+        scale: of the client's targets, where they are standardised.
+    """
+    said = read_output(task, output, scale)
+    truth = read_output(task, target, scale).value if task.kind == "regression" else target
+    probability = None if said.probability is None else said.probability.double().numpy()
+    value = _plain(task, said.value)
+    finite = output.isfinite().all(dim=1).numpy()
+    finite &= np.isfinite(value).reshape(len(value), -1).all(axis=1)  # expm1 may reach infinity
+    return TaskRows(_plain(task, truth), value, probability, finite)
 
 
 def _outputs(model: KeptModel, rows: Rows, tasks: list[str]) -> dict[str, Tensor]:

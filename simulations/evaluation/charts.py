@@ -44,10 +44,8 @@ def confusion_chart(found: Figures) -> Chart:
         trace["texttemplate"] = "%{text}"
     ticks: dict[str, Any] = {"showgrid": False, "ticks": "", "range": [-0.5, len(names) - 0.5]}
     if len(names) <= MOST_NAMED:
-        ticks |= {
-            "tickvals": places,
-            "ticktext": [escape(shorten(n, 10)) for n in found["classes"]],
-        }
+        short = [escape(shorten(name, 10)) for name in found["classes"]]
+        ticks |= {"tickvals": places, "ticktext": short}
     return Chart(
         title=f"Confusion{_of(found['name'])}",
         traces=[trace],
