@@ -95,12 +95,20 @@ def odd(tmp_path_factory):
     return place / "run"
 
 
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sampled") / "run"
+    settings = [*SMALL, "federation.clients-per-round=2"]
+    simulate(load_experiment("digits", settings), engine="loopback", out=folder)
+    return folder
+
+
 def of_run(folder, split, task):
     return json.loads((folder / "results.json").read_text())["final"][split]["tasks"][task]
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
-@pytest.mark.parametrize("name", ["digits", "odd"])
+@pytest.mark.parametrize("name", ["digits", "odd", "sampled"])
 def test_figures_are_those_of_the_run(request, name, split):
     folder = request.getfixturevalue(name)
     found = evaluate(folder, split)
@@ -163,6 +171,17 @@ def test_clients_without_rows_are_counted(odd):
     assert found["clients"] == 4
 
 
+def test_clients_that_were_never_asked_answer_with_new_heads(sampled):
+    found = evaluate(sampled)
+    never = 10 - len(open_ended(sampled).kept.own)
+    assert never >= 6
+    assert found["clients"] == 10
+    assert found["notes"] == [
+        f"{never} clients took part in no round: here and in results.json they answer with heads "
+        "as they were initialised."
+    ]
+
+
 def test_the_files_hold_all_figures(odd, tmp_path):
     told = runner.invoke(app, ["evaluate", str(odd), "--out", str(tmp_path), "--split", "test"])
     assert told.exit_code == 0, told.output
@@ -201,7 +220,7 @@ def test_a_deployed_run_is_refused(digits, tmp_path):
 def test_a_run_that_has_not_ended_is_refused(digits, tmp_path):
     run = shutil.copytree(digits, tmp_path / "run")
     (run / "results.json").unlink()
-    with pytest.raises(FedMTLError, match="must be a run that ended.* --resume"):
+    with pytest.raises(FedMTLError, match=r"must be a run that ended.* --resume"):
         evaluate(run)
 
 

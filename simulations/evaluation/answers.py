@@ -15,6 +15,7 @@ from torch import Tensor
 
 from client.answers import read_output
 from client.kept_model import KeptModel
+from client.own_arrays import used_arrays
 from client.prediction import ROWS
 from common.cells import list_names
 from common.clients import open_clients
@@ -23,6 +24,10 @@ from common.encoding import encode
 from common.errors import CheckpointError, ConfigError, DataError
 from common.experiment import Task
 from common.metrics import Sums, metric_sums
+from common.model import build_model
+from common.natural_order import natural_sort
+from common.sharing import task_of
+from common.wire import FloatArray
 from simulations.attacks.kept_federation import KeptFederation, open_federation
 from simulations.run_record import RunRecord, read_run
 
@@ -101,6 +106,11 @@ class EndedRun:
         """The content of results.json."""
         return self.record.results or {}
 
+    @property
+    def clients(self) -> frozenset[str]:
+        """Those that keep something, and those that the run's last evaluation tells of."""
+        return frozenset(self.kept.own) | frozenset(self.results["clients"])
+
 
 def open_ended(folder: Path, data: str | None = None) -> EndedRun:
     """Open a run folder.
@@ -135,7 +145,7 @@ def open_ended(folder: Path, data: str | None = None) -> EndedRun:
 
 
 def answer_all(ended: EndedRun, split: str) -> Iterator[ClientAnswers]:
-    """Let every client that took part answer its rows of a split, one after another.
+    """Let every client of the run answer its rows of a split, one after another.
 
     Raises:
         ConfigError: there is no such split.
@@ -146,20 +156,21 @@ def answer_all(ended: EndedRun, split: str) -> Iterator[ClientAnswers]:
         raise ConfigError(f"--split must be {' or '.join(SPLITS)}, got '{split}'; choose one")
     kept = ended.kept
     source = open_clients(kept.experiment)
-    if missing := [name for name in kept.own if name not in source.names]:
+    if missing := natural_sort(ended.clients - set(source.names)):
         raise DataError(
-            f"the data must have all {len(kept.own)} clients that took part, lacks "
+            f"the data must have all {len(ended.clients)} clients of the run, lacks "
             f"{list_names(missing)}; give the run's own data with --data"
         )
     for name in source.names:
-        if name in kept.own:
+        if name in ended.clients:
             data = encode(source.read(name), kept.experiment, kept.agreement)
             _check_count(ended, data, split)
             yield answer(model_of(kept, data), data, split)
 
 
 def model_of(kept: KeptFederation, data: ClientData) -> KeptModel:
-    """Give a client the final trunk with its own heads."""
+    """Give a client the final trunk with its own heads, or new ones if it was never asked."""
+    is_new = data.name not in kept.own
     return KeptModel(
         run=kept.run,
         client=data.name,
@@ -167,8 +178,19 @@ def model_of(kept: KeptFederation, data: ClientData) -> KeptModel:
         experiment=kept.experiment,
         agreement=kept.agreement,
         fitted=data.fitted,
-        arrays=kept.arrays_of(data.name),
+        arrays=new_arrays(kept, data) if is_new else kept.arrays_of(data.name),
     )
+
+
+def new_arrays(kept: KeptFederation, data: ClientData) -> dict[str, FloatArray]:
+    """Get the parameters of a client that took part in no round: what it lacks is initialised."""
+    model = build_model(kept.experiment, kept.shapes)
+    own = {
+        name: parameter.detach().numpy()
+        for name, parameter in model.named_parameters()
+        if name not in kept.trunk and task_of(name) in (None, *data.tasks)
+    }
+    return used_arrays(kept.experiment, kept.trunk, own)
 
 
 def answer(model: KeptModel, data: ClientData, split: str) -> ClientAnswers:

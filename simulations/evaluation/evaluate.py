@@ -174,10 +174,10 @@ def _notes(
         )
     if empty := sum(not client.tasks for client in clients):
         yield f"{format_count(empty, 'client')} without labelled {split} rows, in no figure."
-    if away := len(set(ended.results["clients"]) - {client.name for client in clients}):
+    if new := len(ended.clients - set(ended.kept.own)):
         yield (
-            f"{format_count(away, 'client')} took part in no round and kept no heads: results.json "
-            "counts them, here they are left out."
+            f"{format_count(new, 'client')} took part in no round: here and in results.json they "
+            "answer with heads as they were initialised."
         )
     for name, found in tasks.items():
         if not found["rows"]:
