@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 from common.errors import FedMTLError
 from common.experiment_file import load_experiment
 from common.metrics import METRICS
+from simulations.attacks.kept_federation import KeptFederation
 from simulations.cli import app
 from simulations.evaluation.answers import answer_all, open_ended
 from simulations.evaluation.evaluate import evaluate
+from simulations.evaluation.files import write_evaluation
 from simulations.evaluation.page import make_page
 from simulations.simulate import simulate
 from tests.recorded import SMALL
@@ -205,6 +207,48 @@ def test_the_page_draws_every_task_and_escapes_names(odd):
     assert "Confusion: tags.tag-b" in body
     assert "<b>green</b>" not in page
     assert "&lt;b&gt;green" in page.replace("\\u003c", "<")
+
+
+def poison(monkeypatch, *clients):
+    """Let models of these clients, or of all, say no numbers."""
+    whole = KeptFederation.arrays_of
+
+    def arrays_of(kept, client):
+        arrays = whole(kept, client)
+        is_poisoned = client in clients or not clients
+        return {n: a * np.nan for n, a in arrays.items()} if is_poisoned else arrays
+
+    monkeypatch.setattr(KeptFederation, "arrays_of", arrays_of)
+
+
+def test_answers_that_are_no_numbers_are_left_out_of_curves(digits, monkeypatch):
+    rows = json.loads((digits / "results.json").read_text())["clients"]["client-000"]["examples"]
+    poison(monkeypatch, "client-000")
+    found = evaluate(digits)
+    parity, ink = found["tasks"]["parity"], found["tasks"]["ink"]
+    assert parity["unanswered"] == ink["unanswered"] == rows["test"]
+    curve = parity["curves"][0]
+    assert curve["positives"] + curve["negatives"] == parity["rows"] - rows["test"]
+    assert sum(ink["residuals"][0]["histogram"]["rows"]) == ink["rows"] - rows["test"]
+    assert np.sum(parity["confusion"][0]["rows"]) == parity["rows"]
+    assert ink["fairness"]["counted"] == 9
+    told = f"Task ink: the model's answer to {rows['test']} rows is no number: these are left out"
+    assert any(note.startswith(told) for note in found["notes"])
+
+
+def test_a_model_that_says_no_number_at_all_has_a_page(digits, monkeypatch, tmp_path):
+    poison(monkeypatch)
+    paths = write_evaluation(evaluate(digits), tmp_path)
+    assert json.loads(paths[0].read_text())["tasks"]["ink"]["figure"] is None
+    assert "The model says no number about any row of this task." in paths[1].read_text()
+
+
+def test_figures_of_a_private_run_are_told_to_be_uncovered(tmp_path):
+    settings = [*SMALL, "privacy.client-level.noise-multiplier=1", "federation.weight-by=uniform"]
+    simulate(load_experiment("digits", settings), engine="loopback", out=tmp_path / "run")
+    notes = evaluate(tmp_path / "run")["notes"]
+    assert any("the run's epsilon does not cover them" in note for note in notes)
+    assert not any("in results.json: other models" in note for note in notes)
 
 
 def test_a_deployed_run_is_refused(digits, tmp_path):

@@ -55,7 +55,7 @@ def confusion_chart(found: Figures) -> Chart:
             "hovermode": "closest",
         },
         height=SQUARE,
-        note="Rows of the data; the darker, the larger the share of the true class.",
+        note="Numbers of rows; the stronger the colour, the larger the share of the true class.",
     )
 
 
@@ -108,6 +108,7 @@ def reliability_chart(found: Figures, kind: str) -> Chart | None:
     dots = {
         **curve("model", [b["confidence"] for b in bins], [b["right"] for b in bins], "$c0"),
         "mode": "lines+markers",
+        "cliponaxis": False,
         "marker": {"color": "$c0", "size": [6 + 14 * math.sqrt(n / largest) for n in rows]},
         "text": [format_count(n, "row") for n in rows],
         "hovertemplate": "said %{x:.3f}, was %{y:.3f}<br>%{text}<extra></extra>",

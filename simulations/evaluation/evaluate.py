@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.prediction import describe_model, name_outputs
 from common.errors import DataError
@@ -132,8 +133,8 @@ def describe_classes(
     else:
         labels = name_outputs(experiment, name) if is_multilabel else [name]
         classes = ["0", "1"] if is_multilabel else class_names(task, np.arange(2))
-        truths = answered.truth.reshape(len(answered), -1) == 1
-        columns = probability.reshape(len(answered), -1)
+        truths = _columns(answered.truth) == 1
+        columns = _columns(probability)
         sides = [(label, truths[:, k], columns[:, k]) for k, label in enumerate(labels)]
         confidence, right = columns.ravel(), truths.ravel()
     return {
@@ -147,11 +148,15 @@ def _confusions(
     rows: TaskRows, labels: Sequence[str], classes: list[str], is_multilabel: bool
 ) -> Iterator[Figures]:
     """Count the decisions of all rows: one matrix, or one for each label."""
-    truth, value = rows.truth.reshape(len(rows), -1), rows.value.reshape(len(rows), -1)
+    truth, value = _columns(rows.truth), _columns(rows.value)
     for k in range(truth.shape[1]):
         counts = count_decisions(truth[:, k], value[:, k], len(classes))
         name = labels[k] if is_multilabel else ""
         yield {"name": name, "classes": classes, "rows": counts.tolist()}
+
+
+def _columns(values: NDArray[Any]) -> NDArray[Any]:
+    return values[:, None] if values.ndim == 1 else values
 
 
 def _add(sums: list[Sums]) -> Sums:

@@ -33,9 +33,8 @@ def make_page(figures: Figures) -> str:
         "split": figures["split"],
         "rows": f"{figures['rows']:,}",
         "clients": f"{figures['clients']:,}",
-        "rounds": figures["round"],
-        "fingerprint": figures["fingerprint"],
         "run": figures["run"],
+        "fingerprint": figures["fingerprint"],
     }
     lead = (
         f"What the trunk of round {figures['round']} says with each client's own heads about "
@@ -68,8 +67,9 @@ def make_figures(figures: Figures) -> str:
     headings = ["task", "metric", "here", "results.json", "ROC area", "calibration error", "rows"]
     told = "".join(note(text) for text in figures["notes"])
     about = note(
-        "Figures count every labelled row alike. The ROC area is the mean over classes or labels "
-        "of their curves over all clients' rows together."
+        "Metrics count every labelled row alike, but for auroc: that is the mean over the clients "
+        "that hold both classes. The ROC area is the mean over classes or labels of their curves "
+        "over all clients' rows together."
     )
     return card(table(headings, rows, words=2)) + about + told
 
