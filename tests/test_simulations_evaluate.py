@@ -168,6 +168,8 @@ def test_clients_without_rows_are_counted(odd):
     found = evaluate(odd, "validation")
     assert found["notes"] == [
         "1 client without labelled validation rows, in no figure.",
+        "Task size: residuals and skill are in the target's own unit, rmse is in that of transform "
+        "'log1p'.",
         "Task ghost: nobody has labelled validation rows.",
     ]
     assert found["clients"] == 4

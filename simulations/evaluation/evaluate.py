@@ -185,6 +185,11 @@ def _notes(
             "answer with heads as they were initialised."
         )
     for name, found in tasks.items():
+        if experiment.tasks[name].transform != "none":
+            yield (
+                f"Task {name}: residuals and skill are in the target's own unit, "
+                f"{found['metric']} is in that of transform '{experiment.tasks[name].transform}'."
+            )
         if not found["rows"]:
             yield f"Task {name}: nobody has labelled {split} rows."
         elif count := found["unanswered"]:
