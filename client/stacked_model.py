@@ -21,8 +21,6 @@ def find_obstacle(experiment: Experiment) -> str | None:
         return obstacle
     if experiment.trunk.architecture != "mlp":
         return f"trunk.architecture '{experiment.trunk.architecture}' has no stacked form"
-    if experiment.training.autocast != "none":
-        return f"training.autocast '{experiment.training.autocast}' has no stacked form"
     for name, task in experiment.tasks.items():
         if (task.class_count or 0) > MOST_CLASSES:
             return (
