@@ -253,6 +253,23 @@ def test_figures_of_a_private_run_are_told_to_be_uncovered(tmp_path):
     assert not any("in results.json: other models" in note for note in notes)
 
 
+def test_counts_that_were_withheld_are_not_held_against_the_rows(tmp_path):
+    settings = [
+        *SMALL, "privacy.client-level.noise-multiplier=1", "federation.weight-by=uniform",
+        "privacy.counts=withheld", "privacy.sums=withheld",
+    ]  # fmt: skip
+    simulate(load_experiment("digits", settings), engine="loopback", out=tmp_path / "run")
+    assert evaluate(tmp_path / "run")["rows"] == 360
+
+
+def test_what_the_run_measured_otherwise_is_told(tmp_path):
+    settings = [*SMALL, "evaluation.model=personal"]
+    simulate(load_experiment("digits", settings), engine="loopback", out=tmp_path / "run")
+    first, *others = evaluate(tmp_path / "run")["notes"]
+    assert first.startswith("The run measured trunks after local epochs")
+    assert others[0].startswith("Task digit: accuracy is ")
+
+
 def test_a_deployed_run_is_refused(digits, tmp_path):
     run = shutil.copytree(digits, tmp_path / "run")
     path = run / "checkpoint" / "checkpoint.json"

@@ -248,7 +248,7 @@ def _plain(task: Task, values: Tensor) -> NDArray[Any]:
 
 
 def _check_count(ended: EndedRun, data: ClientData, split: str) -> None:
-    """Refuse rows that cannot be those of the run."""
+    """Refuse rows that cannot be those of the run, as far as clients told how many they have."""
     told = ended.results["clients"].get(data.name, {}).get("examples", {}).get(split)
     found = len(data.splits[split])
     if told is not None and told != found:

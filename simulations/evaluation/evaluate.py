@@ -171,7 +171,7 @@ def _notes(
 ) -> Iterator[str]:
     """Say what the figures leave out, and what they mean, in a sentence each."""
     experiment = ended.kept.experiment
-    yield from describe_model(experiment)
+    yield from (f"{text[0].upper()}{text[1:]}." for text in describe_model(experiment))
     if any(experiment.privacy.levels):
         yield (
             "These figures come from the clients' rows without noise, and the run's epsilon does "
