@@ -20,6 +20,8 @@ from common.idle_settings import idle_settings
 from common.methods import Method, method_problems, one_of
 from common.privacy.problems import privacy_problems
 from common.privacy.settings import Privacy
+from common.schedules.rates import round_schedule
+from common.schedules.table import SCHEDULES
 from common.settings import Finite, Fraction, Lines, Names, Rate, Settings, Sizes
 from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
@@ -312,6 +314,31 @@ class Training(Settings):
         "sgd", description="Its state lives for one round."
     )
     lr: Finite = Field(0.05, gt=0, description="Learning rate.")
+    schedule: Annotated[str, one_of(SCHEDULES)[0]] = Field(
+        "constant",
+        description="How lr changes from round to round; `fedmtl list schedules` explains each.",
+        json_schema_extra=one_of(SCHEDULES)[1],
+    )
+    schedule_options: dict[str, Any] = Field(
+        default_factory=dict, description="What the schedule can be told; see below."
+    )
+    step_schedule: Annotated[str, one_of(SCHEDULES)[0]] = Field(
+        "constant",
+        description="How lr changes from step to step, in each stretch of a client's local "
+        "training anew: its epochs of a round, or what an algorithm makes of them. The factors of "
+        "both schedules are multiplied.",
+        json_schema_extra=one_of(SCHEDULES)[1],
+    )
+    step_schedule_options: dict[str, Any] = Field(
+        default_factory=dict, description="What the schedule over steps can be told; see below."
+    )
+    clip_norm: Finite | None = Field(
+        None,
+        gt=0,
+        description="No step's gradient is longer, over all parameters that step; default: any "
+        "length. What regularisation and the algorithm add is added after. Under example-level "
+        "privacy it is the noisy gradient's.",
+    )
     momentum: Finite = Field(0.0, ge=0, lt=1, description="SGD only.")
     weight_decay: Rate = Field(0.0, description="adamw: decoupled; else an L2 term.")
     l1: Rate = Field(0.0, description="An L1 term: l1 * sign(w) is added to the gradient.")
@@ -470,6 +497,8 @@ class Partition(Settings):
 METHODS: dict[str, tuple[Mapping[str, Method], str]] = {
     "trunk.sharing": (SHARINGS, "options"),
     "loss.weighting": (WEIGHTINGS, "options"),
+    "training.schedule": (SCHEDULES, "schedule-options"),
+    "training.step-schedule": (SCHEDULES, "step-schedule-options"),
     "federation.algorithm": (ALGORITHMS, "algorithm-options"),
     "federation.strategy": (STRATEGIES, "strategy-options"),
 }
@@ -508,10 +537,10 @@ class Experiment(Settings):
         traces = trace_problems(self.federation.availability)
         problems = [*self._leaks(), *idle_settings(self), *privacy_problems(self), *traces]
         for setting, (table, key) in METHODS.items():
-            place, name = setting.split(".")
+            place, name = setting.replace("-", "_").split(".")
             settings = getattr(self, place)
-            options = getattr(settings, key.replace("-", "_"))
-            problems += method_problems(table, setting, getattr(settings, name), options, self, key)
+            options, chosen = getattr(settings, key.replace("-", "_")), getattr(settings, name)
+            problems += method_problems(table, setting, chosen, options, self, key)
         if problems:
             raise ValueError(".\n".join(problems))
         return self
@@ -571,15 +600,17 @@ class Experiment(Settings):
     def fingerprint(self) -> str:
         """Hash what a result depends on; not the description, paths, device, or how many rounds.
 
-        Rounds count where a privacy budget is shared out over them. Two runs with one fingerprint
-        (and the same data) pass through the same trunks.
+        Rounds count where a privacy budget is shared out over them, or a schedule ends with them.
+        Two runs with one fingerprint (and the same data) pass through the same trunks.
         """
         content = self.model_dump(mode="json")
         del content["description"], content["data"]["path"], content["federation"]["rounds"]
         del content["training"]["device"], content["federation"]["affinity_every"]
         del content["federation"]["checkpoint_interval_s"]
-        if any(level and level.noise_multiplier is None for level in self.privacy.levels):
-            content["federation"]["rounds"] = self.federation.rounds  # noise is worked out for them
+        ends = round_schedule(self.training).ENDS
+        if ends or any(level and level.noise_multiplier is None for level in self.privacy.levels):
+            # Rates, or noise, are worked out for them.
+            content["federation"]["rounds"] = self.federation.rounds
         content["federation"]["availability"] = seal(self.federation.availability)
         if not self.federation.availability:  # its delays would make the deadline part of a result
             del content["federation"]["round_timeout_s"]

@@ -15,6 +15,7 @@ from common.errors import ConfigError
 from common.experiment_file import known_experiments
 from common.experiment_problems import suggest
 from common.methods import Method
+from common.schedules.table import SCHEDULES
 from common.sources.registry import SOURCES
 from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
@@ -157,6 +158,10 @@ def catalogue() -> dict[str, Heading]:
         "norms": Heading("trunk.norm", NORMS),
         "norm-parameters": Heading("trunk.norm-parameters", NORM_PARAMETERS),
         "optimisers": Heading("training.optimiser", OPTIMISERS),
+        "schedules": Heading(
+            "training.schedule, training.step-schedule",
+            {name: Choice.of(method) for name, method in SCHEDULES.items()},
+        ),
         "algorithms": Heading(
             "federation.algorithm",
             {
