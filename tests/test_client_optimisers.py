@@ -1,10 +1,15 @@
 """The flat optimisers take torch.optim's steps, each part with its own rates."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
+from torch.optim.lr_scheduler import OneCycleLR
 
 from client.flat import TRUNK, FlatLayout
-from client.optimisers import Part, PlainSGD, make_optimiser, make_parts
+from client.optimisers import Part, PlainSGD, clip_gradients, make_optimiser, make_parts
+from client.rates import StepSchedule
 from common.experiment import Training
 from common.model import build_model
 from tests.conftest import make_experiment
@@ -76,6 +81,52 @@ def test_an_l1_term_is_its_sign_in_the_gradient(options):
         own[:, :6] += 0.3 * plain[:, :6].sign()
         expected.step(1, without)
     torch.testing.assert_close(told, plain, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("decays", DECAYS)
+@pytest.mark.parametrize("options", CASES)
+def test_clipped_and_scheduled_steps_equal_those_of_torch(options, decays):
+    settings = Training(**options, clip_norm=2.0, step_schedule="one-cycle")
+    generator, steps = torch.Generator().manual_seed(0), 6
+    start = torch.randn(10, generator=generator)
+    values, gradients = start.clone().unsqueeze(0), torch.zeros(1, 10)
+    parts = make_layered(DECAYS[decays])
+    rates = StepSchedule(settings).rates(np.array([steps]))
+    ours = make_optimiser(values, settings, parts, gradients, rates=rates)
+    trunk, head = (torch.nn.Parameter(part.clone()) for part in (start[:6], start[6:]))
+    theirs = reference(settings, [trunk, head], DECAYS[decays])
+    schedule = OneCycleLR(theirs, settings.lr, steps, cycle_momentum=False)
+    norms = []
+    for step in range(steps):
+        gradients.copy_(torch.randn(1, 10, generator=generator) * (step + 1) / 3)
+        head_is_taught = step % 3 != 1
+        trunk.grad = gradients[0, :6].clone()
+        head.grad = gradients[0, 6:].clone() if head_is_taught else None
+        norms.append(float(torch.nn.utils.clip_grad_norm_([trunk, head], 2.0)))
+        theirs.step()
+        schedule.step()
+        ours.step(1, parts if head_is_taught else parts[:1])
+    assert min(norms) < 2.0 < max(norms)
+    expected = torch.cat([trunk.detach(), head.detach()])
+    torch.testing.assert_close(values[0], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_each_client_is_clipped_by_its_own_norm():
+    gradients = torch.tensor([[3.0, 4.0, 9.0], [0.3, 0.4, 9.0]])
+    clip_gradients(gradients, [Part("trunk", [slice(0, 1)]), Part("head", [slice(1, 2)])], 1.0)
+    # 5 becomes 1, 0.5 stays; the last column is of no part that steps
+    torch.testing.assert_close(gradients, torch.tensor([[0.6, 0.8, 9.0], [0.3, 0.4, 9.0]]))
+
+
+def test_clients_go_through_the_schedule_each_by_its_own_steps():
+    training = Training(step_schedule="cosine")
+    rates = StepSchedule(training).rates(np.array([4, 3]))
+    found = [rates.next(rows, 1.0) for rows in (2, 2, 1, 2)]
+    long, short = ([(1 + math.cos(math.pi * t / n)) / 2 for t in range(n)] for n in (4, 3))
+    assert found[0] == 1.0
+    assert found[1] == pytest.approx([long[1], short[1]])
+    assert found[2] == pytest.approx(long[2])
+    assert found[3] == pytest.approx([long[3], short[2]])
 
 
 def test_sgd_by_hand():

@@ -55,7 +55,7 @@ CASES = [
         "one-cycle",
         {"rise": 0.5, "start": 0.1, "end": 0.01},
         lambda o: theirs.OneCycleLR(
-            o, 1.0, TOTAL, 0.5, div_factor=10, final_div_factor=100, cycle_momentum=False
+            o, 1.0, TOTAL, pct_start=0.5, div_factor=10, final_div_factor=100, cycle_momentum=False
         ),
     ),
 ]
@@ -65,7 +65,6 @@ def schedule(name, options):
     return SCHEDULES[name].load()(make_options(SCHEDULES, name, options))
 
 
-# torch's one-cycle has a start that is 1 / 25 of the rate, ours 0.04 of it.
 @pytest.mark.parametrize(("name", "options", "make"), CASES)
 @pytest.mark.filterwarnings("ignore:The epoch parameter")
 def test_factors_are_those_of_torch(name, options, make):

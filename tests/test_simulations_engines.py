@@ -132,6 +132,15 @@ CASES = {
         "trunk.weight-decay=0.01",
     ],
     "uniform": ["federation.weight-by=uniform"],
+    "scheduled and clipped": [
+        "partition.kind=dirichlet",
+        "partition.by=digit",
+        "training.schedule=cosine",
+        "training.step-schedule=one-cycle",
+        "training.clip-norm=0.5",
+        "training.epochs=2",
+    ],
+    "scheduled by rounds": ["training.optimiser=sgd", "training.schedule=warm-up"],
 }
 
 
