@@ -248,10 +248,11 @@ def test_a_run_that_stopped_early_does_no_more_rounds_when_resumed(tmp_path):
 
 def test_a_schedule_that_ends_with_the_rounds_is_not_resumed_with_others(tmp_path):
     settings = ["trunk.widths=[8]", "training.schedule=cosine"]
-    simulate(load_experiment("digits", [*settings, "federation.rounds=2"]), out=tmp_path / "run")
+    short = load_experiment("digits", [*settings, "federation.rounds=2"])
+    simulate(short, engine="batched", out=tmp_path / "run")
     more = load_experiment("digits", [*settings, "federation.rounds=4"])
     with pytest.raises(CheckpointError, match="another experiment"):
-        simulate(more, out=tmp_path / "run", resume=True)
+        simulate(more, engine="batched", out=tmp_path / "run", resume=True)
 
 
 def test_a_checkpoint_of_another_experiment_is_refused(tmp_path):
