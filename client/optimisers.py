@@ -27,7 +27,7 @@ from torch import Tensor
 from client.flat import TRUNK, FlatLayout, merge_neighbours
 from client.rates import Factors, StepRates
 from client.stacked_layers import Dense
-from common.experiment import Experiment, Training
+from common.experiment import STACKED_OPTIMISERS, Experiment, Training
 
 
 @dataclass(frozen=True)
@@ -372,7 +372,13 @@ def make_optimiser(
         rates: each step's learning rate; None where all are that of the settings.
     """
     store: GradientStore
-    if settings.optimiser != "sgd":
+    if settings.optimiser not in STACKED_OPTIMISERS:
+        from client.torch_optimisers import TorchOptimiser  # torch.optim takes seconds to import
+
+        if gradients is None or len(values) != 1:
+            raise RuntimeError(f"'{settings.optimiser}' steps for one client, by autograd")
+        store = TorchOptimiser(values, settings, gradients, parts)
+    elif settings.optimiser != "sgd":
         decoupled = settings.optimiser == "adamw"
         store = Adam(values, settings, gradients, decoupled=decoupled)
     else:

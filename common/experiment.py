@@ -32,6 +32,21 @@ TaskKind = Literal["multiclass", "binary", "multilabel", "regression"]
 InputKind = Literal["numeric", "categorical", "image"]
 Metric = Literal["accuracy", "f1", "auroc", "mse", "rmse", "mae", "r2"]
 
+Optimiser = Literal[
+    "sgd",
+    "adam",
+    "adamw",
+    "adadelta",
+    "adagrad",
+    "adamax",
+    "asgd",
+    "nadam",
+    "radam",
+    "rmsprop",
+    "rprop",
+]
+STACKED_OPTIMISERS = ("sgd", "adam", "adamw")  # for many clients side by side
+
 METRICS_OF_KIND: dict[str, tuple[Metric, ...]] = {  # the first one is the default
     "multiclass": ("accuracy", "f1"),
     "binary": ("accuracy", "f1", "auroc"),
@@ -310,8 +325,10 @@ class Training(Settings):
 
     epochs: int = Field(1, ge=1, description="Passes over the client's training rows per round.")
     batch_size: int = Field(16, ge=1, description="Rows per step; the last batch may be smaller.")
-    optimiser: Literal["sgd", "adam", "adamw"] = Field(
-        "sgd", description="Its state lives for one round."
+    optimiser: Optimiser = Field(
+        "sgd",
+        description="Its state lives for one round. Others than sgd, adam and adamw are those of "
+        "torch.optim, with its defaults but for lr; clients train one by one, on engine loopback.",
     )
     lr: Finite = Field(0.05, gt=0, description="Learning rate.")
     schedule: Annotated[str, one_of(SCHEDULES)[0]] = Field(

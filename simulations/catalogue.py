@@ -132,6 +132,18 @@ OPTIMISERS = {
         "Adam with decoupled weight decay",
         "Loshchilov & Hutter, Decoupled weight decay regularization, ICLR 2019",
     ),
+    "adadelta": Choice("steps by the root of past steps; lr is near 1", "Zeiler, 2012"),
+    "adagrad": Choice("each rate falls with its gradients", "Duchi et al., JMLR 2011"),
+    "adamax": Choice("Adam by the largest gradient", "Kingma & Ba, Adam, ICLR 2015, section 7"),
+    "asgd": Choice("stochastic gradient descent with a rate that falls", "Polyak & Juditsky, 1992"),
+    "nadam": Choice("Adam with Nesterov's momentum", "Dozat, ICLR workshops 2016"),
+    "radam": Choice("Adam whose first steps are rectified", "Liu et al., RAdam, ICLR 2020"),
+    "rmsprop": Choice(
+        "gradients by the root of their mean square", "Tieleman & Hinton, lecture 6.5, 2012"
+    ),
+    "rprop": Choice(
+        "by the gradients' signs alone; for whole batches", "Riedmiller & Braun, ICNN 1993"
+    ),
 }
 
 

@@ -53,6 +53,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "client.optimisers:PlainSGD.vector",
         "client.optimisers:SGD.step",
         "client.optimisers:Adam.step",
+        "client.torch_optimisers:TorchOptimiser.step",
     ),
     "records": (  # arrays and sums into messages and out of them; at batched, into rows and out
         "common.wire:Instruction.to_record",
