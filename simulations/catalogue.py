@@ -171,7 +171,7 @@ def catalogue() -> dict[str, Heading]:
         "norm-parameters": Heading("trunk.norm-parameters", NORM_PARAMETERS),
         "optimisers": Heading("training.optimiser", OPTIMISERS),
         "schedules": Heading(
-            "training.schedule, training.step-schedule",
+            "training.schedule",
             {name: Choice.of(method) for name, method in SCHEDULES.items()},
         ),
         "algorithms": Heading(
