@@ -194,6 +194,7 @@ def test_batched_refuses_a_model_that_it_has_no_form_of(tmp_path, setting):
     assert choose_engine(experiment)[0] == "loopback"
 
 
+@pytest.mark.slow
 def test_an_optimiser_of_torch_trains_by_autograd_on_any_number_of_workers(tmp_path):
     experiment = load_experiment("digits", [*SETTINGS, "training.optimiser=rmsprop"])
     assert choose_engine(experiment)[0] == "loopback"

@@ -80,7 +80,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.slow) if c.startswith("scheduled") else c for c in CASES],
+)
 def test_killed_and_resumed_equals_never_killed(tmp_path, case):
     engine, workers, more = CASES[case]
     settings = [*SETTINGS, *more]
