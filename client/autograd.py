@@ -184,9 +184,7 @@ class AutogradTrainer:
         Returns:
             Task -> []; and what the sharing architecture adds, [] or None.
         """
-        with self._autocast():
-            outputs, penalty = self.compute(rows.inputs, tuple(rows.targets), rows.labelled)
-        outputs = {task: output.float() for task, output in outputs.items()}
+        outputs, penalty = self.compute(rows.inputs, tuple(rows.targets), rows.labelled)
         losses: dict[str, Tensor] = {}
         for task, mask in rows.labelled.items():
             count = int(mask.sum())
@@ -199,12 +197,6 @@ class AutogradTrainer:
             if taught is not None:
                 taught.add(task, losses[task], count)
         return losses, penalty
-
-    def _autocast(self) -> torch.autocast:
-        """Let products of the forward pass, and of the backward pass that follows, be coarse."""
-        wanted = self.experiment.training.autocast
-        device = self.flat.values.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=wanted == "bfloat16")
 
     def _backward(
         self,

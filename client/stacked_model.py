@@ -23,8 +23,6 @@ def find_obstacle(experiment: Experiment) -> str | None:
         return f"trunk.architecture '{experiment.trunk.architecture}' has no stacked form"
     if experiment.training.optimiser not in STACKED_OPTIMISERS:
         return f"training.optimiser '{experiment.training.optimiser}' has no stacked form"
-    if experiment.training.autocast != "none":
-        return f"training.autocast '{experiment.training.autocast}' has no stacked form"
     for name, task in experiment.tasks.items():
         if (task.class_count or 0) > MOST_CLASSES:
             return (

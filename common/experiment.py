@@ -368,12 +368,6 @@ class Training(Settings):
         description="auto, cpu, mps, cuda or cuda:N; auto takes a GPU where there is one.",
     )
     threads: int = Field(1, ge=1, description="CPU threads of one worker; small models want one.")
-    autocast: Literal["none", "bfloat16"] = Field(
-        "none",
-        description="Mixed precision in local training: products in bfloat16; parameters, "
-        "gradients and losses in float32. Pays on GPUs, for convolutions and wide layers; models "
-        "train one by one then.",
-    )
     compile: bool = Field(
         False,
         description="Compile the training step with torch.compile, which takes seconds to minutes "

@@ -144,11 +144,6 @@ def _example_problems(experiment: "Experiment", level: ExampleLevel) -> Iterator
             f"'{loss.record}': weights made from losses or gradients would carry rows past the "
             "noise; set 'equal' or 'manual'"
         )
-    if experiment.training.autocast != "none":
-        yield (
-            f"training.autocast must be 'none' under [{EXAMPLE}], whose rows' gradients are "
-            f"clipped in float32, got '{experiment.training.autocast}'; remove it"
-        )
     if experiment.trunk.norm == "batch":
         yield (
             f"trunk.norm must not be 'batch' under [{EXAMPLE}]: it mixes the rows of a batch, so "
