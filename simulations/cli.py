@@ -1,4 +1,4 @@
-"""The `fedmtl` command: simulate, compare, personalize, check, report, list, health.
+"""The `fedmtl` command: simulate, compare, personalize, check, report, runs, list, health.
 
 What a command needs is imported inside it, so that `fedmtl --help` answers without PyTorch.
 """
@@ -24,6 +24,7 @@ from simulations.cli_node import app as node_app
 from simulations.cli_personalize import personalize
 from simulations.cli_predict import export, predict
 from simulations.cli_privacy import app as privacy_app
+from simulations.cli_runs import report, runs
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
@@ -264,20 +265,8 @@ def check(
         print_check(settings, check_clients(settings), Console())
 
 
-@app.command()
-def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-) -> None:
-    """Write a run's report, one HTML page that needs no network.
-
-    RUN is a run folder, finished or not.
-    """
-    with told_in_lines():
-        from simulations.report import write_report
-
-        typer.echo(write_report(run_folder))
-
-
+app.command()(report)
+app.command()(runs)
 app.command()(health)
 
 
