@@ -8,6 +8,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -112,6 +113,14 @@ def simulate(
             help="Write all that travels into wire/ of the run folder, for fedmtl attack.",
         ),
     ] = False,
+    track: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="Show the figures of every round in tensorboard or mlflow, too; it changes no "
+            "result, and may be given with --resume.",
+        ),
+    ] = "",
     as_json: Json = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress, warnings only.")
@@ -122,7 +131,9 @@ def simulate(
     EXPERIMENT is a known one (`fedmtl list experiments`; digits unless named) or a TOML file.
     """
     with told_in_lines():
-        overrides = overrides or []
+        from simulations.tracking import parse_trackers
+
+        overrides, trackers = overrides or [], parse_trackers(track)
         if resume is not None:
             others = (experiment, seed is not None, out is not None, engine, hostile, record_wire)
             if any(others):
@@ -148,6 +159,7 @@ def simulate(
             profile=profile,
             hostile=hostile,
             record=record_wire,
+            trackers=trackers,
             as_json=as_json,
             quiet=quiet,
         )
@@ -310,6 +322,7 @@ def run(
     profile: bool,
     hostile: str | None,
     record: bool = False,
+    trackers: Sequence[str] = (),
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -323,10 +336,19 @@ def run(
     from rich.console import Console
 
     from simulations.live import show_progress
+    from simulations.tracking import Tracking
 
+    tracking = Tracking(trackers, out, experiment)
     try:
-        with show_progress(experiment, Console(stderr=True), quiet=quiet) as listener:
+        with (
+            show_progress(experiment, Console(stderr=True), quiet=quiet) as listener,
+            closing(tracking),
+        ):
             from simulations.simulate import simulate as simulate_rounds
+
+            def on_round(line: dict[str, Any]) -> None:
+                listener.on_round(line)
+                tracking.on_round(line)
 
             attackers = draw_hostile(experiment, hostile) if hostile is not None else None
             results = simulate_rounds(
@@ -336,10 +358,11 @@ def run(
                 resume=resume,
                 workers=workers,
                 profile=profile,
-                listener=listener.on_round,
+                listener=on_round,
                 hostile=attackers,
                 record=record,
             )
+            tracking.finish(results)
         tell_results(experiment, results, out, profile=profile, as_json=as_json)
     except KeyboardInterrupt:
         typer.echo(f"\n{how_to_resume(out)}", err=True)
