@@ -18,6 +18,7 @@ from common.methods import Method
 from common.sources.registry import SOURCES
 from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
+from simulations.tracking import TRACKERS
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ def catalogue() -> dict[str, Heading]:
         "strategies": Heading(
             "federation.strategy", {name: Choice.of(method) for name, method in STRATEGIES.items()}
         ),
+        "trackers": Heading("--track", {name: Choice(t.about) for name, t in TRACKERS.items()}),
     }
 
 

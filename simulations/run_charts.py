@@ -2,7 +2,17 @@
 
 from collections.abc import Callable, Mapping
 
-from simulations.charts import HEIGHT, Chart, axes, curve, is_figure, nth_style, shorten, thin, unzip
+from simulations.charts import (
+    HEIGHT,
+    Chart,
+    axes,
+    curve,
+    is_figure,
+    nth_style,
+    shorten,
+    thin,
+    unzip,
+)
 from simulations.comparison_charts import LEGEND_WIDTH
 from simulations.run_record import Figures, RunRecord
 
@@ -31,14 +41,14 @@ def round_curves(
             traces.append({**trace, "hovertemplate": f"%{{y:.3s}}{unit}"} if unit else trace)
     if not traces:
         return None
-    layout = axes("round", zero=True)
+    layout = {**axes("round", zero=True), "showlegend": True}  # one curve needs its name too
     if unit:
         layout["yaxis"] |= {"tickformat": "~s", "ticksuffix": unit}
     return Chart(title, traces, layout, HEIGHT + 20 * max(0, len(traces) - 2))
 
 
 def epsilon_curves(runs: Runs, unit: str) -> Chart | None:
-    """Draw what every run has cost a unit, "client" or "example"; None where none has an epsilon."""
+    """Draw what every run has cost a unit, "client" or "example"; None where none has one."""
 
     def epsilon(line: Figures) -> float | None:
         figure: float | None = line.get("privacy", {}).get(unit, {}).get("epsilon")

@@ -1,4 +1,4 @@
-"""A simulated run's lock: it tells a run at work from one that ended, and keeps a second one out."""
+"""A simulated run's lock: who is at work on it, and that nobody else may be."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from common.locking import take
 
 @contextmanager
 def at_work(folder: Path) -> Iterator[None]:
-    """Hold a run folder's lock while the block runs; where there are no locks, or no folder, do not.
+    """Hold a run folder's lock while the block runs; do without where there are no locks.
 
     Raises:
         CheckpointError: another process holds it.
@@ -25,8 +25,11 @@ def at_work(folder: Path) -> Iterator[None]:
                 "ended, or choose another --out"
             )
         handle = found
-    except (ImportError, OSError):  # Windows; some network disks; the folder's reader tells the rest
-        pass
+    except (
+        ImportError,
+        OSError,
+    ):
+        pass  # Windows, some network disks; whoever reads the folder next tells the rest
     try:
         yield
     finally:

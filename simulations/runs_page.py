@@ -119,7 +119,7 @@ def make_header(runs: Runs) -> str:
 
 
 def tasks_of(runs: Runs) -> list[tuple[str, str]]:
-    """List the tasks of all runs, each with its metric; one measured in two ways is listed twice."""
+    """List the tasks of all runs with their metrics; one measured in two ways is there twice."""
     return list(
         dict.fromkeys(
             (name, task.metric_name)
@@ -175,13 +175,15 @@ def notes_of(runs: Runs, differ: Mapping[str, Sequence[str]]) -> list[str]:
     """Say what the figures are, and what keeps them from being compared."""
     notes = [
         "Figures of the last trunk that was evaluated, on test rows, with the clients' own heads. "
-        "The best of a column is bold; one run each is no proof, which fedmtl compare gives with "
-        "several seeds."
+        "The best of a column is bold. Single runs differ by chance, too: fedmtl compare repeats "
+        "them with several seeds."
     ]
-    rows = [key for key in differ if key == "seed" or key.startswith(ABOUT_ROWS[1:])]
+    rows = [key for key in differ if key.startswith(ABOUT_ROWS)]
     if rows:
         shown = ", ".join(rows[:5]) + (", ..." if len(rows) > 5 else "")
-        notes.append(f"The test rows are not the same, which may be harder or easier: {shown}.")
+        notes.append(
+            f"Test rows may not be the same, and be harder or easier: the runs differ in {shown}."
+        )
     for name, run in runs.items():
         if told := describe_figures(run.experiment):
             notes.append(f"{name}: {told}.")
@@ -241,7 +243,9 @@ def make_privacy(runs: Runs, collected: Charts) -> str:
             budget = NOTHING if told["budget"] is None else f"{told['budget']:g}"
             figure = f"<strong>{format_figure(epsilon)}</strong>"
             noise = format_figure(told["noise-multiplier"])
-            rows.append([escape(name), f"{unit} level", figure, f"{told['delta']:g}", budget, noise])
+            rows.append(
+                [escape(name), f"{unit} level", figure, f"{told['delta']:g}", budget, noise]
+            )
     if not rows:
         return ""
     headings = ["run", "unit", "epsilon", "delta", "budget", "noise multiplier"]

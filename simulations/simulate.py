@@ -96,7 +96,7 @@ def simulate(
             folder.reopen(experiment)
             hostile, record = Hostile.load(out), (out / "wire").is_dir()
         else:
-            # Bad data paths, too few clients and a trace of others are told before a folder is made.
+            # Bad data paths, too few clients, a trace of others: told before a folder is made.
             names = open_clients(experiment).names
             require_clients(len(names), experiment)
             require_known(experiment.federation.availability, names)

@@ -25,18 +25,18 @@ class TensorBoard:
         folder.mkdir(exist_ok=True)
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
-        self.writer = SummaryWriter(str(folder), flush_secs=FLUSH_S)  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(str(folder), flush_secs=FLUSH_S)
         text = "".join(f"    {line}\n" for line in dump_experiment(experiment).splitlines())
-        self.writer.add_text("experiment", text)  # type: ignore[no-untyped-call]
+        self.writer.add_text("experiment", text)
 
     def log(self, points: Sequence[Point]) -> None:
         """Add a scalar for each figure."""
         for tag, value, step in points:
-            self.writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+            self.writer.add_scalar(tag, value, step)
 
     def close(self, *, is_whole: bool) -> None:
         """Write out what is kept back; an event file does not know of an end."""
-        self.writer.close()  # type: ignore[no-untyped-call]
+        self.writer.close()
 
 
 def open_tracker(folder: Path, experiment: Experiment) -> TensorBoard:
