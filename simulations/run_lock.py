@@ -22,7 +22,7 @@ def at_work(folder: Path) -> Iterator[None]:
         if found is None:
             raise CheckpointError(
                 f"run folder {folder} is in use: another process trains it; wait until it has "
-                "ended, or choose another --out"
+                "ended, or train in another folder"
             )
         handle = found
     except (
