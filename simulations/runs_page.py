@@ -1,5 +1,6 @@
 """The page of several runs: what differs between them, and what came of it, side by side."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from html import escape
@@ -156,7 +157,7 @@ def make_result(runs: Runs, differ: Mapping[str, Sequence[str]]) -> str:
             for cell in [format_figure(figures.get(name))]
         ]
         trained = str(run.final["trunk-round"]) if run.final else NOTHING
-        rows.append([escape(name), escape(state_of(run)), trained, *cells])
+        rows.append([_breakable(name), escape(state_of(run)), trained, *cells])
     headings = ["run", "state", "rounds"]
     headings += [f"{task}: {metric} {direction(metric)}" for task, metric in columns]
     return card(table(headings, rows, words=2)) + "".join(map(note, notes_of(runs, differ)))
@@ -244,7 +245,7 @@ def make_privacy(runs: Runs, collected: Charts) -> str:
             figure = f"<strong>{format_figure(epsilon)}</strong>"
             noise = format_figure(told["noise-multiplier"])
             rows.append(
-                [escape(name), f"{unit} level", figure, f"{told['delta']:g}", budget, noise]
+                [_breakable(name), f"{unit} level", figure, f"{told['delta']:g}", budget, noise]
             )
     if not rows:
         return ""
@@ -267,7 +268,7 @@ def make_cost(runs: Runs, collected: Charts) -> str:
         each = seconds / len(run.rounds) if seconds is not None else None
         rows.append(
             [
-                escape(name),
+                _breakable(name),
                 escape(str(run.environment.get("engine", NOTHING))),
                 f"{len(run.rounds):,}",
                 *(NOTHING if t is None else format_seconds(t) for t in (seconds, each)),
@@ -286,7 +287,7 @@ def make_cost(runs: Runs, collected: Charts) -> str:
 def make_origin(runs: Runs) -> str:
     """Name the folders and what tells their experiments apart."""
     rows = [
-        [escape(name), *(escape(str(cell)) for cell in (
+        [_breakable(name), *(escape(str(cell)) for cell in (
             run.experiment.name, run.experiment.fingerprint(),
             run.environment.get("versions", {}).get("fedmtl", NOTHING),
             run.environment.get("command", NOTHING),
@@ -295,6 +296,15 @@ def make_origin(runs: Runs) -> str:
     ]  # fmt: skip
     headings = ["run", "experiment", "fingerprint", "fedmtl", "command"]
     return card(table(headings, rows, words=5))
+
+
+def _breakable(name: str) -> str:
+    """Escape a run's name so that a phone may break it, as it does no long word.
+
+    >>> _breakable("a/lr=0.1")
+    'a/<wbr>lr=<wbr>0.1'
+    """
+    return re.sub(r"([/_=,-])", r"\1<wbr>", escape(name))
 
 
 def _show(value: object) -> str:

@@ -140,7 +140,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(two, tmp_path):
     other = tmp_path / "other" / "one"
     fabricate_run(other)
     text = text_of(write_runs_page([two[0], other], tmp_path / "runs.html"))
-    assert "other/one done" in text
+    assert "other/ one done" in text  # with a place to break between them
 
 
 def test_whatever_users_name_is_escaped(two, tmp_path):
