@@ -19,6 +19,7 @@ from common.schedules.table import SCHEDULES
 from common.sources.registry import SOURCES
 from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
+from simulations.tracking import TRACKERS
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ def catalogue() -> dict[str, Heading]:
         "strategies": Heading(
             "federation.strategy", {name: Choice.of(method) for name, method in STRATEGIES.items()}
         ),
+        "trackers": Heading("--track", {name: Choice(t.about) for name, t in TRACKERS.items()}),
     }
 
 
