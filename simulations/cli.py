@@ -19,6 +19,7 @@ from common.resuming import check_changes
 from simulations.cli_attack import app as attack_app
 from simulations.cli_audit import audit, membership
 from simulations.cli_deploy import deploy_app
+from simulations.cli_ensemble import ensemble
 from simulations.cli_health import health
 from simulations.cli_node import app as node_app
 from simulations.cli_personalize import personalize
@@ -307,6 +308,7 @@ def list_choices(
 app.command()(predict)
 app.command()(export)
 app.command()(personalize)
+app.command()(ensemble)
 attack_app.command()(membership)
 attack_app.command()(audit)
 
