@@ -1,17 +1,19 @@
 """`fedmtl ensemble`: which rows it is judged on, what it averages, and what it refuses."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import tensor
 from typer.testing import CliRunner
 
-from client.prediction import predict
+from client.prediction import predict, predict_together
 from common.clients import open_clients
 from common.errors import ConfigError
 from common.experiment import Experiment, Task
@@ -26,7 +28,7 @@ from simulations.ensembles.members import open_member
 from simulations.ensembles.rows import share_rows
 from simulations.ensembles.votes import Ballot, Poll, poll_clients, poll_runs
 from simulations.simulate import simulate
-from tests.kept_models import TASKS, write_federation
+from tests.kept_models import TASKS, make_experiment, make_frame, write_federation
 
 CPU = torch.device("cpu")
 
@@ -317,6 +319,43 @@ def test_runs_without_shared_test_rows_heads_or_an_end_are_refused(fedmtl, runs,
     assert "got 0 shared of 24, 0 test rows" in error_of(
         fedmtl("ensemble", runs["run-0"], untested)
     )
+
+
+def test_predict_averages_over_run_folders(fedmtl, runs, tmp_path):
+    make_frame(20, 0).to_csv(tmp_path / "new.csv", index=False)
+    for name, folders in {
+        "both": [runs["run-0"], runs["run-1"]], "0": [runs["run-0"]], "1": [runs["run-1"]],
+    }.items():  # fmt: skip
+        result = fedmtl(
+            "predict", *folders, "--client", "a", "--rows", "new.csv", "--out", f"{name}.csv"
+        )
+        assert result.exit_code == 0, result.output
+    both, first, second = (pd.read_csv(tmp_path / f"{n}.csv") for n in ("both", "0", "1"))
+    for column in ("cost", "place.p1", "flag.probability", "kind.probability.mid"):
+        column = f"predicted.{column}"
+        assert not np.allclose(first[column], second[column])
+        np.testing.assert_allclose(both[column], (first[column] + second[column]) / 2, rtol=1e-4)
+    decided = (both["predicted.flag.probability"] > 0.5).astype(int)
+    assert (both["predicted.flag"] == decided).all()
+    classes = [f"predicted.kind.probability.{name}" for name in ("low", "mid", "high")]
+    likeliest = both[classes].idxmax(axis=1).str.removeprefix("predicted.kind.probability.")
+    assert (both["predicted.kind"] == likeliest).all()
+
+
+def test_predict_refuses_to_average_a_model_with_itself(fedmtl, runs):
+    one = runs["run-0"]
+    assert "name each folder once" in error_of(
+        fedmtl("predict", one, one, "--client", "a", "--rows", "x.csv", "--out", "out.csv")
+    )
+
+
+def test_predict_refuses_models_of_other_tasks(runs):
+    model = open_member(runs["run-0"]).model("a")
+    tasks = {**TASKS, "place": {"kind": "regression", "target": ["p2", "p1"]}}
+    turned = dataclasses.replace(model, experiment=make_experiment(tasks=tasks))
+    table = ClientTable("a", open_member(runs["run-0"]).table("a").columns)
+    with pytest.raises(ConfigError, match=r"same tasks, got tasks\.place"):
+        predict_together([model, turned], table, CPU)
 
 
 def test_help_imports_no_heavy_library():
