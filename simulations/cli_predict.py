@@ -64,11 +64,11 @@ def predict(
     with told_in_lines():
         from client.row_files import check_paths, read_rows, write_predictions
 
+        require_unlike(folders)
         check_paths(rows, out)
         from client.prediction import predict_together
         from common.tables import ClientTable
 
-        require_unlike(folders)
         models = [open_kept(folder, run, client, data) for folder in folders]
         new = read_rows(rows)
         try:

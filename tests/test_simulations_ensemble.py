@@ -316,9 +316,7 @@ def test_runs_without_shared_test_rows_heads_or_an_end_are_refused(fedmtl, runs,
     settings = ["data.test=0"]
     experiment = load_experiment(str(runs["run-0"] / "experiment.toml"), settings)
     untested = train(experiment, tmp_path / "untested")
-    assert "got 0 shared of 24, 0 test rows" in error_of(
-        fedmtl("ensemble", runs["run-0"], untested)
-    )
+    assert "with test rows, got none in" in error_of(fedmtl("ensemble", runs["run-0"], untested))
 
 
 def test_predict_averages_over_run_folders(fedmtl, runs, tmp_path):
@@ -356,6 +354,14 @@ def test_predict_refuses_models_of_other_tasks(runs):
     table = ClientTable("a", open_member(runs["run-0"]).table("a").columns)
     with pytest.raises(ConfigError, match=r"same tasks, got tasks\.place"):
         predict_together([model, turned], table, CPU)
+
+
+def test_runs_that_share_no_test_row_are_refused(fedmtl, digits, tmp_path):
+    settings = ["partition.clients=3", "federation.rounds=1", "data.test=0.001", "data.seed=9"]
+    few = train(load_experiment("digits", settings, seed=9), tmp_path / "few")
+    told = error_of(fedmtl("ensemble", digits[0], few))
+    assert "got 0 shared of 360, 3 test rows" in told
+    assert "seed 0, 9: train runs that have one data.seed" in told
 
 
 def test_help_imports_no_heavy_library():

@@ -92,9 +92,9 @@ def _order(figure: float) -> float:
 def weigh(name: str, task: Task, poll: Poll, weighting: str) -> Tensor:
     """Weigh the members: equally, or by the inverse of their losses on the validation rows.
 
-    For squared errors the latter is the optimum for independent members (Bates and Granger 1969,
-    "The combination of forecasts", eq. 5); for cross-entropies it is the same rule. A member
-    without a finite loss gets no weight.
+    ``w_k = (1 / L_k) / sum_j (1 / L_j)``, which for squared errors is the optimum for members that
+    err independently (Bates and Granger 1969, "The combination of forecasts"); for cross-entropies
+    it is the same rule. A member without a finite loss gets no weight.
 
     Returns:
         float64 [members], which sum to 1.

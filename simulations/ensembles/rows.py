@@ -40,7 +40,7 @@ def share_rows(members: Sequence[Member]) -> SharedRows:
     """Find the rows that are validation rows, and those that are test rows, in every run.
 
     Raises:
-        ConfigError: no test row is left.
+        ConfigError: no test row is there, or left.
     """
     clients = [name for name in members[0].clients if all(name in m.clients for m in members)]
     found = {name: {s: _in_all(members, name, s) for s in JUDGED} for name in clients}
@@ -51,6 +51,14 @@ def share_rows(members: Sequence[Member]) -> SharedRows:
         for split in JUDGED
     }
     shared = SharedRows(numbers, held)
+    if not all(held["test"]):
+        without = [
+            member.name for member, rows in zip(members, held["test"], strict=True) if not rows
+        ]
+        raise ConfigError(
+            f"RUN must name runs with test rows, got none in {', '.join(without)}; train with "
+            "data.test above 0"
+        )
     if not shared.count("test"):
         seeds = ", ".join(str(m.experiment.data_seed) for m in members)
         raise ConfigError(
