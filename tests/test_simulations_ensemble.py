@@ -372,3 +372,18 @@ def test_help_imports_no_heavy_library():
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.split() == []
+
+
+def test_clients_that_took_part_in_no_round_have_no_say(tmp_path):
+    settings = ["partition.clients=4", "federation.clients-per-round=2", "federation.rounds=1"]
+    settings += ["data.seed=0"]
+    folders = [
+        train(load_experiment("digits", settings, seed=seed), tmp_path / f"part-{seed}")
+        for seed in (0, 1)
+    ]
+    members = [open_member(folder) for folder in folders]
+    assert [len(member.without_heads) for member in members] == [2, 2]
+    both = set(members[0].clients) & set(members[1].clients)
+    figures = make_ensemble(folders)
+    assert figures["rows"]["test"]["shared"] == 90 * len(both) > 0
+    assert f"2 clients of {folders[0]} took part in no round, and have no say" in figures["notes"]

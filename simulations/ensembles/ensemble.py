@@ -117,13 +117,13 @@ def _left_out(
             yield (
                 f"only {format_count(rows.count(split), f'{split} row')} of the "
                 f"{', '.join(map(str, rows.held[split]))} that each run has are used, which are "
-                f"{split} rows of the same client in all: the runs deal or split rows "
-                "differently, and any other may be a training row of one"
+                f"{split} rows of the same client in all; any other is one that a run may have "
+                "trained on, or whose client keeps no heads there"
             )
     for member in members:
         if member.without_heads:
             left = format_count(len(member.without_heads), "client")
-            yield f"{member.name}: {left} took part in no round, and are left out"
+            yield f"{left} of {member.name} took part in no round, and have no say"
     if lacking := [task for task in members[0].experiment.tasks if task not in polls]:
         yield f"no test row that all members answer for task {', '.join(lacking)}: left out"
 
@@ -133,7 +133,7 @@ def _cautions(members: Sequence[Member], by: str) -> Iterator[str]:
     for member in members:
         model = member.model(next(iter(member.clients)))
         for told in (*describe_otherwise(member.experiment), *describe_cover(model)):
-            yield f"{member.name}: {told}"
+            yield f"{told} ({member.name})"
     federation = members[0].experiment.federation
     stay = ALGORITHMS[federation.algorithm].shares != "all" and federation.heads == "local"
     if by == "clients" and stay:
