@@ -1,5 +1,6 @@
 """What the outputs of a task's head say: classes and probabilities, or values in their own unit."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,3 +46,22 @@ def read_output(task: Task, output: Tensor, scale: TargetScale | None) -> Answer
     if task.kind == "binary":
         return Answer(decided[:, 0], probability[:, 0])
     return Answer(decided, probability)
+
+
+def average_answers(task: Task, answers: Sequence[Answer]) -> Answer:
+    """Average what several models answer: probabilities, or values in the target's own unit.
+
+    Classes are those of the mean probabilities. One model's answer stays as it is.
+
+    >>> said = [Answer(torch.tensor([c]), torch.tensor([p])) for c, p in ((0, 0.4), (1, 0.9))]
+    >>> average_answers(Task(kind="binary"), said).value
+    tensor([1])
+    """
+    if len(answers) == 1:
+        return answers[0]
+    if task.kind == "regression":
+        return Answer(torch.stack([answer.value for answer in answers]).mean(0), None)
+    said = [answer.probability for answer in answers if answer.probability is not None]
+    mean = torch.stack(said).mean(0)
+    value = mean.argmax(dim=1) if task.kind == "multiclass" else (mean > 0.5).to(torch.int64)
+    return Answer(value, mean)

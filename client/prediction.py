@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.algorithms.algorithm import LocalAlgorithm, open_algorithm
-from client.answers import Answer, read_output
+from client.answers import Answer, average_answers, read_output
 from client.kept_model import KeptModel
 from common.algorithms import ALGORITHMS
 from common.cells import count_rows, list_names
@@ -43,28 +43,80 @@ class Predictions:
 def predict(
     kept: KeptModel, table: ClientTable, device: torch.device, prefix: str = PREFIX
 ) -> Predictions:
-    """Predict all tasks that the client holds.
+    """Predict all tasks that the client holds; see `predict_together`."""
+    return predict_together([kept], table, device, prefix)
+
+
+def predict_together(
+    models: Sequence[KeptModel], table: ClientTable, device: torch.device, prefix: str = PREFIX
+) -> Predictions:
+    """Predict by the average of models, all tasks that every one of them answers.
 
     Args:
-        kept: the model.
+        models: one or more, of the same tasks.
         table: rows with the columns of the experiment's inputs; others are not read.
         device: where to compute.
         prefix: begins the names of the columns.
 
     Raises:
-        ConfigError: a column of the table has a name that a prediction needs.
+        ConfigError: a column of the table has a name that a prediction needs, or the models were
+            trained for other tasks.
         DataError: the rows cannot be encoded; see `common.encoding.encode_rows`.
         CheckpointError: the model is not complete.
     """
-    rows = encode_rows(table, kept.experiment, kept.agreement, kept.fitted)
-    answers = compute_answers(kept, rows.inputs, device)
+    _require_same_tasks(models)
+    experiment = models[0].experiment
+    rows = [encode_rows(table, m.experiment, m.agreement, m.fitted) for m in models]
+    usable: NDArray[np.bool_] = np.logical_and.reduce([own.usable for own in rows])
+    answers = [
+        compute_answers(model, _keep(own, usable), device)
+        for model, own in zip(models, rows, strict=True)
+    ]
     named = [
         (prefix + name, column)
-        for task, answer in answers.items()
-        for name, column in name_columns(kept.experiment, task, answer)
+        for task in answers[0]
+        if all(task in own for own in answers)
+        for name, column in name_columns(
+            experiment, task, average_answers(experiment.tasks[task], [a[task] for a in answers])
+        )
     ]
     _check_names([name for name, _ in named], list(table.columns))
-    return Predictions(dict(named), rows.usable, tuple(_notes(kept, rows)))
+    notes = [note for m, own in zip(models, rows, strict=True) for note in _notes(m, own)]
+    return Predictions(dict(named), usable, tuple(dict.fromkeys(notes)))
+
+
+def _keep(rows: NewRows, usable: NDArray[np.bool_]) -> dict[str, Tensor]:
+    """Keep the inputs of rows that all models can use, [N] bool; copies only where others go."""
+    if (rows.usable == usable).all():
+        return rows.inputs
+    kept = torch.from_numpy(usable[rows.usable])
+    return {name: x[kept] for name, x in rows.inputs.items()}
+
+
+def _require_same_tasks(models: Sequence[KeptModel]) -> None:
+    """Refuse to average answers to other questions.
+
+    Raises:
+        ConfigError: names the first task that differs.
+    """
+    first = models[0]
+    for model in models[1:]:
+        for name in dict.fromkeys([*first.experiment.tasks, *model.experiment.tasks]):
+            one, other = (_question(m.experiment, name) for m in (first, model))
+            if one != other:
+                raise ConfigError(
+                    f"models whose predictions are averaged must have the same tasks, got "
+                    f"tasks.{name} {other} in run {model.run} and {one} in run {first.run}; give "
+                    "runs that agree"
+                )
+
+
+def _question(experiment: Experiment, name: str) -> str:
+    task = experiment.tasks.get(name)
+    if task is None:
+        return "absent"
+    targets = list_names(experiment.targets(name))
+    return f"({task.kind}, target {targets}, classes {task.classes}, transform {task.transform})"
 
 
 def compute_answers(

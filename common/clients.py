@@ -20,7 +20,7 @@ def open_clients(experiment: Experiment) -> TableSource:
     source = open_source(experiment.data)
     if experiment.partition is not None:
         min_rows = experiment.data.min_rows
-        source = _partition(source, experiment.partition, experiment.seed, min_rows)
+        source = _partition(source, experiment.partition, experiment.data_seed, min_rows)
     if not source.names:
         raise DataError(f"data.path: there is no client in '{experiment.data.path}'")
     if experiment.partition is not None and experiment.partition.task_skew != "none":

@@ -71,6 +71,12 @@ class Data(Settings):
     )
     split_column: str = Field("", description="The column for split 'ordered' or 'column'.")
     stratify: str = Field("", description="A task whose classes every random split keeps in share.")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="Deals rows and tasks to clients and splits rows; none: the run's seed. Runs "
+        "with other seeds and the same one here train and test on the same rows.",
+    )
     min_rows: int = Field(2, ge=2, description="A client with fewer rows is unusable.")
     unusable: Literal["refuse", "leave-out"] = Field(
         "refuse",
@@ -608,6 +614,11 @@ class Experiment(Settings):
         target = self.tasks[task].target or task
         return (target,) if isinstance(target, str) else target
 
+    @property
+    def data_seed(self) -> int:
+        """The seed that says which client has which rows and tasks, and which rows are its test."""
+        return self.seed if self.data.seed is None else self.data.seed
+
     def for_clients(self) -> str:
         """Write as JSON what clients are sent: all but when which client is there."""
         sealed = {"availability": seal(self.federation.availability)}
@@ -623,6 +634,8 @@ class Experiment(Settings):
         content = self.model_dump(mode="json")
         del content["description"], content["data"]["path"], content["federation"]["rounds"]
         del content["training"]["device"], content["federation"]["affinity_every"]
+        if self.data.seed is None:  # checkpoints of versions without it go on
+            del content["data"]["seed"]
         del content["federation"]["checkpoint_interval_s"]
         ends = round_schedule(self.training).ENDS
         if ends or any(level and level.noise_multiplier is None for level in self.privacy.levels):

@@ -28,6 +28,7 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_weights(experiment),
         *_idle_loss(experiment),
         *_idle_data(experiment.data),
+        *_idle_data_seed(experiment.data, experiment.partition),
         *_idle_evaluation(experiment),
         *_idle_inputs(experiment),
         *_idle_trunk(experiment),
@@ -106,6 +107,20 @@ def _idle_data(data: "Data") -> Iterator[str]:
         yield (
             "data.split-column is for data.split 'ordered' or 'column', got "
             f"'{data.split_column}' with split 'random'; set data.split, or remove it"
+        )
+
+
+def _idle_data_seed(data: "Data", partition: "Partition | None") -> Iterator[str]:
+    """Refuse `data.seed` where neither clients nor tasks nor splits are drawn by a seed."""
+    dealt = partition is not None and (
+        partition.kind != "natural" or partition.task_skew == "random"
+    )
+    drawn = data.split != "ordered" and bool(data.validation or data.test)
+    if data.seed is not None and not dealt and not drawn:
+        yield (
+            f"data.seed must be left out, got {data.seed}: data.split '{data.split}' with "
+            f"data.validation = {data.validation:g} and data.test = {data.test:g}, and no "
+            "[partition] that draws, are the same for every seed; remove it"
         )
 
 

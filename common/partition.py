@@ -33,7 +33,7 @@ def partition_rows(
     Args:
         table: all rows.
         partition: the kind and its settings.
-        seed: the run's; the same seed deals the same rows in every process.
+        seed: `Experiment.data_seed`; the same seed deals the same rows in every process.
         min_rows: rows that every client of a Dirichlet partition must get.
 
     Returns:
@@ -74,7 +74,7 @@ def tasks_held(experiment: Experiment, name: str, position: int) -> frozenset[st
     count = partition.tasks_per_client
     if partition.task_skew == "rotate":
         return frozenset(tasks[(position + k) % len(tasks)] for k in range(count))
-    return frozenset(sample_names(tasks, count, experiment.seed, "task-skew", name))
+    return frozenset(sample_names(tasks, count, experiment.data_seed, "task-skew", name))
 
 
 def pool_tables(source: TableSource) -> ClientTable:

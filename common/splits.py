@@ -1,7 +1,7 @@
 """How a client divides its own rows into training, validation and test.
 
-A split depends on the seed, the client's name and the number of its rows, and on no cell but those
-of `data.split-column` or of the task to stratify by.
+A split depends on `Experiment.data_seed`, the client's name and the number of its rows, and on no
+cell but those of `data.split-column` or of the task to stratify by.
 """
 
 import numpy as np
@@ -127,7 +127,7 @@ def _draw(
     """
     if not count:
         return rows, rows[:0]
-    shuffled = numpy_generator(experiment.seed, "split", table.name, part).permutation(rows)
+    shuffled = numpy_generator(experiment.data_seed, "split", table.name, part).permutation(rows)
     if experiment.data.stratify:
         shuffled = _spread_classes(shuffled, count, table, experiment)
     return np.sort(shuffled[count:]), np.sort(shuffled[:count])

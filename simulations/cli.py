@@ -20,6 +20,7 @@ from common.resuming import check_changes
 from simulations.cli_attack import app as attack_app
 from simulations.cli_audit import audit, membership
 from simulations.cli_deploy import deploy_app
+from simulations.cli_ensemble import ensemble
 from simulations.cli_evaluate import evaluate
 from simulations.cli_health import health
 from simulations.cli_node import app as node_app
@@ -310,6 +311,7 @@ app.command()(evaluate)
 app.command()(predict)
 app.command()(export)
 app.command()(personalize)
+app.command()(ensemble)
 attack_app.command()(membership)
 attack_app.command()(audit)
 

@@ -32,7 +32,14 @@ RunData = Annotated[
 
 
 def predict(
-    folder: Folder,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER...",
+            help="The state folder of a node, or the run folder of a simulation; of several, the "
+            "average predicts.",
+        ),
+    ],
     rows: Annotated[
         Path, typer.Option(metavar="FILE", help="New rows: CSV, Parquet or NPZ, by its ending.")
     ],
@@ -51,19 +58,22 @@ def predict(
 
     FOLDER is the state folder of a node or the run folder of a simulation. The new rows need the
     columns of the inputs; all their columns are kept, and predictions stand behind them.
+
+    Of several FOLDERs the predictions are averaged: probabilities, and values in the target's unit.
     """
     with told_in_lines():
         from client.row_files import check_paths, read_rows, write_predictions
 
+        require_unlike(folders)
         check_paths(rows, out)
-        from client.prediction import predict as predict_rows
+        from client.prediction import predict_together
         from common.tables import ClientTable
 
-        kept = open_kept(folder, run, client, data)
+        models = [open_kept(folder, run, client, data) for folder in folders]
         new = read_rows(rows)
         try:
-            table = ClientTable(kept.client, new.columns)
-            predictions = predict_rows(kept, table, pick_device(device), prefix)
+            table = ClientTable(models[0].client, new.columns)
+            predictions = predict_together(models, table, pick_device(device), prefix)
         except DataError as error:
             raise DataError(f"--rows {rows}: {error}") from error
         write_predictions(new, predictions, out)
@@ -71,7 +81,7 @@ def predict(
             typer.echo(note, err=True)
         typer.echo(
             f"{out}: {int(predictions.usable.sum())} of {len(predictions.usable)} rows predicted "
-            f"by {tell(kept)}"
+            f"by {'; '.join(map(tell, models))}"
         )
 
 
@@ -106,6 +116,17 @@ def export(
         for line in describe_check(differences):
             typer.echo(line)
         typer.echo(f"{out}: {tell(kept)}")
+
+
+def require_unlike(folders: list[Path]) -> None:
+    """Refuse to average a model with itself.
+
+    Raises:
+        ConfigError: a folder is there twice.
+    """
+    places = [folder.resolve() for folder in folders]
+    if twice := [f for f, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+        raise ConfigError(f"FOLDER must name each folder once, got {twice[0]} twice; remove one")
 
 
 def open_kept(folder: Path, run: str, client: str, data: str | None) -> "KeptModel":

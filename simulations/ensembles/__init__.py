@@ -1,0 +1,1 @@
+"""Ensembles: predictions averaged over runs, or over the heads of all clients."""
