@@ -119,10 +119,8 @@ def front_charts(outcome: Outcome) -> Iterator[Chart]:
                  colour, name)
             for group, colour, name in ((others, "$muted", "beaten"), (ordered, "$c1", "front"))
         ]  # fmt: skip
-        is_plane = len(outcome["objectives"]) == 2
-        traces[1] |= (
-            {"mode": "lines+markers", "line": {"shape": stairs(one, other)}} if is_plane else {}
-        )
+        if len(outcome["objectives"]) == 2:  # a projection of more has no steps
+            traces[1] |= {"mode": "lines+markers", "line": {"shape": stairs(one, other)}}
         own = (own_value(outcome, one), own_value(outcome, other))
         if is_figure(own[0]) and is_figure(own[1]):
             mark = curve("own settings", [own[0]], [own[1]], "$c2")

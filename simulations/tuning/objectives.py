@@ -100,7 +100,7 @@ def require_same_measure(
     Raises:
         ConfigError: names the setting.
     """
-    keys = _MEASURES
+    keys: tuple[str, ...] = _MEASURES
     if any(objective.metric == LOSS for objective in objectives):
         keys += _WEIGHED
     for name, task in base.tasks.items():

@@ -113,9 +113,13 @@ def describe_best(
 def choose_best(objectives: Sequence[Objective], front: Sequence[Figures]) -> int:
     """Choose a trial of the front: the one of the best mean rank over the objectives.
 
-    >>> trial = lambda n, a, b: {"number": n, "values": {"loss": {"mean": a}, "t/loss": {"mean": b}}}
-    >>> choose_best([Objective("loss"), Objective("loss", "t")],
-    ...     [trial(0, 1.0, 9.0), trial(1, 2.0, 3.0), trial(2, 3.0, 2.0), trial(3, 9.0, 1.0)])
+    >>> def trial(number, *values):
+    ...     means = dict(zip(["loss", "t/loss"], ({"mean": v} for v in values)))
+    ...     return {"number": number, "values": means}
+    >>> choose_best(
+    ...     [Objective("loss"), Objective("loss", "t")],
+    ...     [trial(0, 1.0, 9.0), trial(1, 2.0, 3.0), trial(2, 2.5, 4.0)],
+    ... )
     1
     """
     ranks = dict.fromkeys((trial["number"] for trial in front), 0)
@@ -125,7 +129,8 @@ def choose_best(objectives: Sequence[Objective], front: Sequence[Figures]) -> in
             sorted(values, key=lambda n: values[n], reverse=objective.is_maximised)
         ):
             ranks[number] += place
-    return min(ranks, key=lambda number: (ranks[number], number))
+    best: int = min(ranks, key=lambda number: (ranks[number], number))
+    return best
 
 
 def read_test(folder: Path, number: int, seeds: Sequence[int]) -> list[TaskFigures]:

@@ -123,10 +123,8 @@ def trial_row(outcome: Outcome, trial: Mapping[str, Any]) -> list[str]:
         *value_cells(outcome, trial),
         "" if seconds is None else format_seconds(seconds),
     ]
-    cells = [escape(cell) for cell in cells]
-    return (
-        [f"<strong>{c}</strong>" for c in cells] if trial["number"] in outcome["front"] else cells
-    )
+    mark = "<strong>{}</strong>" if trial["number"] in outcome["front"] else "{}"
+    return [mark.format(escape(cell)) for cell in cells]
 
 
 def make_origin(experiment: Experiment, outcome: Outcome) -> str:

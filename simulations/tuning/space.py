@@ -31,7 +31,7 @@ UNTUNED = UNVARIED | {  # key or table -> why not, and a way out
     "seed": "it would be luck; --seeds N averages every trial over seeds 0 to N-1",
     "data": _ROWS,
     "partition": _ROWS,
-    "privacy": "less privacy would always win; lay its settings side by side: fedmtl compare --vary",
+    "privacy": "less privacy would always win; lay settings side by side: fedmtl compare --vary",
 }
 FORMS = "LOW..HIGH, log:LOW..HIGH or a list of values such as [A, B]"
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from simulations.comparison_table import describe_seeds
 from simulations.formats import NOTHING, direction, format_count, format_figure
-from simulations.tuning.outcome import AGAIN
+from simulations.tuning.study import AGAIN
 
 MOST_SHOWN = 10  # trials of the terminal's table; the page has all
 OWN_NAME = "own settings"
@@ -36,8 +36,12 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
     own = [describe_value(outcome["own-settings"]["values"], o["name"], seeds) for o in objectives]
     table.add_row(*map(Text, [OWN_NAME, *("" for _ in outcome["space"]), *own]))
     console.print(table)
+    chosen = Table(title=f"trial {outcome['best']['number']}, chosen by validation, on test rows")
+    for place, heading in enumerate(test_headings(outcome)):
+        chosen.add_column(heading, justify="right" if place else "left")
     for row in test_rows(outcome):
-        console.print(": ".join([row[0], "; ".join(row[1:])]), highlight=False)
+        chosen.add_row(*map(Text, row))
+    console.print(chosen)
     for note in notes_of(outcome):
         console.print(note, highlight=False)
 
@@ -132,6 +136,19 @@ def counts_of(outcome: Outcome) -> str:
     return f"{format_count(sum(AGAIN not in t for t in trials), 'trial')}: {listed}"
 
 
+def no_better(outcome: Outcome) -> bool:
+    """Tell whether no trial beats the experiment's own settings in any objective."""
+    own, trials = outcome["own-settings"]["values"], outcome["trials"]
+
+    def beats(trial: Mapping[str, Any], objective: Mapping[str, str]) -> bool:
+        name, sign = objective["name"], 1 if objective["direction"] == "maximise" else -1
+        mean, base = trial["values"][name]["mean"], own[name]["mean"]
+        return bool(sign * mean > sign * base)
+
+    done = [trial for trial in trials if trial["values"]]
+    return bool(own) and not any(beats(t, o) for t in done for o in outcome["objectives"])
+
+
 def notes_of(outcome: Outcome) -> list[str]:
     """Say what the figures are, a sentence or two each."""
     seeds = len(outcome["seeds"])
@@ -142,6 +159,11 @@ def notes_of(outcome: Outcome) -> list[str]:
         notes.append(
             f"Bold: {format_count(len(outcome['front']), 'trial')} that none beats in all "
             f"objectives; trial {best} has the best mean rank among them."
+        )
+    if no_better(outcome):
+        notes.append(
+            "The experiment's own settings are as good by validation as every trial: keep them, or "
+            "search further."
         )
     notes.append(
         f"Trial {best} was chosen by validation, whose figure is the better for having been chosen "

@@ -1,4 +1,4 @@
-"""One trial: an experiment with the settings that were drawn, trained with every seed and judged."""
+"""One trial: an experiment with settings that were drawn, trained with every seed and judged."""
 
 import time
 from collections.abc import Sequence
