@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 SETTINGS, EXPERIMENT = "settings.json", "experiment.toml"
 OWN_SETTINGS = -1  # number of the job that has no trial
-TRIED = 64  # settings of the space of which one at least must be valid before anything trains
+TRIED = 32  # settings of the space of which one at least must be valid before anything trains
 DEFAULT_TRIALS = 20
 
 Progress = Callable[[int, int], None]  # trials done, of how many
@@ -238,7 +238,9 @@ def require_valid_settings(base: Path, space: Space) -> None:
     )
 
 
-def run_search(folder: Path, jobs: int, on_progress: Progress = lambda done, total: None) -> Tuning:
+def run_search(
+    folder: Path, jobs: int = 1, on_progress: Progress = lambda done, total: None
+) -> Tuning:
     """Do what is left of a search.
 
     Args:
