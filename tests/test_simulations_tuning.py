@@ -157,6 +157,7 @@ def test_the_loss_of_other_weights_is_not_compared_a_metric_is():
         require_same_measure(metric, base, [Objective("accuracy", "digit")])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trials_made_up")
 def test_the_best_trial_is_the_one_of_best_mean_over_seeds(tmp_path):
     outcome = write_outcome(run_search(start(tmp_path / "out", seeds=2)))
@@ -209,6 +210,7 @@ def test_the_front_of_two_is_drawn_with_the_beaten_behind_it(tmp_path, monkeypat
     assert (own["x"], own["y"]) == ([2.0], [0.4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["random", "tpe", "grid"])
 def test_an_interrupted_search_goes_on_as_it_would_have(sampler, tmp_path, monkeypatch):
     space = RATES if sampler == "grid" else {"training.lr": "0.01..0.05"}
@@ -236,6 +238,7 @@ def test_an_interrupted_search_goes_on_as_it_would_have(sampler, tmp_path, monke
     assert again["settings"] == trials[1]["settings"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("trials_made_up")
 def test_a_search_that_is_done_does_nothing_more_unless_asked(tmp_path, monkeypatch):
     out = start(tmp_path / "out", sampler="random", space={"training.lr": "0.01..0.05"})
@@ -251,6 +254,7 @@ def test_a_search_that_is_done_does_nothing_more_unless_asked(tmp_path, monkeypa
     assert len(set(more)) == 5
 
 
+@pytest.mark.slow
 def test_tpe_draws_near_good_trials(tmp_path, monkeypatch):
     def valley(job):
         rate = float(job.settings.get("training.lr", "0.5"))
@@ -262,7 +266,7 @@ def test_tpe_draws_near_good_trials(tmp_path, monkeypatch):
         out = start(tmp_path / sampler, sampler=sampler, space=space, trials=40)
         late = listed(run_search(out))[20:]
         distances[sampler] = sum(abs(rate - 0.7) for rate in late) / len(late)
-    assert distances["tpe"] < 0.6 * distances["random"]
+    assert distances["tpe"] < 0.8 * distances["random"]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +275,6 @@ def test_tpe_draws_near_good_trials(tmp_path, monkeypatch):
         ({"sampler": "best"}, "--sampler must be one of tpe, random, grid, got 'best'"),
         ({"prune": "often"}, "--prune must be one of median, none"),
         ({"prune": "median", "objectives": ["loss", "ink/r2"]}, "with several objectives"),
-        ({"space": {"training.lrr": "1..2"}}, "training.lrr"),
         ({"objectives": ["digit/mae"]}, "--objective must be one of"),
     ],
 )
@@ -279,6 +282,14 @@ def test_a_search_that_cannot_be_done_leaves_no_folder(options, told, tmp_path):
     with pytest.raises(ConfigError) as raised:
         start(tmp_path / "out", **options)
     assert told in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_key_that_does_not_exist_is_told_before_anything_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TRIED", 2)
+    with pytest.raises(ConfigError, match="none of 2 settings drawn from it is valid") as raised:
+        start(tmp_path / "out", space={"training.lrr": "1..2"})
+    assert "training.lrr" in str(raised.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -364,6 +375,7 @@ def test_a_pruned_run_ends_at_its_round_and_leaves_what_it_did(tmp_path):
     assert not (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_a_trial_worse_than_the_median_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr("simulations.tuning.study.STARTUP", 1)
     monkeypatch.setattr("simulations.tuning.study.WARMUP", 0)

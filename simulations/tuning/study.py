@@ -35,12 +35,11 @@ def require_optuna() -> None:
         ConfigError: it is not installed.
     """
     try:
-        import optuna
+        import optuna  # noqa: F401
     except ImportError as error:
         raise ConfigError(
             "fedmtl tune needs Optuna, which is not installed: pip install 'fedmtl[tune]'"
         ) from error
-    optuna.logging.set_verbosity(logging.WARNING)
 
 
 def open_study(folder: Path, objectives: Sequence[Objective]) -> "Study":
@@ -52,6 +51,7 @@ def open_study(folder: Path, objectives: Sequence[Objective]) -> "Study":
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
+    optuna.logging.set_verbosity(logging.WARNING)  # of this process, which may be a trial's
     try:
         storage = optuna.storages.RDBStorage(
             f"sqlite:///{(folder / FILE).absolute()}",

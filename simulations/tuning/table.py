@@ -75,11 +75,13 @@ def describe_value(values: Mapping[str, Any], name: str, seeds: int) -> str:
 
 
 def short_setting(text: str) -> str:
-    """Shorten a fraction.
+    """Shorten a fraction, and take the quotes off a text.
 
-    >>> short_setting("0.012345678"), short_setting("[64, 32]"), short_setting("12")
-    ('0.01235', '[64, 32]', '12')
+    >>> [short_setting(text) for text in ("0.012345678", "[64, 32]", "12", '"adam"')]
+    ['0.01235', '[64, 32]', '12', 'adam']
     """
+    if text.startswith('"'):
+        return text.strip('"')
     try:
         return format_figure(float(text)) if "." in text or "e-" in text else text
     except ValueError:
