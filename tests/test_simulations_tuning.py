@@ -134,6 +134,8 @@ def test_a_grid_takes_every_combination_and_no_endless_range():
     ]  # fmt: skip
     with pytest.raises(ConfigError, match=r"grid needs a list of values for training\.lr"):
         next(grid_points(parse_space({"training.lr": "0.1..0.2"})))
+    with pytest.raises(ConfigError, match="at most 10000 combinations, got 1000000000"):
+        next(grid_points(parse_space({"training.epochs": "1..1000000000"})))
 
 
 def test_objectives_are_figures_of_the_experiment():
@@ -410,6 +412,17 @@ def test_settings_that_cannot_run_are_pruned_with_their_reason(settings, told, t
     assert outcome.values == []
 
 
+def test_a_trial_that_breaks_is_pruned_without_the_text_of_the_error(tmp_path, monkeypatch):
+    def run(*_, **__):
+        raise RuntimeError("row 7 is 0.123")
+
+    monkeypatch.setattr(trial_module, "simulate", run)
+    reason = do_trial(job_of(tmp_path, {"trunk.widths": "[8, 4]"})).reason
+    assert reason.startswith("it broke with a RuntimeError; to see where: fedmtl simulate ")
+    assert reason.endswith("--set 'trunk.widths=[8, 4]'")
+    assert "0.123" not in reason
+
+
 def test_a_trial_is_read_at_the_round_of_lowest_validation_loss(tmp_path, monkeypatch):
     def run(experiment, **_):
         best = {"validation": {"loss": 1.0 + experiment.seed}}
@@ -424,6 +437,7 @@ def test_a_trial_is_read_at_the_round_of_lowest_validation_loss(tmp_path, monkey
 def test_charts_place_values_on_their_axis():
     axis, places = place(Choice(("[8]", "[16]")), ["[16]", "[8]"])
     assert (axis["ticktext"], places) == (["[8]", "[16]"], [1.0, 0.0])
+    assert place(Choice(('"relu"', '"tanh"')), [])[0]["ticktext"] == ["relu", "tanh"]
     assert place(Range(0.1, 1.0, log=True), ["0.5"]) == ({"type": "log"}, [0.5])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from simulations.charts import Chart, Trace, curve, is_figure, reference_line
 from simulations.tuning.space import Choice, Range, parse_space
-from simulations.tuning.table import Outcome, label_of, setting_cells
+from simulations.tuning.table import Outcome, label_of, setting_cells, short_setting
 
 Trials = Sequence[Mapping[str, Any]]
 
@@ -101,7 +101,7 @@ def place(drawn: Range | Choice, texts: Sequence[str]) -> tuple[dict[str, Any], 
     count = len(drawn.values)
     axis = {
         "tickvals": list(range(count)),
-        "ticktext": [escape(text) for text in drawn.values],
+        "ticktext": [escape(short_setting(text)) for text in drawn.values],
         "range": [-0.5, count - 0.5],
     }
     return axis, [float(drawn.values.index(text)) for text in texts]

@@ -5,6 +5,7 @@ Values are kept as text, a TOML literal each, as ``--set`` takes them.
 
 import itertools
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ UNTUNED = UNVARIED | {  # key or table -> why not, and a way out
     "partition": _ROWS,
     "privacy": "less privacy would always win; lay settings side by side: fedmtl compare --vary",
 }
+MOST_POINTS = 10_000  # of a grid
 FORMS = "LOW..HIGH, log:LOW..HIGH or a list of values such as [A, B]"
 
 
@@ -63,9 +65,9 @@ class Range:
             return IntDistribution(self.low, self.high, log=self.log)
         return FloatDistribution(self.low, self.high, log=self.log)
 
-    def points(self) -> list[Number]:
+    def points(self) -> Sequence[Number]:
         """List its numbers for a grid; none where there is no end of them."""
-        return list(range(int(self.low), int(self.high) + 1)) if self.is_whole else []
+        return range(int(self.low), int(self.high) + 1) if self.is_whole else ()
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ class Choice:
 
         return CategoricalDistribution(self.values)
 
-    def points(self) -> list[str]:
+    def points(self) -> Sequence[str]:
         """List its values for a grid."""
-        return list(self.values)
+        return self.values
 
 
 Space = Mapping[str, Range | Choice]
@@ -141,7 +143,8 @@ def grid_points(space: Space) -> Iterator[dict[str, Number | str]]:
     """Combine every value of every key with those of the others; the last key runs fastest.
 
     Raises:
-        ConfigError: a key has a range of fractions, of which there is no end.
+        ConfigError: a key has a range of fractions, of which there is no end, or there are more
+            than `MOST_POINTS`.
     """
     points = {key: values.points() for key, values in space.items()}
     for key, values in points.items():
@@ -150,6 +153,12 @@ def grid_points(space: Space) -> Iterator[dict[str, Number | str]]:
                 f"--sampler grid needs a list of values for {key}, got a range of fractions; write "
                 f"--space {key}=[A, B, C], or take --sampler tpe"
             )
+    count = math.prod(map(len, points.values()))
+    if count > MOST_POINTS:
+        raise ConfigError(
+            f"--sampler grid takes at most {MOST_POINTS} combinations, got {count}; list fewer "
+            "values, or take --sampler tpe"
+        )
     for chosen in itertools.product(*points.values()):
         yield dict(zip(points, chosen, strict=True))
 

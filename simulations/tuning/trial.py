@@ -1,5 +1,6 @@
 """One trial: an experiment with settings that were drawn, trained with every seed and judged."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -109,7 +110,16 @@ def do_trial(job: Job) -> Outcome:
             values.append(judge_run(run, engine, seed_folder(job.folder, seed), job, pruner))
     except (FedMTLError, PrunedError) as error:
         values, reason = [], "; ".join(str(error).splitlines())
+    except Exception as error:  # else a search could never get past this trial
+        values, reason = [], describe_break(error, job)
     return Outcome(values, reason, time.perf_counter() - started)
+
+
+def describe_break(error: Exception, job: Job) -> str:
+    """Name an error that nobody foresaw, and how to see it; its text may tell of rows."""
+    words = ["fedmtl", "simulate", str(job.base), "--engine", "auto"]
+    words += [w for key, value in job.settings.items() for w in ("--set", f"{key}={value}")]
+    return f"it broke with a {type(error).__name__}; to see where: {shlex.join(words)}"
 
 
 def prepare(
