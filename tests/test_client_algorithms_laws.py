@@ -11,7 +11,7 @@ from flwr.app import MessageType
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 
-import client.app
+import client.job
 from client.algorithms.algorithm import open_algorithm
 from client.kept_model import open_kept
 from client.node.dry_run import dry_run
@@ -224,13 +224,13 @@ def test_nodes_that_restart_before_every_message_lose_nothing(
 ):
     experiment = plan_or_skip(planned, algorithm, **ANYWHERE[case])
     expected = run(experiment, tmp_path / "memory")
-    opened = client.app.open_session
+    opened = client.job.open_session
 
     def open_anew(*arguments):
         close_sessions()
         return opened(*arguments)
 
-    monkeypatch.setattr("client.app.open_session", open_anew)
+    monkeypatch.setattr("client.job.open_session", open_anew)
     monkeypatch.setenv("FEDMTL_STATE", str(tmp_path / "state"))
     restarted = run(experiment, tmp_path / "folders")
     for name, values in expected.trunk.items():

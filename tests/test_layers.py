@@ -43,7 +43,7 @@ def test_flower_will_take_the_module_into_its_bundle(path):
 def test_flower_stays_at_the_rims():
     rims = {
         "common/wire.py", "common/lazy_array.py",
-        "client/app.py", "client/state.py", "client/session.py",
+        "client/app.py", "client/job.py", "client/state.py", "client/session.py",
         "client/node/worker.py", "client/node/runtime.py", "client/node/guard.py",
         "client/node/run.py", "client/node/supernode.py",
         "server/app.py", "server/strategy.py", "server/loop.py", "server/roster.py",

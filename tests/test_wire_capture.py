@@ -347,7 +347,7 @@ def test_an_unexpected_error_tells_its_place_and_no_private_value(monkeypatch, t
 
     experiment = load_experiment("digits", SETTINGS)
     tap = Tap(open_clients(experiment).names)
-    monkeypatch.setattr("client.app.open_state", explode)
+    monkeypatch.setattr("client.job.open_state", explode)
     folder = RunFolder(tmp_path / "run")
     folder.create(experiment, "loopback")
     with pytest.raises(NothingLearnedError) as told:
