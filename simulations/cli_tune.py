@@ -93,7 +93,7 @@ def tune(
 
     The folder gets tune.json, tune.html, best.toml (fedmtl simulate
     DIR/best.toml), and with several objectives front/: the trials that none
-    beats in all; best.toml is then the one of the best mean rank among them.
+    dominates; best.toml is then the one of the best mean rank among them.
 
     After Ctrl-C or a crash, --resume DIR goes on; trials under way start anew.
     """

@@ -108,7 +108,7 @@ def place(drawn: Range | Choice, texts: Sequence[str]) -> tuple[dict[str, Any], 
 
 
 def front_charts(outcome: Outcome) -> Iterator[Chart]:
-    """Draw each two objectives against each other, the trials that none beats in front."""
+    """Draw each two objectives against each other, those that none dominates in front."""
     trials = finished(outcome)
     front = [trial for trial in trials if trial["number"] in outcome["front"]]
     others = [trial for trial in trials if trial["number"] not in outcome["front"]]
@@ -117,7 +117,7 @@ def front_charts(outcome: Outcome) -> Iterator[Chart]:
         traces = [
             dots(outcome, group, [value(t, one) for t in group], [value(t, other) for t in group],
                  colour, name)
-            for group, colour, name in ((others, "$muted", "beaten"), (ordered, "$c1", "front"))
+            for group, colour, name in ((others, "$muted", "dominated"), (ordered, "$c1", "front"))
         ]  # fmt: skip
         if len(outcome["objectives"]) == 2:  # a projection of more has no steps
             traces[1] |= {"mode": "lines+markers", "line": {"shape": stairs(one, other)}}
@@ -134,7 +134,7 @@ def front_charts(outcome: Outcome) -> Iterator[Chart]:
                 "hovermode": "closest",
             },
             height=340,
-            note="Front: the trials that none beats in all objectives.",
+            note="Front: no trial is as good in all objectives and better in one.",
         )
 
 

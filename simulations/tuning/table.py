@@ -159,8 +159,8 @@ def notes_of(outcome: Outcome) -> list[str]:
     notes = [f"{counts_of(outcome)}. Figures: {over if seeds > 1 else 'one seed'}."]
     if len(outcome["objectives"]) > 1:
         notes.append(
-            f"Bold: {format_count(len(outcome['front']), 'trial')} that none beats in all "
-            f"objectives; trial {best} has the best mean rank among them."
+            f"Bold: {format_count(len(outcome['front']), 'trial')} that none dominates, as "
+            f"good in all objectives and better in one; trial {best} has the best mean rank among them."
         )
     if no_better(outcome):
         notes.append(
