@@ -23,6 +23,7 @@ from simulations.tuning.outcome import read_test, summarise, write_outcome
 from simulations.tuning.page import write_tuning_page
 from simulations.tuning.search import Search, locked, run_search, start_search
 from simulations.tuning.space import Choice, Range, grid_points, parse_space, read_space
+from simulations.tuning.study import open_study
 from simulations.tuning.table import no_better, print_outcome
 from simulations.tuning.trial import Job, Outcome, PrunedError, Pruner, do_trial
 
@@ -313,6 +314,13 @@ def test_two_processes_do_not_search_in_one_folder(tmp_path):
     out = start(tmp_path / "out")
     with locked(out), pytest.raises(CheckpointError, match="in use"):
         run_search(out)
+
+
+def test_a_folder_may_have_any_name(tmp_path):
+    folder = tmp_path / "a b?c#d%41{e}"
+    folder.mkdir()
+    open_study(folder, [Objective("loss")])
+    assert (folder / "tune.sqlite").is_file()
 
 
 def test_another_folder_is_no_search(tmp_path):

@@ -39,10 +39,10 @@ def summarise(tuning: Tuning) -> Figures:
         each; ``trials``: ``{"number", "state", "reason", "settings", "values": {objective:
         spread}, "seconds", "folder"}`` each, with ``again`` where it repeats a lost one;
         ``own-settings``: such values of the experiment as it is; ``front``: numbers of the trials
-        that none dominates, as good in all objectives and better in one; ``best``: ``{"number", "settings", "chosen-by",
-        "test"}``, where ``test`` has the metric of every task on test rows, ``own-settings`` the
-        same of the experiment as it is, and ``gain`` their difference seed by seed, higher is
-        better; None where no trial has a figure.
+        that none dominates, as good in all objectives and better in one; ``best``: ``{"number",
+        "settings", "chosen-by", "test"}``, where ``test`` has the metric of every task on test
+        rows, ``own-settings`` the same of the experiment as it is, and ``gain`` their difference
+        seed by seed, higher is better; None where no trial has a figure.
     """
     search, experiment = tuning.search, tuning.experiment
     names = [objective.name for objective in tuning.objectives]

@@ -1,7 +1,9 @@
 """The study: Optuna's record of all trials, in one SQLite file that outlives the process."""
 
 import logging
+import sqlite3
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +53,14 @@ def open_study(folder: Path, objectives: Sequence[Objective]) -> "Study":
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
+    path = (folder / FILE).absolute()
     optuna.logging.set_verbosity(logging.WARNING)  # of this process, which may be a trial's
     try:
         storage = optuna.storages.RDBStorage(
-            f"sqlite:///{(folder / FILE).absolute()}",
-            engine_kwargs={"connect_args": {"timeout": WAIT_S}},
+            f"sqlite:///{FILE}",  # in words alone: a folder may have a ? or a % in its name
+            engine_kwargs={
+                "creator": partial(sqlite3.connect, path, WAIT_S, check_same_thread=False)
+            },
         )
         return optuna.create_study(
             storage=storage,

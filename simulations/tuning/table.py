@@ -160,7 +160,8 @@ def notes_of(outcome: Outcome) -> list[str]:
     if len(outcome["objectives"]) > 1:
         notes.append(
             f"Bold: {format_count(len(outcome['front']), 'trial')} that none dominates, as "
-            f"good in all objectives and better in one; trial {best} has the best mean rank among them."
+            "good in all objectives and better in one; of them, trial "
+            f"{best} has the best mean rank."
         )
     if no_better(outcome):
         notes.append(
