@@ -143,14 +143,19 @@ def describe_gaps(kept: KeptModel) -> Iterator[str]:
             f"client '{kept.client}' has no head for task {list_names(lacking)}, or no labels to "
             "give it a unit by: it is left out"
         )
-    if kept.experiment.evaluation.model == "personal":
+    yield from describe_model(kept.experiment)
+
+
+def describe_model(experiment: Experiment) -> Iterator[str]:
+    """Say in a line each in what the kept model is not the one that the run measured."""
+    if experiment.evaluation.model == "personal":
         yield (
             "the run measured trunks after local epochs (evaluation.model 'personal'); here the "
             "trunk is as it was received"
         )
-    if type(open_algorithm(kept.experiment)).receive is not LocalAlgorithm.receive:
+    if type(open_algorithm(experiment)).receive is not LocalAlgorithm.receive:
         yield (
-            f"federation.algorithm '{kept.experiment.federation.algorithm}' was measured as fitted "
+            f"federation.algorithm '{experiment.federation.algorithm}' was measured as fitted "
             "to the last trunk on the client's rows; here the trunk is mixed as last learned"
         )
 
