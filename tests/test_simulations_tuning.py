@@ -24,7 +24,7 @@ from simulations.tuning.page import write_tuning_page
 from simulations.tuning.search import Search, locked, run_search, start_search
 from simulations.tuning.space import Choice, Range, grid_points, parse_space, read_space
 from simulations.tuning.study import open_study
-from simulations.tuning.table import no_better, print_outcome
+from simulations.tuning.table import no_better, notes_of, print_outcome
 from simulations.tuning.trial import Job, Outcome, PrunedError, Pruner, do_trial
 
 pytest.importorskip("optuna")
@@ -429,6 +429,22 @@ def test_a_trial_that_breaks_is_pruned_without_the_text_of_the_error(tmp_path, m
     assert reason.startswith("it broke with a RuntimeError; to see where: fedmtl simulate ")
     assert reason.endswith("--set 'trunk.widths=[8, 4]'")
     assert "0.123" not in reason
+
+
+def test_a_disk_that_is_full_ends_the_search_and_prunes_nothing(tmp_path, monkeypatch):
+    def run(*_, **__):
+        raise CheckpointError("no space left")
+
+    monkeypatch.setattr(trial_module, "simulate", run)
+    with pytest.raises(CheckpointError, match="no space left"):
+        do_trial(job_of(tmp_path, {}))
+
+
+@pytest.mark.usefixtures("trials_made_up")
+def test_under_privacy_it_is_told_that_budgets_add_up(tmp_path):
+    outcome = write_outcome(run_search(start(tmp_path / "out")))
+    assert not any("epsilon" in note for note in notes_of(outcome))
+    assert any("their budgets add up" in note for note in notes_of({**outcome, "private": True}))
 
 
 def test_a_trial_is_read_at_the_round_of_lowest_validation_loss(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import FedMTLError, NothingLearnedError
+from common.errors import CheckpointError, FedMTLError, NothingLearnedError
 from common.experiment import Experiment
 from common.experiment_file import load_experiment
 from common.quieting import without_warnings
@@ -98,7 +98,11 @@ class Pruner:
 
 
 def do_trial(job: Job) -> Outcome:
-    """Train with every seed, one after the other; what cannot run is pruned with its reason."""
+    """Train with every seed, one after the other; what cannot run is pruned with its reason.
+
+    Raises:
+        CheckpointError: a run folder cannot be written.
+    """
     started = time.perf_counter()
     values: Values = []
     reason = ""
@@ -108,6 +112,8 @@ def do_trial(job: Job) -> Outcome:
             pruner = open_pruner(job) if place == 0 else None
             run = with_seed(experiment, seed)
             values.append(judge_run(run, engine, seed_folder(job.folder, seed), job, pruner))
+    except CheckpointError:
+        raise  # a full disk is not the settings' fault: the search can be gone on with
     except (FedMTLError, PrunedError) as error:
         values, reason = [], "; ".join(str(error).splitlines())
     except Exception as error:  # else a search could never get past this trial
