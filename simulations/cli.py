@@ -1,4 +1,4 @@
-"""The `fedmtl` command: simulate, compare, personalize, check, report, runs, list, health.
+"""The `fedmtl` command: simulate, compare, tune, personalize, check, report, runs, list, health.
 
 What a command needs is imported inside it, so that `fedmtl --help` answers without PyTorch.
 """
@@ -28,6 +28,7 @@ from simulations.cli_personalize import personalize
 from simulations.cli_predict import export, predict
 from simulations.cli_privacy import app as privacy_app
 from simulations.cli_runs import report, runs
+from simulations.cli_tune import tune
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
@@ -312,6 +313,7 @@ app.command()(predict)
 app.command()(export)
 app.command()(personalize)
 app.command()(ensemble)
+app.command()(tune)
 attack_app.command()(membership)
 attack_app.command()(audit)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.jobs import run_jobs
+from simulations.jobs import run_as_drawn, run_jobs
 
 
 def collect(processes, jobs=(3, -1, 2)):
@@ -26,6 +26,30 @@ def test_jobs_in_turn_are_done_in_their_order():
 @pytest.mark.slow
 def test_jobs_in_processes_give_the_same():
     assert collect(2) == collect(1)
+
+
+def draw_each_from_the_last(processes):
+    results, drawn = {}, []
+
+    def draw():
+        if len(drawn) == 5:
+            return None
+        drawn.append(-len(results))
+        return drawn[-1]
+
+    run_as_drawn(abs, draw, processes, lambda job, result: results.update({job: result}))
+    return results, drawn
+
+
+def test_a_job_is_drawn_when_the_one_before_is_done():
+    assert draw_each_from_the_last(1) == ({0: 0, -1: 1, -2: 2, -3: 3, -4: 4}, [0, -1, -2, -3, -4])
+
+
+@pytest.mark.slow
+def test_with_processes_there_are_never_more_jobs_drawn_than_have_room():
+    _, drawn = draw_each_from_the_last(2)
+    assert drawn[:2] == [0, 0]  # nothing is done yet
+    assert drawn[2] == -1  # the first of them is
 
 
 @pytest.mark.slow

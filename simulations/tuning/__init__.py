@@ -1,0 +1,1 @@
+"""`fedmtl tune`: search for settings with Optuna, judged on validation rows."""
