@@ -195,11 +195,11 @@ def describe_gaps(kept: KeptModel) -> Iterator[str]:
             f"client '{kept.client}' has no head for task {list_names(lacking)}, or no labels to "
             "give it a unit by: it is left out"
         )
-    yield from describe_otherwise(kept.experiment)
+    yield from describe_model(kept.experiment)
 
 
-def describe_otherwise(experiment: Experiment) -> Iterator[str]:
-    """Say in a line each what a run measured that a kept model does not answer with."""
+def describe_model(experiment: Experiment) -> Iterator[str]:
+    """Say in a line each in what the kept model is not the one that the run measured."""
     if experiment.evaluation.model == "personal":
         yield (
             "the run measured trunks after local epochs (evaluation.model 'personal'); here the "

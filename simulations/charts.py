@@ -98,11 +98,25 @@ def loss_chart(record: RunRecord, task: str) -> Chart:
 def clients_chart(record: RunRecord, task: str) -> Chart | None:
     """Draw one task's final test metric of every client; None where no client has one."""
     metric = record.experiment.tasks[task].metric_name
-    figures = client_figures(record, task, "test")
+    overall = task_figures(record.final, "test", task).get(metric)
+    title = f"{task}: test {metric} {direction(metric)}"
+    return rank_chart(title, metric, client_figures(record, task, "test"), overall)
+
+
+def rank_chart(
+    title: str, metric: str, figures: Mapping[str, float], overall: float | None
+) -> Chart | None:
+    """Draw a metric of every client, from worst to best; None where no client has one.
+
+    Args:
+        title: of the chart.
+        metric: its name.
+        figures: client -> its figure.
+        overall: the federation's.
+    """
     if not figures:
         return None
     ordered = sorted(figures.items(), key=lambda item: item[1], reverse=direction(metric) == "↓")
-    overall = task_figures(record.final, "test", task).get(metric)
     few = len(ordered) <= MOST_NAMED_CLIENTS
     values, places = [value for _, value in ordered], list(range(1, len(ordered) + 1))
     names = [escape(name) for name, _ in ordered]
@@ -125,7 +139,7 @@ def clients_chart(record: RunRecord, task: str) -> Chart | None:
         ranks = {"tickvals": places, "ticktext": labels, "range": [0.3, len(ordered) + 0.7]}
     layout = {f"{along}axis": {"title": {"text": metric}}, f"{across}axis": ranks}
     return Chart(
-        title=f"{task}: test {metric} {direction(metric)}",
+        title=title,
         traces=[dots],
         layout={**layout, **reference_line(overall, along), "hovermode": "closest"},
         height=90 + 24 * len(ordered) if few else HEIGHT,

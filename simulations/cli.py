@@ -20,6 +20,7 @@ from simulations.cli_attack import app as attack_app
 from simulations.cli_audit import audit, membership
 from simulations.cli_deploy import deploy_app
 from simulations.cli_ensemble import ensemble
+from simulations.cli_evaluate import evaluate
 from simulations.cli_health import health
 from simulations.cli_node import app as node_app
 from simulations.cli_personalize import personalize
@@ -305,6 +306,7 @@ def list_choices(
             print_catalogue(chosen, Console())
 
 
+app.command()(evaluate)
 app.command()(predict)
 app.command()(export)
 app.command()(personalize)

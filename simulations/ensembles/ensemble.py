@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from client.prediction import describe_cover, describe_otherwise
+from client.prediction import describe_cover, describe_model
 from common.algorithms import ALGORITHMS
 from common.errors import ConfigError
 from server.run_folder import command_line
@@ -132,7 +132,7 @@ def _cautions(members: Sequence[Member], by: str) -> Iterator[str]:
     """Say in a line each what the figures do not mean."""
     for member in members:
         model = member.model(next(iter(member.clients)))
-        for told in (*describe_otherwise(member.experiment), *describe_cover(model)):
+        for told in (*describe_model(member.experiment), *describe_cover(model)):
             yield f"{told} ({member.name})"
     federation = members[0].experiment.federation
     stay = ALGORITHMS[federation.algorithm].shares != "all" and federation.heads == "local"
