@@ -11,16 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.batches import epoch_order, label_patterns, shuffle_key
+from client.batches import Index, epoch_order, label_patterns, shuffle_key
 from client.flat import TRUNK, FlatParameters
+from client.optimisers import Optimiser
 from client.phases import Parts, Phase
 from client.private_autograd import PrivateAutograd, RowGradients
+from client.rates import StepSchedule
 from client.row_privacy import NO_DRAWS, Draws, RowPrivacy, is_private
 from common.dataset import ClientData, Rows
 from common.experiment import Experiment
 from common.losses import ROW_LOSSES, combine_losses
 from common.metrics import Sums
 from common.model import MultiTaskModel
+from common.schedules.rates import settings_of_round
 from common.seeding import derive_key
 from common.weighting.balance import Balance
 
@@ -77,6 +80,7 @@ class AutogradTrainer:
         last = flat.last_shared_layer() if experiment.trunk.sharing == "hard" else trunk
         self._watched = {"last": last, "trunk": trunk}
         self._row_gradients: RowGradients | None = None
+        self._schedule = StepSchedule(experiment.training)
 
     def train(
         self,
@@ -106,11 +110,10 @@ class AutogradTrainer:
         key, count = shuffle_key(seed, data.name), len(data.train)
         patterns = label_patterns(data.train.labelled)
         if draws and is_private(self.experiment, phase.moves):
-            return self._train_privately(data, weights, generator, phase, draws)
+            return self._train_privately(data, weights, round_number, generator, phase, draws)
         parts = self.parts[phase.moves]
-        optimiser = phase.optimiser(
-            self.flat.values.unsqueeze(0), settings, self.parts, self.flat.gradients.unsqueeze(0)
-        )
+        batches = np.array([-(-count // settings.batch_size)], np.int64)
+        optimiser = self._make_optimiser(round_number, phase, batches)
         taught = Taught()
         self.model.train()
         self.model.give_generator(generator)
@@ -138,6 +141,7 @@ class AutogradTrainer:
         self,
         data: ClientData,
         weights: Mapping[str, float],
+        round_number: int,
         generator: torch.Generator | None,
         phase: Phase,
         draws: Draws,
@@ -148,23 +152,29 @@ class AutogradTrainer:
         if self._row_gradients is None:
             self._row_gradients = RowGradients(self.experiment, self.model, self.flat)
         counts = np.array([len(data.train)], np.int64)
-        optimiser = phase.optimiser(
-            self.flat.values.unsqueeze(0),
-            self.experiment.training,
-            self.parts,
-            self.flat.gradients.unsqueeze(0),
-        )
+        privacy = RowPrivacy.of(self.experiment, counts, draws, self.flat.values.device)
+        optimiser = self._make_optimiser(round_number, phase, privacy.steps)
         steps = PrivateAutograd(
             self._row_gradients,
             self.parts[phase.moves],
             data.train,
             weights,
             optimiser,
-            RowPrivacy.of(self.experiment, counts, draws, self.flat.values.device),
+            privacy,
         )
         for _ in range(phase.epochs):
             steps.take_epoch()
         return steps.sums
+
+    def _make_optimiser(self, round_number: int, phase: Phase, batches: Index) -> Optimiser:
+        """Make a phase's optimiser; `batches`, int64 [1], are the steps of one of its epochs."""
+        return phase.optimiser(
+            self.flat.values.unsqueeze(0),
+            settings_of_round(self.experiment, round_number),
+            self.parts,
+            self.flat.gradients.unsqueeze(0),
+            self._schedule.rates(batches * phase.epochs),
+        )
 
     def _forward(
         self, rows: Rows, taught: Taught | None = None

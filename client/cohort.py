@@ -17,14 +17,16 @@ from client.batches import Index, epoch_orders
 from client.cohort_steps import Scales, Steps, Stretch, WeighedSteps
 from client.compiling import Compiled
 from client.flat import TRUNK, FlatLayout
-from client.optimisers import merge_parts
+from client.optimisers import Optimiser, merge_parts
 from client.phases import Moves, Phase, divide_parts
 from client.private_steps import PrivateSteps
+from client.rates import StepSchedule
 from client.row_privacy import NO_DRAWS, Draws, RowPrivacy, is_private
 from client.row_store import RowStore
 from client.stacked_layers import NO_COUNTS
 from client.stacked_model import StackedModel
 from common.experiment import Experiment, Training
+from common.schedules.rates import settings_of_round
 from common.seeding import UInt64Array
 from common.weighting.balance import Balance
 
@@ -72,6 +74,7 @@ class CohortTrainer:
         self.model, self.experiment, self.settings = model, experiment, experiment.training
         self.parts = divide_parts(layout, experiment)
         self._compiled = Compiled(model.step, "the step") if self.settings.compile else None
+        self._schedule = StepSchedule(self.settings)
         self._scales: dict[tuple[object, ...], Scales] = {}
 
     def train(
@@ -104,7 +107,9 @@ class CohortTrainer:
         for dropout in self.model.dropouts:
             dropout.generators = list(generators)
         if draws and is_private(self.experiment, phase.moves):
-            losses, counts = self._train_privately(cohort, values, weights, phase, draws)
+            losses, counts = self._train_privately(
+                cohort, values, weights, round_number, phase, draws
+            )
         else:
             losses = self._train(cohort, values, weights, round_number, balance, phase)
             counts = (store.label_counts[cohort.members] * phase.epochs).astype(np.float64)
@@ -126,11 +131,12 @@ class CohortTrainer:
     ) -> Tensor:
         """Train on every row of every epoch; returns the summed losses, [K, T]."""
         store = cohort.store
-        optimiser = phase.optimiser(values, self.settings, self.parts)
+        size, step = self.settings.batch_size, self._compiled or self.model.step
+        steps_of = -(-store.counts[cohort.members] // size) * phase.epochs
+        optimiser = self._make_optimiser(values, round_number, phase, steps_of)
         if balance is not None:  # it has the round's weights, too
             weights = dict.fromkeys(store.tasks, 1.0)
         scales = self._get_scales(store, weights, values.device, phase.moves)
-        size, step = self.settings.batch_size, self._compiled or self.model.step
         parts = self.parts[phase.moves]
         arguments = (self.model, step, parts, store, values, size, scales, optimiser)
         steps = Steps(*arguments) if balance is None else WeighedSteps(*arguments, balance=balance)
@@ -147,6 +153,7 @@ class CohortTrainer:
         cohort: Cohort,
         values: Tensor,
         weights: Mapping[str, float],
+        round_number: int,
         phase: Phase,
         draws: Draws,
     ) -> tuple[Tensor, NDArray[np.float64]]:
@@ -154,7 +161,8 @@ class CohortTrainer:
         store = cohort.store
         privacy = RowPrivacy.of(self.experiment, store.counts[cohort.members], draws, values.device)
         gradients = torch.zeros_like(values)
-        optimiser = phase.optimiser(values, self.settings, self.parts, gradients)
+        steps_of = privacy.steps * phase.epochs
+        optimiser = self._make_optimiser(values, round_number, phase, steps_of, gradients)
         scales = self._get_scales(store, weights, values.device, phase.moves)
         size, parts = self.settings.batch_size, self.parts[phase.moves]
         arguments = (self.model, self.model.step, parts, store, values, size, scales, optimiser)
@@ -164,6 +172,19 @@ class CohortTrainer:
         for _ in range(phase.epochs):
             steps.take_epoch()
         return steps.sums, steps.counts
+
+    def _make_optimiser(
+        self,
+        values: Tensor,
+        round_number: int,
+        phase: Phase,
+        steps: Index,
+        gradients: Tensor | None = None,
+    ) -> Optimiser:
+        """Make a phase's optimiser for clients that take so many steps in it, int64 [K]."""
+        settings = settings_of_round(self.experiment, round_number)
+        rates = self._schedule.rates(steps)
+        return phase.optimiser(values, settings, self.parts, gradients, rates)
 
     def _get_scales(
         self, store: RowStore, weights: Mapping[str, float], device: torch.device, moves: Moves

@@ -63,9 +63,11 @@ class Lesson(Protocol):
 
     Attributes:
         balance: weighs the losses; None where the round's weights are all.
+        round: its number.
     """
 
     balance: Balance | None
+    round: int
 
     def train(self, values: Tensor, phase: Phase) -> LossSums:
         """Train rows [K, P] in place; returns task -> [K, 2], summed loss and labelled rows."""

@@ -9,6 +9,10 @@ Each part has its own rates of regularisation, as torch.optim's parameter groups
 decay ``d`` and an L1 rate ``a``, for weights and biases alike. The gradient of
 ``L + d/2 |w|^2 + a |w|_1`` is taken to be ``g + d w + a sign(w)``, where sign(0) = 0 is one of the
 subgradients at 0; AdamW keeps its decay apart from the gradient.
+
+``training.clip-norm`` bounds a client's gradient g over all that steps, as
+torch.nn.utils.clip_grad_norm_ does (Pascanu et al., "On the difficulty of training recurrent neural
+networks", ICML 2013, Algorithm 1), before penalties and an algorithm's correction are added.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -21,8 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.flat import TRUNK, FlatLayout, merge_neighbours
+from client.rates import Factors, StepRates
 from client.stacked_layers import Dense
-from common.experiment import Experiment, Training
+from common.experiment import STACKED_OPTIMISERS, Experiment, Training
 
 
 @dataclass(frozen=True)
@@ -142,10 +147,16 @@ class Correction:
 
 
 class GradientStore:
-    """Keeps the gradients for optimisers that need them whole."""
+    """Keeps the gradients for optimisers that need them whole.
+
+    Attributes:
+        correction: what is made of every gradient.
+        rates: each step's learning rate; None where all are that of the settings.
+    """
 
     steps_late = True
     correction: Correction | None = None
+    rates: StepRates | None = None
 
     def __init__(self, values: Tensor, gradients: Tensor | None = None) -> None:
         self.values = values
@@ -171,6 +182,40 @@ class GradientStore:
             slope = self.correction.apply(slope, weight, rows, place)
         return slope
 
+    def begin(self, rows: int, parts: Sequence[Part], settings: Training) -> float | Factors:
+        """Begin a step: clip the gradients of what steps, and tell the learning rate.
+
+        Returns:
+            One rate, or [rows].
+        """
+        if settings.clip_norm is not None:
+            clip_gradients(self.gradients[:rows], parts, settings.clip_norm)
+        return settings.lr if self.rates is None else self.rates.next(rows, settings.lr)
+
+
+def clip_gradients(gradients: Tensor, parts: Sequence[Part], max_norm: float) -> None:
+    """Multiply each client's gradient, [K, P], by ``min(1, C / (|g| + 1e-6))``, in place.
+
+    Args:
+        gradients: of the clients that step; 0 where a part is not active for one of them.
+        parts: what steps; the norm is that over all their columns.
+        max_norm: C.
+    """
+    places = [place for part in parts for place in part.places]
+    squares = gradients.new_zeros(len(gradients))
+    for place in places:
+        squares += gradients[:, place].square().sum(1)
+    factors = (max_norm / (squares.sqrt() + 1e-6)).clamp(max=1).unsqueeze(1)
+    for place in places:
+        gradients[:, place] *= factors
+
+
+def _column(numbers: float | Factors, like: Tensor) -> float | Tensor:
+    """Lay clients' numbers, [K], beside their parameters: [K, 1]; one number stays one."""
+    if isinstance(numbers, float):
+        return numbers
+    return torch.from_numpy(numbers[:, None]).to(like)
+
 
 class SGD(GradientStore):
     """Stochastic gradient descent with momentum, as torch.optim.SGD (dampening 0).
@@ -187,6 +232,7 @@ class SGD(GradientStore):
     def step(self, rows: int, parts: Sequence[Part]) -> None:
         """Move the first `rows` clients' parameters of these parts against their gradients."""
         settings = self.settings
+        rate = _column(self.begin(rows, parts, settings), self.values)
         for part in parts:
             for place in part.places:
                 weight = self.values[:rows, place]
@@ -196,7 +242,10 @@ class SGD(GradientStore):
                     slope = _keep(speed, torch.add(slope, speed, alpha=settings.momentum), part)
                 if part.active is not None:
                     slope = slope * part.active.unsqueeze(1)
-                weight.sub_(slope, alpha=settings.lr)
+                if isinstance(rate, Tensor):
+                    weight.sub_(slope * rate)
+                else:
+                    weight.sub_(slope, alpha=rate)
 
 
 class Adam(GradientStore):
@@ -228,24 +277,25 @@ class Adam(GradientStore):
 
         A part steps either always for all clients, or always by `Part.active`.
         """
+        rate = self.begin(rows, parts, self.settings)
         for part in parts:
             if part.active is None:
-                self._step_all(rows, part)
+                self._step_all(rows, part, rate)
             else:
-                self._step_some(rows, part, part.active)
+                self._step_some(rows, part, part.active, rate)
 
-    def _step_all(self, rows: int, part: Part) -> None:
+    def _step_all(self, rows: int, part: Part, rate: float | Factors) -> None:
         """Step in place, in the order of torch.optim's operations."""
-        settings = self.settings
         if part.name not in self.taken:
             self.taken[part.name] = np.zeros(len(self.values), np.int64)
         taken = self.taken[part.name][:rows]
         taken += 1
-        size, root = self._corrections(taken)
+        size, root = self._corrections(taken, rate)
+        shrink = _column(1 - rate * part.decay, self.values)
         for place in part.places:
             weight, slope, first, second = self._cut(rows, place, part)
             if part.decay and self.decoupled:
-                weight.mul_(1 - settings.lr * part.decay)
+                weight.mul_(shrink)
             first.lerp_(slope, 1 - self.BETA1)
             second.mul_(self.BETA2).addcmul_(slope, slope, value=1 - self.BETA2)
             below = second.sqrt().div_(root).add_(self.EPSILON)
@@ -254,31 +304,33 @@ class Adam(GradientStore):
             else:
                 weight.addcdiv_(first, below, value=-size)
 
-    def _corrections(self, taken: NDArray[np.int64]) -> tuple[float | Tensor, float | Tensor]:
+    def _corrections(
+        self, taken: NDArray[np.int64], rate: float | Factors
+    ) -> tuple[float | Tensor, float | Tensor]:
         """Correct the bias of the moments: step size and root, [K, 1] where clients differ."""
-        lr, first = self.settings.lr, int(taken[0])
-        if (taken == first).all():
-            return lr / (1 - self.BETA1**first), float((1 - self.BETA2**first) ** 0.5)
-        size = lr / (1 - self.BETA1 ** taken.astype(np.float64))
+        first = int(taken[0])
+        if (taken == first).all() and isinstance(rate, float):
+            return rate / (1 - self.BETA1**first), float((1 - self.BETA2**first) ** 0.5)
+        size = rate / (1 - self.BETA1 ** taken.astype(np.float64))
         root = np.sqrt(1 - self.BETA2 ** taken.astype(np.float64))
         both = torch.from_numpy(np.stack([size, root])[:, :, None]).to(self.values)
         return both[0], both[1]
 
-    def _step_some(self, rows: int, part: Part, active: Tensor) -> None:
+    def _step_some(self, rows: int, part: Part, active: Tensor, rate: float | Factors) -> None:
         """Step for the active clients; the state of the others stays as it is."""
-        settings, values = self.settings, self.values
+        values = self.values
         if part.name not in self.some_taken:
             zeros = torch.zeros(len(values), 1, dtype=torch.float64)
             self.some_taken[part.name] = zeros.to(values.device)
         chosen = active.unsqueeze(1)
         taken = self.some_taken[part.name][:rows].add_(chosen).clamp(min=1)
-        size = (settings.lr / (1 - self.BETA1**taken)).to(values.dtype) * chosen
+        size = (_column(rate, taken) / (1 - self.BETA1**taken)).to(values.dtype) * chosen
         root = (1 - self.BETA2**taken).sqrt().to(values.dtype)
-        decay = settings.lr * part.decay * self.decoupled
+        decay = _column(rate * part.decay * self.decoupled, values)
         for place in part.places:
             weight, slope, first, second = self._cut(rows, place, part)
-            if decay:
-                weight.sub_(weight * chosen, alpha=decay)
+            if part.decay and self.decoupled:
+                weight.sub_(weight * chosen * decay)
             _keep(first, torch.lerp(first, slope, 1 - self.BETA1), part)
             squares = (second * self.BETA2).addcmul_(slope, slope, value=1 - self.BETA2)
             _keep(second, squares, part)
@@ -306,26 +358,35 @@ def make_optimiser(
     correction: Correction | None = None,
     *,
     partly: bool = False,
+    rates: StepRates | None = None,
 ) -> Optimiser:
     """Make the optimiser that the experiment names, with fresh state.
 
     Args:
         values: [K, P], moved in place.
-        settings: optimiser, lr, momentum.
+        settings: optimiser, lr, momentum, clip_norm.
         parts: all that may be asked to step.
         gradients: [K, P] where autograd fills them in; else they are taken by `weight`, `vector`.
         correction: what is made of every gradient.
         partly: whether there are parameters that must not move, those of no part.
+        rates: each step's learning rate; None where all are that of the settings.
     """
     store: GradientStore
-    if settings.optimiser != "sgd":
+    if settings.optimiser not in STACKED_OPTIMISERS:
+        from client.torch_optimisers import TorchOptimiser  # torch.optim takes seconds to import
+
+        if gradients is None or len(values) != 1:
+            raise RuntimeError(f"'{settings.optimiser}' steps for one client, by autograd")
+        store = TorchOptimiser(values, settings, gradients, parts)
+    elif settings.optimiser != "sgd":
         decoupled = settings.optimiser == "adamw"
         store = Adam(values, settings, gradients, decoupled=decoupled)
     else:
         penalised = any(part.decay or part.l1 for part in parts)
         plain = not (settings.momentum or penalised or correction or partly)
-        if gradients is None and plain:
+        alike = settings.clip_norm is None and rates is None
+        if gradients is None and plain and alike:
             return PlainSGD(settings.lr)
         store = SGD(values, settings, gradients)
-    store.correction = correction
+    store.correction, store.rates = correction, rates
     return store

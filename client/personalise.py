@@ -106,9 +106,9 @@ def fit_contender(
 class Fitting:
     """Trains some parameters of a loaded model; all others stay bit for bit as they are.
 
-    Optimiser, learning rate, batches and penalties are the experiment's; the optimiser's state
-    lives for the whole fit. The loss is ``L = sum_t w_t * L_t`` with the experiment's weights, 1
-    under a weighting that finds its own.
+    Optimiser, learning rate, batches, clipping and penalties are the experiment's; the optimiser's
+    state lives for the whole fit, and no schedule changes its rate: they are of rounds. The loss is
+    ``L = sum_t w_t * L_t`` with the experiment's weights, 1 under a weighting that finds its own.
 
     Args:
         trainer: with the model to start from; has the fitted one after `run`.

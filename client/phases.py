@@ -12,6 +12,7 @@ from torch import Tensor
 
 from client.flat import HEADS, FlatLayout, merge_neighbours
 from client.optimisers import Correction, Optimiser, Part, make_optimiser, make_parts
+from client.rates import StepRates
 from common.experiment import Experiment, Training
 from common.sharing import shared_names, task_of
 
@@ -40,14 +41,21 @@ class Phase:
     make: MakeOptimiser | None = None
 
     def optimiser(
-        self, values: Tensor, settings: Training, parts: "Parts", gradients: Tensor | None = None
+        self,
+        values: Tensor,
+        settings: Training,
+        parts: "Parts",
+        gradients: Tensor | None = None,
+        rates: StepRates | None = None,
     ) -> Optimiser:
-        """Make the phase's optimiser, with fresh state."""
+        """Make the phase's optimiser, with fresh state; `client.optimisers.make_optimiser`."""
         if self.make is not None:
             return self.make(values, gradients)
         moving = parts[self.moves].values()
         partly = self.moves != "all"
-        return make_optimiser(values, settings, moving, gradients, self.correction, partly=partly)
+        return make_optimiser(
+            values, settings, moving, gradients, self.correction, partly=partly, rates=rates
+        )
 
 
 Parts = Mapping[Moves, Mapping[str, Part]]  # what moves -> `TRUNK` or task -> its columns

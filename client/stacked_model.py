@@ -8,7 +8,7 @@ from torch import Tensor
 from client.flat import FlatLayout
 from client.stacked_layers import BatchNorm, Dense, Dropout, Sink, StackedLayer, stack_layers
 from client.stacked_losses import MOST_CLASSES, TaskColumns
-from common.experiment import Experiment
+from common.experiment import STACKED_OPTIMISERS, Experiment
 from common.model import MultiTaskModel, output_width
 from common.weighting.balance import Rules
 
@@ -21,6 +21,8 @@ def find_obstacle(experiment: Experiment) -> str | None:
         return obstacle
     if experiment.trunk.architecture != "mlp":
         return f"trunk.architecture '{experiment.trunk.architecture}' has no stacked form"
+    if experiment.training.optimiser not in STACKED_OPTIMISERS:
+        return f"training.optimiser '{experiment.training.optimiser}' has no stacked form"
     for name, task in experiment.tasks.items():
         if (task.class_count or 0) > MOST_CLASSES:
             return (

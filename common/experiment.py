@@ -20,6 +20,8 @@ from common.idle_settings import idle_settings
 from common.methods import Method, method_problems, one_of
 from common.privacy.problems import privacy_problems
 from common.privacy.settings import Privacy
+from common.schedules.rates import round_schedule
+from common.schedules.table import SCHEDULES
 from common.settings import Finite, Fraction, Lines, Names, Rate, Settings, Sizes
 from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
@@ -29,6 +31,21 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 TaskKind = Literal["multiclass", "binary", "multilabel", "regression"]
 InputKind = Literal["numeric", "categorical", "image"]
 Metric = Literal["accuracy", "f1", "auroc", "mse", "rmse", "mae", "r2"]
+
+Optimiser = Literal[
+    "sgd",
+    "adam",
+    "adamw",
+    "adadelta",
+    "adagrad",
+    "adamax",
+    "asgd",
+    "nadam",
+    "radam",
+    "rmsprop",
+    "rprop",
+]
+STACKED_OPTIMISERS = ("sgd", "adam", "adamw")  # for many clients side by side
 
 METRICS_OF_KIND: dict[str, tuple[Metric, ...]] = {  # the first one is the default
     "multiclass": ("accuracy", "f1"),
@@ -314,10 +331,37 @@ class Training(Settings):
 
     epochs: int = Field(1, ge=1, description="Passes over the client's training rows per round.")
     batch_size: int = Field(16, ge=1, description="Rows per step; the last batch may be smaller.")
-    optimiser: Literal["sgd", "adam", "adamw"] = Field(
-        "sgd", description="Its state lives for one round."
+    optimiser: Optimiser = Field(
+        "sgd",
+        description="Its state lives for one round. Others than sgd, adam and adamw are those of "
+        "torch.optim, with its defaults but for lr; clients train one by one, on engine loopback.",
     )
     lr: Finite = Field(0.05, gt=0, description="Learning rate.")
+    schedule: Annotated[str, one_of(SCHEDULES)[0]] = Field(
+        "constant",
+        description="How lr changes from round to round; `fedmtl list schedules` explains each.",
+        json_schema_extra=one_of(SCHEDULES)[1],
+    )
+    schedule_options: dict[str, Any] = Field(
+        default_factory=dict, description="What the schedule can be told; see below."
+    )
+    step_schedule: Annotated[str, one_of(SCHEDULES)[0]] = Field(
+        "constant",
+        description="How lr changes from step to step, in each stretch of a client's local "
+        "training anew: its epochs of a round, or what an algorithm makes of them. The factors of "
+        "both schedules are multiplied.",
+        json_schema_extra=one_of(SCHEDULES)[1],
+    )
+    step_schedule_options: dict[str, Any] = Field(
+        default_factory=dict, description="What the schedule over steps can be told; see below."
+    )
+    clip_norm: Finite | None = Field(
+        None,
+        gt=0,
+        description="No step's gradient is longer, over all parameters that step; default: any "
+        "length. What regularisation and the algorithm add is added after. Under example-level "
+        "privacy it is the noisy gradient's.",
+    )
     momentum: Finite = Field(0.0, ge=0, lt=1, description="SGD only.")
     weight_decay: Rate = Field(0.0, description="adamw: decoupled; else an L2 term.")
     l1: Rate = Field(0.0, description="An L1 term: l1 * sign(w) is added to the gradient.")
@@ -476,6 +520,8 @@ class Partition(Settings):
 METHODS: dict[str, tuple[Mapping[str, Method], str]] = {
     "trunk.sharing": (SHARINGS, "options"),
     "loss.weighting": (WEIGHTINGS, "options"),
+    "training.schedule": (SCHEDULES, "schedule-options"),
+    "training.step-schedule": (SCHEDULES, "step-schedule-options"),
     "federation.algorithm": (ALGORITHMS, "algorithm-options"),
     "federation.strategy": (STRATEGIES, "strategy-options"),
 }
@@ -514,10 +560,10 @@ class Experiment(Settings):
         traces = trace_problems(self.federation.availability)
         problems = [*self._leaks(), *idle_settings(self), *privacy_problems(self), *traces]
         for setting, (table, key) in METHODS.items():
-            place, name = setting.split(".")
+            place, name = setting.replace("-", "_").split(".")
             settings = getattr(self, place)
-            options = getattr(settings, key.replace("-", "_"))
-            problems += method_problems(table, setting, getattr(settings, name), options, self, key)
+            options, chosen = getattr(settings, key.replace("-", "_")), getattr(settings, name)
+            problems += method_problems(table, setting, chosen, options, self, key)
         if problems:
             raise ValueError(".\n".join(problems))
         return self
@@ -582,8 +628,8 @@ class Experiment(Settings):
     def fingerprint(self) -> str:
         """Hash what a result depends on; not the description, paths, device, or how many rounds.
 
-        Rounds count where a privacy budget is shared out over them. Two runs with one fingerprint
-        (and the same data) pass through the same trunks.
+        Rounds count where a privacy budget is shared out over them, or a schedule ends with them.
+        Two runs with one fingerprint (and the same data) pass through the same trunks.
         """
         content = self.model_dump(mode="json")
         del content["description"], content["data"]["path"], content["federation"]["rounds"]
@@ -591,8 +637,10 @@ class Experiment(Settings):
         if self.data.seed is None:  # checkpoints of versions without it go on
             del content["data"]["seed"]
         del content["federation"]["checkpoint_interval_s"]
-        if any(level and level.noise_multiplier is None for level in self.privacy.levels):
-            content["federation"]["rounds"] = self.federation.rounds  # noise is worked out for them
+        ends = round_schedule(self.training).ENDS
+        if ends or any(level and level.noise_multiplier is None for level in self.privacy.levels):
+            # Rates, or noise, are worked out for them.
+            content["federation"]["rounds"] = self.federation.rounds
         content["federation"]["availability"] = seal(self.federation.availability)
         if not self.federation.availability:  # its delays would make the deadline part of a result
             del content["federation"]["round_timeout_s"]

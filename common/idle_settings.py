@@ -5,11 +5,15 @@ must load again.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
 
 from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.errors import ConfigError
+from common.schedules.rates import round_schedule
 from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
 
@@ -31,6 +35,7 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_participation(experiment.federation),
         *_idle_client_weights(experiment.federation),
         *_idle_rates(experiment),
+        *_idle_schedules(experiment),
         *_idle_task_parts(experiment),
         *_idle_sharing(experiment),
         *(_idle_partition(experiment.partition) if experiment.partition else ()),
@@ -229,6 +234,26 @@ def _idle_rates(experiment: "Experiment") -> Iterator[str]:
                 f"training.{key} must be 0 where trunk and every task have their own, got "
                 f"{getattr(experiment.training, name):g}; remove it, or one of theirs"
             )
+
+
+def _idle_schedules(experiment: "Experiment") -> Iterator[str]:
+    """Name a schedule of which this run sees no change; wrong options `method_problems` tells."""
+    training, rounds = experiment.training, experiment.federation.rounds
+    with suppress(ConfigError, ValidationError):
+        if training.schedule != "constant":
+            schedule = round_schedule(training)
+            if all(schedule.factor(place, rounds) == 1 for place in range(rounds)):
+                yield (
+                    "training.schedule must be 'constant' where lr is the same in all rounds, got "
+                    f"'{training.schedule}', which changes nothing in federation.rounds = "
+                    f"{rounds}; remove it, or change its options or the rounds"
+                )
+            elif (first := getattr(schedule.options, "warm_up", 0)) >= rounds:
+                yield (
+                    "training.schedule-options.warm-up must be below federation.rounds, so that "
+                    f"the rate of schedule '{training.schedule}' ever falls, got {first} with "
+                    f"{rounds} rounds; lower it, or take schedule 'warm-up'"
+                )
 
 
 def _idle_task_parts(experiment: "Experiment") -> Iterator[str]:

@@ -18,6 +18,7 @@ from common.algorithms import ALGORITHMS
 from common.errors import NothingLearnedError
 from common.experiment import Experiment
 from common.privacy.ledger import SUMS, UPDATE
+from common.schedules.rates import rate_of_round
 from common.weighting.balance import STATE, Rules
 from common.wire import FloatArray, Instruction
 from server.checkpoint import Checkpoints, Progress
@@ -156,6 +157,7 @@ class RoundLoop:
             "skipped": outcome.loss or None,
             "notes": list(outcome.notes),
             "weights": {**self.weights, **mean_figures(outcome.sums, "train", "weight")},
+            "lr": rate_of_round(self.experiment, number),
             "train": self._train_figures(outcome.sums),
             "evaluation": self._evaluation(number - 1, outcome) if rides else None,
         }

@@ -15,9 +15,11 @@ from common.errors import ConfigError
 from common.experiment_file import known_experiments
 from common.experiment_problems import suggest
 from common.methods import Method
+from common.schedules.table import SCHEDULES
 from common.sources.registry import SOURCES
 from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
+from simulations.tracking import TRACKERS
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,18 @@ OPTIMISERS = {
         "Adam with decoupled weight decay",
         "Loshchilov & Hutter, Decoupled weight decay regularization, ICLR 2019",
     ),
+    "adadelta": Choice("steps by the root of past steps; lr is near 1", "Zeiler, 2012"),
+    "adagrad": Choice("each rate falls with its gradients", "Duchi et al., JMLR 2011"),
+    "adamax": Choice("Adam by the largest gradient", "Kingma & Ba, Adam, ICLR 2015, section 7"),
+    "asgd": Choice("stochastic gradient descent with a rate that falls", "Polyak & Juditsky, 1992"),
+    "nadam": Choice("Adam with Nesterov's momentum", "Dozat, ICLR workshops 2016"),
+    "radam": Choice("Adam whose first steps are rectified", "Liu et al., RAdam, ICLR 2020"),
+    "rmsprop": Choice(
+        "gradients by the root of their mean square", "Tieleman & Hinton, lecture 6.5, 2012"
+    ),
+    "rprop": Choice(
+        "by the gradients' signs alone; for whole batches", "Riedmiller & Braun, ICNN 1993"
+    ),
 }
 
 
@@ -157,6 +171,10 @@ def catalogue() -> dict[str, Heading]:
         "norms": Heading("trunk.norm", NORMS),
         "norm-parameters": Heading("trunk.norm-parameters", NORM_PARAMETERS),
         "optimisers": Heading("training.optimiser", OPTIMISERS),
+        "schedules": Heading(
+            "training.schedule",
+            {name: Choice.of(method) for name, method in SCHEDULES.items()},
+        ),
         "algorithms": Heading(
             "federation.algorithm",
             {
@@ -167,6 +185,7 @@ def catalogue() -> dict[str, Heading]:
         "strategies": Heading(
             "federation.strategy", {name: Choice.of(method) for name, method in STRATEGIES.items()}
         ),
+        "trackers": Heading("--track", {name: Choice(t.about) for name, t in TRACKERS.items()}),
     }
 
 

@@ -19,12 +19,12 @@ class ChunkLesson:
     """Trains rows of one chunk of clients in one message; see `client.learners.Lesson`."""
 
     def __init__(self, residents: "Residents", members: Index, instruction: Instruction) -> None:
-        self.residents, self.instruction = residents, instruction
+        self.residents, self.round = residents, instruction.round
         self.generators = []
         names = list(residents.place)
-        self.draws = residents.trainer.draws([names[m] for m in members], instruction.round)
+        self.draws = residents.trainer.draws([names[m] for m in members], self.round)
         if residents.cohorts.model.dropouts:
-            seed, number = residents.experiment.seed, instruction.round
+            seed, number = residents.experiment.seed, self.round
             self.generators = [torch_generator(seed, "dropout", names[m], number) for m in members]
         self.cohort = Cohort(
             residents.train_store,
@@ -44,7 +44,7 @@ class ChunkLesson:
             self.cohort,
             values,
             self.weights,
-            self.instruction.round,
+            self.round,
             self.generators,
             self.balance,
             phase,

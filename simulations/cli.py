@@ -1,4 +1,4 @@
-"""The `fedmtl` command: simulate, compare, personalize, check, report, list, health.
+"""The `fedmtl` command: simulate, compare, personalize, check, report, runs, list, health.
 
 What a command needs is imported inside it, so that `fedmtl --help` answers without PyTorch.
 """
@@ -8,6 +8,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,7 @@ from simulations.cli_node import app as node_app
 from simulations.cli_personalize import personalize
 from simulations.cli_predict import export, predict
 from simulations.cli_privacy import app as privacy_app
+from simulations.cli_runs import report, runs
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
@@ -113,6 +115,14 @@ def simulate(
             help="Write all that travels into wire/ of the run folder, for fedmtl attack.",
         ),
     ] = False,
+    track: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="Show the figures of every round in tensorboard or mlflow, too; it changes no "
+            "result, and may be given with --resume.",
+        ),
+    ] = "",
     as_json: Json = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="No progress, warnings only.")
@@ -123,7 +133,9 @@ def simulate(
     EXPERIMENT is a known one (`fedmtl list experiments`; digits unless named) or a TOML file.
     """
     with told_in_lines():
-        overrides = overrides or []
+        from simulations.tracking import parse_trackers
+
+        overrides, trackers = overrides or [], parse_trackers(track)
         if resume is not None:
             others = (experiment, seed is not None, out is not None, engine, hostile, record_wire)
             if any(others):
@@ -149,6 +161,7 @@ def simulate(
             profile=profile,
             hostile=hostile,
             record=record_wire,
+            trackers=trackers,
             as_json=as_json,
             quiet=quiet,
         )
@@ -266,20 +279,8 @@ def check(
         print_check(settings, check_clients(settings), Console())
 
 
-@app.command()
-def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-) -> None:
-    """Write a run's report, one HTML page that needs no network.
-
-    RUN is a run folder, finished or not.
-    """
-    with told_in_lines():
-        from simulations.report import write_report
-
-        typer.echo(write_report(run_folder))
-
-
+app.command()(report)
+app.command()(runs)
 app.command()(health)
 
 
@@ -325,6 +326,7 @@ def run(
     profile: bool,
     hostile: str | None,
     record: bool = False,
+    trackers: Sequence[str] = (),
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -338,10 +340,19 @@ def run(
     from rich.console import Console
 
     from simulations.live import show_progress
+    from simulations.tracking import Tracking
 
+    tracking = Tracking(trackers, out, experiment)
     try:
-        with show_progress(experiment, Console(stderr=True), quiet=quiet) as listener:
+        with (
+            show_progress(experiment, Console(stderr=True), quiet=quiet) as listener,
+            closing(tracking),
+        ):
             from simulations.simulate import simulate as simulate_rounds
+
+            def on_round(line: dict[str, Any]) -> None:
+                listener.on_round(line)
+                tracking.on_round(line)
 
             attackers = draw_hostile(experiment, hostile) if hostile is not None else None
             results = simulate_rounds(
@@ -351,10 +362,11 @@ def run(
                 resume=resume,
                 workers=workers,
                 profile=profile,
-                listener=listener.on_round,
+                listener=on_round,
                 hostile=attackers,
                 record=record,
             )
+            tracking.finish(results)
         tell_results(experiment, results, out, profile=profile, as_json=as_json)
     except KeyboardInterrupt:
         typer.echo(f"\n{how_to_resume(out)}", err=True)

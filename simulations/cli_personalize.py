@@ -106,3 +106,8 @@ def check_training_only(overrides: list[str]) -> None:
                 f"--set must name a setting of [training], got '{override}': the others are the "
                 "run's own; remove it"
             )
+        if override.strip().startswith(("training.schedule", "training.step-schedule")):
+            raise ConfigError(
+                f"--set must name a setting of the fit, got '{override}': schedules are of a "
+                "federation's rounds, and the fit keeps to training.lr; remove it"
+            )

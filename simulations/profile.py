@@ -53,6 +53,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "client.optimisers:PlainSGD.vector",
         "client.optimisers:SGD.step",
         "client.optimisers:Adam.step",
+        "client.torch_optimisers:TorchOptimiser.step",
     ),
     "records": (  # arrays and sums into messages and out of them; at batched, into rows and out
         "common.wire:Instruction.to_record",
@@ -74,7 +75,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "server.strategy:TrunkStrategy.combine",
     ),
     "evaluation": (
-        "client.app:Job.evaluate",
+        "client.job:Job.evaluate",
         "simulations.residents:Residents._evaluate",
     ),
     "checkpoint": ("server.checkpoint:Checkpoints.save",),
@@ -83,7 +84,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "server.run_folder:RunFolder.append",
     ),
     REST: (  # time in no section, and functions that a section calls but that are no part of it
-        "client.app:open_session",
+        "client.job:open_session",
         "simulations.residents:open_session",
         "client.training:Trainer.complete",
         "client.algorithms.algorithm:LocalAlgorithm.train",

@@ -35,8 +35,12 @@ from simulations.summary import describe_figures
 MOST_ROWS = 200  # of a table with a row per client; the rest is counted
 
 
-def write_report(run: Path) -> Path:
-    """Write ``report.html`` into a run folder, finished or not.
+def write_report(run: Path, out: Path | None = None) -> Path:
+    """Write the page of a run, finished or not.
+
+    Args:
+        run: the run folder.
+        out: the page; by default ``report.html`` in the run folder.
 
     Returns:
         The page's path.
@@ -44,7 +48,7 @@ def write_report(run: Path) -> Path:
     Raises:
         CheckpointError: this is no run folder, or it cannot be read or written.
     """
-    return write_page(run / "report.html", make_page(read_run(run)))
+    return write_page(out or run / "report.html", make_page(read_run(run)))
 
 
 def make_page(record: RunRecord) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from server.federation import federate
 from server.run_folder import RunFolder
 from server.sampling import refuse_delays
 from server.watch import Listener, Watch
+from simulations.run_lock import at_work
 
 if TYPE_CHECKING:
     from simulations.hostile import Hostile
@@ -88,19 +90,22 @@ def simulate(
     check_options(experiment, engine, workers=workers, profile=profile)
     check_budget(experiment)
     folder = RunFolder(out)
-    if resume:
-        folder.reopen(experiment)
-        hostile, record = Hostile.load(out), (out / "wire").is_dir()
-    else:
-        # Bad data paths, too few clients and a trace of others are told before a folder is made.
-        names = open_clients(experiment).names
-        require_clients(len(names), experiment)
-        require_known(experiment.federation.availability, names)
-        folder.create(experiment, engine)
-        if hostile is not None:
-            hostile.save(out)
-    run = Run(experiment, folder, resume, workers, listener, hostile, record)
-    return run_profiled(engine, run) if profile else ENGINES[engine](run)
+    with ExitStack() as stack:
+        if resume:
+            stack.enter_context(at_work(out))
+            folder.reopen(experiment)
+            hostile, record = Hostile.load(out), (out / "wire").is_dir()
+        else:
+            # Bad data paths, too few clients, a trace of others: told before a folder is made.
+            names = open_clients(experiment).names
+            require_clients(len(names), experiment)
+            require_known(experiment.federation.availability, names)
+            folder.create(experiment, engine)
+            stack.enter_context(at_work(out))
+            if hostile is not None:
+                hostile.save(out)
+        run = Run(experiment, folder, resume, workers, listener, hostile, record)
+        return run_profiled(engine, run) if profile else ENGINES[engine](run)
 
 
 def check_hostile(experiment: Experiment, engine: str) -> None:

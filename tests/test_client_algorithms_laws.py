@@ -96,6 +96,12 @@ def plan_or_skip(planned, algorithm, **tables):
 SAMPLED = {"clients-per-round": 2, "rounds": 4}
 BATCH_NORM = {"norm": "batch", "norm-parameters": "local"}
 DROPOUT = {"dropout": 0.3}
+SCHEDULED = {
+    "schedule": "exponential",
+    "step-schedule": "cyclic",
+    "step-schedule-options": {"half": 2},
+    "clip-norm": 0.5,
+}
 CASES = {
     "plain": {},
     "sampled": {"federation": SAMPLED},
@@ -113,6 +119,7 @@ CASES = {
     "dropout": {"trunk": DROPOUT, "federation": SAMPLED},
     "adam": {"training": {"optimiser": "adam", "lr": 0.01}},
     "rates": {"training": {"weight-decay": 0.1, "l1": 0.01}},
+    "scheduled and clipped": {"training": SCHEDULED, "federation": SAMPLED},
     "personal": {"evaluation": {"model": "personal"}, "federation": SAMPLED},
     "personal by message": {
         "evaluation": {"model": "personal", "by": "message"},
@@ -144,7 +151,14 @@ def merge(federation, tables):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "case"), pairs(CASES, lambda a, case: case in ("sampled", "many at once"))
+    ("algorithm", "case"),
+    pairs(
+        CASES,
+        lambda a, case: (
+            case in ("sampled", "many at once")
+            or (a in ("fedrep", "scaffold", "apfl") and case == "scheduled and clipped")
+        ),
+    ),
 )
 def test_batched_equals_loopback(planned, tmp_path, algorithm, case):
     """A client that comes late, or trains never, is among them."""
@@ -485,6 +499,24 @@ def test_what_is_shared_is_joint_training(planned, tmp_path, case):
         np.testing.assert_allclose(found[name], values, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
+def test_scaffolds_variate_is_the_mean_gradient_whatever_the_rates(planned, tmp_path):
+    """One batch of all rows, and rates of which no step leaves the tangent."""
+    found = []
+    for more in ({}, {"schedule": "step", "step-schedule": "cosine"}, {"schedule": "warm-up"}):
+        options = {"schedule-options": {"every": 1}} if more.get("schedule") == "step" else {}
+        training = {**FULL, "lr": 1e-3, **more, **options}
+        experiment = planned("scaffold", training=training, federation={"rounds": 2})
+        found.append(run(experiment, tmp_path / f"run-{len(found)}").clients)
+    for name, own in found[0].items():
+        kept = [array for array in own.arrays if array.startswith("kept.control.")]
+        assert kept
+        for array in kept:
+            expected = own.arrays[array]
+            for other in found[1:]:
+                close = np.abs(other[name].arrays[array] - expected).max()
+                assert close < 0.05 * np.abs(expected).max(), array
+
+
 @pytest.mark.parametrize("case", PERSONAL)
 def test_without_a_pull_a_personal_model_is_trained_alone(planned, tmp_path, case):
     algorithm, options = PERSONAL[case]
@@ -513,6 +545,7 @@ BY_AUTOGRAD = {
     "batch norm": {"trunk": {"norm": "batch"}},
     "dropout": {"trunk": DROPOUT},
     "momentum": {"training": {"momentum": 0.9}},
+    "scheduled and clipped": {"training": SCHEDULED},
     "own uncertainty": {"loss": {"weighting": "uncertainty", "scope": "local"}},
     "per-task heads": {"federation": {"heads": "per-task"}},
 }

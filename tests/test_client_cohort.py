@@ -31,6 +31,19 @@ OPTIMISERS = {
     "adam": {"optimiser": "adam", "lr": 0.01},
     "adamw": {"optimiser": "adamw", "lr": 0.01, "weight-decay": 0.1},
     "l1": {"l1": 0.01},
+    "clipped": {"clip-norm": 0.3},
+    "scheduled": {
+        "schedule": "exponential",
+        "step-schedule": "cyclic",
+        "step-schedule-options": {"half": 2},
+    },
+    "adamw, clipped, one cycle": {
+        "optimiser": "adamw",
+        "lr": 0.01,
+        "weight-decay": 0.1,
+        "clip-norm": 0.3,
+        "step-schedule": "one-cycle",
+    },
 }
 
 
@@ -111,6 +124,22 @@ def test_gradients_by_hand_equal_autograd(model):
     by_hand, _ = train_one_by_one_with(experiment, rows, stacked=True)
     by_autograd, _ = train_one_by_one_with(experiment, rows, stacked=False)
     torch.testing.assert_close(by_hand, by_autograd, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", ["clipped", "scheduled", "adamw, clipped, one cycle"])
+def test_rates_and_clipping_are_alike_by_hand_and_by_autograd(options):
+    training = {"lr": 0.1, "batch-size": 4, "epochs": 2}
+    experiment = make_experiment(
+        trunk={"widths": [6, 5]}, training={**training, **OPTIMISERS[options]}
+    )
+    rows = unlike(make_rows(11, 0), 0)
+    by_hand, _ = train_one_by_one_with(experiment, rows, stacked=True)
+    by_autograd, _ = train_one_by_one_with(experiment, rows, stacked=False)
+    torch.testing.assert_close(by_hand, by_autograd, rtol=1e-5, atol=1e-5)
+    plain, _ = train_one_by_one_with(
+        make_experiment(trunk={"widths": [6, 5]}, training=training), rows, stacked=True
+    )
+    assert (plain - by_hand).abs().max() > 1e-3
 
 
 def train_one_by_one_with(experiment, rows, *, stacked):

@@ -1,12 +1,20 @@
 """The flat optimisers take torch.optim's steps, each part with its own rates."""
 
+import math
+from typing import get_args
+
+import numpy as np
 import pytest
 import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from client.flat import TRUNK, FlatLayout
-from client.optimisers import Part, PlainSGD, make_optimiser, make_parts
-from common.experiment import Training
+from client.optimisers import Part, PlainSGD, clip_gradients, make_optimiser, make_parts
+from client.rates import StepSchedule
+from client.torch_optimisers import CLASSES
+from common.experiment import STACKED_OPTIMISERS, Optimiser, Training
 from common.model import build_model
+from simulations.catalogue import OPTIMISERS
 from tests.conftest import make_experiment
 
 CASES = [
@@ -76,6 +84,83 @@ def test_an_l1_term_is_its_sign_in_the_gradient(options):
         own[:, :6] += 0.3 * plain[:, :6].sign()
         expected.step(1, without)
     torch.testing.assert_close(told, plain, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("decays", DECAYS)
+@pytest.mark.parametrize("options", CASES)
+def test_clipped_and_scheduled_steps_equal_those_of_torch(options, decays):
+    settings = Training(**options, clip_norm=2.0, step_schedule="one-cycle")
+    generator, steps = torch.Generator().manual_seed(0), 6
+    start = torch.randn(10, generator=generator)
+    values, gradients = start.clone().unsqueeze(0), torch.zeros(1, 10)
+    parts = make_layered(DECAYS[decays])
+    rates = StepSchedule(settings).rates(np.array([steps]))
+    ours = make_optimiser(values, settings, parts, gradients, rates=rates)
+    trunk, head = (torch.nn.Parameter(part.clone()) for part in (start[:6], start[6:]))
+    theirs = reference(settings, [trunk, head], DECAYS[decays])
+    schedule = OneCycleLR(theirs, settings.lr, steps, cycle_momentum=False)
+    norms = []
+    for step in range(steps):
+        gradients.copy_(torch.randn(1, 10, generator=generator) * (step + 1) / 3)
+        head_is_taught = step % 3 != 1
+        trunk.grad = gradients[0, :6].clone()
+        head.grad = gradients[0, 6:].clone() if head_is_taught else None
+        norms.append(float(torch.nn.utils.clip_grad_norm_([trunk, head], 2.0)))
+        theirs.step()
+        schedule.step()
+        ours.step(1, parts if head_is_taught else parts[:1])
+    assert min(norms) < 2.0 < max(norms)
+    expected = torch.cat([trunk.detach(), head.detach()])
+    torch.testing.assert_close(values[0], expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_an_optimiser_of_torch_by_name_takes_its_steps(name):
+    settings = Training(optimiser=name, lr=0.1, step_schedule="cosine", clip_norm=3.0)
+    generator, steps = torch.Generator().manual_seed(0), 7
+    start = torch.randn(10, generator=generator)
+    values, gradients = start.clone().unsqueeze(0), torch.zeros(1, 10)
+    parts = make_layered((0.1, 0.0))
+    rates = StepSchedule(settings).rates(np.array([steps]))
+    ours = make_optimiser(values, settings, parts, gradients, rates=rates)
+    trunk, head = (torch.nn.Parameter(part.clone()) for part in (start[:6], start[6:]))
+    theirs = getattr(torch.optim, CLASSES[name])([trunk, head], lr=0.1)
+    schedule = CosineAnnealingLR(theirs, steps)
+    for step in range(steps):
+        gradients.copy_(torch.randn(1, 10, generator=generator))
+        head_is_taught = step % 3 != 1
+        trunk.grad = gradients[0, :6].clone()
+        head.grad = gradients[0, 6:].clone() if head_is_taught else None
+        torch.nn.utils.clip_grad_norm_([trunk, head], 3.0)
+        trunk.grad += 0.1 * trunk.detach()
+        theirs.step()
+        schedule.step()
+        ours.step(1, parts if head_is_taught else parts[:1])
+    expected = torch.cat([trunk.detach(), head.detach()])
+    torch.testing.assert_close(values[0], expected, rtol=1e-6, atol=1e-7)
+    assert (expected - start).abs().max() > 1e-4
+
+
+def test_every_optimiser_has_its_line_and_is_stacked_or_torchs():
+    assert set(OPTIMISERS) == set(get_args(Optimiser)) == {*CLASSES, *STACKED_OPTIMISERS}
+
+
+def test_each_client_is_clipped_by_its_own_norm():
+    gradients = torch.tensor([[3.0, 4.0, 9.0], [0.3, 0.4, 9.0]])
+    clip_gradients(gradients, [Part("trunk", [slice(0, 1)]), Part("head", [slice(1, 2)])], 1.0)
+    # 5 becomes 1, 0.5 stays; the last column is of no part that steps
+    torch.testing.assert_close(gradients, torch.tensor([[0.6, 0.8, 9.0], [0.3, 0.4, 9.0]]))
+
+
+def test_clients_go_through_the_schedule_each_by_its_own_steps():
+    training = Training(step_schedule="cosine")
+    rates = StepSchedule(training).rates(np.array([4, 3]))
+    found = [rates.next(rows, 1.0) for rows in (2, 2, 1, 2)]
+    long, short = ([(1 + math.cos(math.pi * t / n)) / 2 for t in range(n)] for n in (4, 3))
+    assert found[0] == 1.0
+    assert found[1] == pytest.approx([long[1], short[1]])
+    assert found[2] == pytest.approx(long[2])
+    assert found[3] == pytest.approx([long[3], short[2]])
 
 
 def test_sgd_by_hand():

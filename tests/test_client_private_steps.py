@@ -154,6 +154,34 @@ def test_a_step_by_hand():
     assert sums["size"]["loss"] == pytest.approx([9 + 0.01, 2])
 
 
+def test_a_clipped_noisy_step_by_hand():
+    # As above, and the noisy mean -0.6 is cut to -0.25: b = 0.025.
+    tasks = {"size": {"kind": "regression", "init": "zero"}}
+    level = {"noise-multiplier": 1e-9, "max-norm": 1.0}
+    training = {"lr": 0.1, "clip-norm": 0.25}
+    trainer = open_trainer(private({"widths": []}, level, tasks=tasks, training=training))
+    targets = torch.tensor([[3.0], [0.1]])
+    labelled = {"size": torch.ones(2, dtype=torch.bool)}
+    rows = Rows({"x": torch.zeros(2, 8)}, {"size": targets}, labelled)
+    trainer.load({}, {})
+    trainer.train(ClientData("a", {"train": rows}), {"size": 1.0}, 1)
+    bias = trainer.flat.peek(["heads.task-size.0.bias"])["heads.task-size.0.bias"]
+    np.testing.assert_allclose(bias, [0.025], rtol=1e-5)
+
+
+@pytest.mark.parametrize("sharing", ["hard", "soft"])
+def test_rates_and_clipping_change_what_a_private_step_does(sharing):
+    """The stacked and the autograd form both."""
+    found = []
+    for more in ({}, {"step-schedule": "cosine"}, {"schedule": "warm-up"}, {"clip-norm": 0.01}):
+        training = {"batch-size": 4, "epochs": 2, **more}
+        trainer = open_trainer(private({"sharing": sharing}, training=training))
+        trainer.load({}, {})
+        trainer.train(ClientData("a", {"train": make_rows(8, 0)}), WEIGHTS, 1)
+        found.append(trainer.flat.values.clone())
+    assert all((found[0] != other).any() for other in found[1:])
+
+
 def never(monkeypatch):
     """Let no row be drawn."""
     nothing = np.zeros(0, np.int64)

@@ -117,7 +117,8 @@ def test_a_data_path_given_apart_is_relative_to_the_working_folder(small, tmp_pa
         ("training.lr=fast", "training.lr must be a finite number above 0, got 'fast'. Leave it"),
         (
             "training.optimiser=agam",
-            "training.optimiser must be one of 'sgd', 'adam', 'adamw', got 'agam'. "
+            "training.optimiser must be one of 'sgd', 'adam', 'adamw', 'adadelta', 'adagrad', "
+            "'adamax', 'asgd', 'nadam', 'radam', 'rmsprop', 'rprop', got 'agam'. "
             "Did you mean 'adam'?",
         ),
         (

@@ -45,6 +45,8 @@ def many(tmp_path_factory):
     settings += ["training.batch-size=5", "training.momentum=0.5", "training.weight-decay=0.01"]
     settings += ["tasks.digit.weight=0.5"]
     settings += ["partition.task-skew=rotate", "partition.tasks-per-client=2"]
+    settings += ["training.schedule=exponential", "training.step-schedule=cosine"]
+    settings += ["training.clip-norm=1.0"]
     settings += ["training.l1=0.001", "loss.weighting=manual", "trunk.weight-decay=0.02"]
     return record(tmp_path_factory.mktemp("many") / "run", *FEW, *settings)
 
@@ -103,7 +105,7 @@ def test_the_mean_of_a_round_is_attacked_where_no_client_is_named(one):
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_true_rows_followed_step_by_step_give_the_update(many, number):
-    """What is optimised is 0 at the truth: momentum, penalties, weights, lacking tasks, all."""
+    """What is optimised is 0 at the truth: momentum, rates, clipping, penalties, weights, all."""
     client = "client-001"
     observed, settings = observe(many, number, client), Settings(heads="true")
     rows = trained_rows(many, number, client)

@@ -47,6 +47,7 @@ def errors_of(result):
         ["compare"],
         ["check"],
         ["report"],
+        ["runs"],
         ["list"],
         ["health"],
         ["privacy", "plan"],

@@ -132,6 +132,15 @@ CASES = {
         "trunk.weight-decay=0.01",
     ],
     "uniform": ["federation.weight-by=uniform"],
+    "scheduled and clipped": [
+        "partition.kind=dirichlet",
+        "partition.by=digit",
+        "training.schedule=cosine",
+        "training.step-schedule=one-cycle",
+        "training.clip-norm=0.5",
+        "training.epochs=2",
+    ],
+    "scheduled by rounds": ["training.optimiser=sgd", "training.schedule=warm-up"],
 }
 
 
@@ -175,12 +184,27 @@ def test_clients_that_diverge_are_left_out_alike(tmp_path):
     assert any(left_out["batched"])
 
 
-@pytest.mark.parametrize("setting", ["trunk.architecture=cnn", "tasks.digit.classes=300"])
+@pytest.mark.parametrize(
+    "setting", ["trunk.architecture=cnn", "tasks.digit.classes=300", "training.optimiser=nadam"]
+)
 def test_batched_refuses_a_model_that_it_has_no_form_of(tmp_path, setting):
     experiment = load_experiment("digits", [*SETTINGS, setting])
     with pytest.raises(ConfigError, match="use --engine loopback"):
         simulate(experiment, engine="batched", out=tmp_path / "run")
     assert choose_engine(experiment)[0] == "loopback"
+
+
+@pytest.mark.slow
+def test_an_optimiser_of_torch_trains_by_autograd_on_any_number_of_workers(tmp_path):
+    experiment = load_experiment("digits", [*SETTINGS, "training.optimiser=rmsprop"])
+    assert choose_engine(experiment)[0] == "loopback"
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        simulate(experiment, engine="loopback", workers=workers, out=out)
+    one, two = trunk(tmp_path / "1"), trunk(tmp_path / "2")
+    assert all((one[name] == two[name]).all() for name in one)
+    losses = [line["train"]["loss"] for line in figures(tmp_path / "1")]
+    assert losses[-1] < losses[0]
 
 
 def test_whoever_asks_for_workers_gets_the_engine_that_has_them():

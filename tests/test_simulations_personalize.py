@@ -177,6 +177,8 @@ def test_training_settings_can_be_overridden_and_no_others(fedmtl, run):
     assert plain != faster
     line = error_of(fedmtl(*arguments, "--set", "trunk.widths=[3]"))
     assert "--set must name a setting of [training], got 'trunk.widths=[3]'" in line
+    line = error_of(fedmtl(*arguments, "--set", "training.schedule=cosine"))
+    assert "--set must name a setting of the fit, got 'training.schedule=cosine'" in line
 
 
 def test_a_participant_is_refused_unless_asked_for(fedmtl, run):

@@ -27,6 +27,12 @@ SETTINGS = [
     "training.lr=0.01",
 ]
 HOME_NORMS = ["trunk.norm=batch", "trunk.norm-parameters=local"]
+SCHEDULED = [
+    "training.schedule=cosine",
+    "training.schedule-options.warm-up=2",
+    "training.step-schedule=cyclic",
+    "training.clip-norm=1.0",
+]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -67,12 +73,17 @@ CASES = {
     "loopback": ("loopback", 1, []),
     "two workers": ("loopback", 2, []),
     "batched": ("batched", 1, []),
+    "scheduled": ("loopback", 1, SCHEDULED),
+    "scheduled, batched": ("batched", 1, SCHEDULED),
     "norms at home": ("loopback", 1, HOME_NORMS),
     "norms at home, batched": ("batched", 1, HOME_NORMS),
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.slow) if c.startswith("scheduled") else c for c in CASES],
+)
 def test_killed_and_resumed_equals_never_killed(tmp_path, case):
     engine, workers, more = CASES[case]
     settings = [*SETTINGS, *more]
@@ -92,7 +103,7 @@ def test_killed_and_resumed_equals_never_killed(tmp_path, case):
     assert kept(broken) == kept(whole)
     assert any("heads.task-digit" in name for name in kept(whole))
     at_home = {name for name in kept(whole) if "norm_variance" in name}
-    assert bool(at_home) == bool(more)
+    assert bool(at_home) == (more is HOME_NORMS)
     assert not any(name.startswith("trunk/") for name in at_home)
     assert figures(broken) == figures(whole)
     final = [json.loads((run / "results.json").read_text())["final"] for run in (whole, broken)]
@@ -236,6 +247,15 @@ def test_a_run_that_stopped_early_does_no_more_rounds_when_resumed(tmp_path):
     again = simulate(experiment, engine="loopback", out=tmp_path / "run", resume=True)
     assert again["rounds"] == first["rounds"]
     assert again["stopped"] == first["stopped"]
+
+
+def test_a_schedule_that_ends_with_the_rounds_is_not_resumed_with_others(tmp_path):
+    settings = ["trunk.widths=[8]", "training.schedule=cosine"]
+    short = load_experiment("digits", [*settings, "federation.rounds=2"])
+    simulate(short, engine="batched", out=tmp_path / "run")
+    more = load_experiment("digits", [*settings, "federation.rounds=4"])
+    with pytest.raises(CheckpointError, match="another experiment"):
+        simulate(more, engine="batched", out=tmp_path / "run", resume=True)
 
 
 def test_a_checkpoint_of_another_experiment_is_refused(tmp_path):

@@ -9,7 +9,9 @@ from torch import Tensor
 from client.algorithms.algorithm import Keeps, LocalAlgorithm, lacks_common_layers
 from client.learners import Learners
 from client.optimisers import Correction
+from client.rates import StepSchedule
 from common.experiment import Experiment
+from common.schedules.rates import rate_of_round
 
 
 class Scaffold(LocalAlgorithm):
@@ -17,8 +19,9 @@ class Scaffold(LocalAlgorithm):
 
     Karimireddy et al., "SCAFFOLD: stochastic controlled averaging for federated learning", ICML
     2020, Algorithm 1, with option II for the client's variate:
-    ``c_i' = c_i - c + (x - y_i) / (K lr)`` after K steps. The server's ``c`` comes with the trunk;
-    back goes ``c + c_i' - c_i``. Only what all tasks share is corrected; heads have no drift.
+    ``c_i' = c_i - c + (x - y_i) / (K lr)`` after K steps, with the sum of the steps' rates for
+    ``K lr`` where they differ. The server's ``c`` comes with the trunk; back goes
+    ``c + c_i' - c_i``. Only what all tasks share is corrected; heads have no drift.
     """
 
     KEEPS: ClassVar[Keeps] = {"control": "shared"}
@@ -49,8 +52,9 @@ class Scaffold(LocalAlgorithm):
         own = learners.kept["control"]
         offset = torch.where(common, control - own, 0)
         learners.learn(self.epochs, correction=Correction(offset=offset))
-        steps = torch.from_numpy(learners.batches * self.epochs).to(start).unsqueeze(1)  # [K, 1]
-        gradient = (start - learners.values) / (steps * self.experiment.training.lr)
+        factors = StepSchedule(self.experiment.training).totals(learners.batches * self.epochs)
+        rates = factors * rate_of_round(self.experiment, learners.lesson.round)  # [K]
+        gradient = (start - learners.values) / torch.from_numpy(rates[:, None]).to(start)
         renewed = torch.where(common, gradient - offset, own)
         learners.sends["control"] = torch.where(common, control + renewed - own, control)
         own.copy_(renewed)

@@ -1,10 +1,12 @@
 """Clients with a high loss count more: q-FedAvg."""
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from common.experiment import Experiment
 from common.settings import Settings
 from common.wire import FloatArray
 from server.aggregation.flower import FlowerRule
@@ -29,6 +31,20 @@ class QFedAvg(FlowerRule):
         client_learning_rate: float | None = Field(
             None, gt=0, description="1 / L of the step's bound; default: training.lr."
         )
+
+    @classmethod
+    def find_problems(cls, options: Any, experiment: Experiment) -> Iterator[str]:
+        """Its bound is for one learning rate."""
+        yield from super().find_problems(options, experiment)
+        training = experiment.training
+        for key in ("schedule", "step_schedule"):
+            chosen = getattr(training, key)
+            if chosen != "constant" and options.client_learning_rate is None:
+                yield (
+                    "federation.strategy-options.client-learning-rate must be given under "
+                    f"training.{key.replace('_', '-')} '{chosen}', by which the clients' rate "
+                    "changes; set it, or remove the schedule"
+                )
 
     def arguments(self) -> dict[str, Any]:
         """Take the clients' own learning rate where none is given."""

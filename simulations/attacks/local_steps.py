@@ -40,16 +40,20 @@ def unrolled(observed: Observed, model: MultiTaskModel, guess: Guess) -> Paramet
     before = _parameters(observed, guess)
     parameters, velocity = dict(before), dict[str, Tensor]()
     names = [name for name in parameters if name in observed.update or name in guess.own]
-    steps = batches_of(observed)
-    for index in steps:
+    rates = observed.rates
+    for index, rate in zip(batches_of(observed), rates, strict=True):
         slopes = _gradient(observed, model, parameters, guess, index, names)
+        if training.clip_norm is not None:
+            norm = torch.stack([slope.square().sum() for slope in slopes.values()]).sum().sqrt()
+            factor = (training.clip_norm / (norm + 1e-6)).clamp(max=1)
+            slopes = {name: slope * factor for name, slope in slopes.items()}
         for name, slope in slopes.items():
             decay, l1 = rates_of(observed.experiment, name)
             slope = slope + decay * parameters[name] + l1 * parameters[name].sign()
             if training.momentum:
                 slope = velocity[name] = training.momentum * velocity.get(name, 0.0) + slope
-            parameters[name] = parameters[name] - training.lr * slope
-    scale = 1.0 / (training.lr * len(steps))
+            parameters[name] = parameters[name] - rate * slope
+    scale = 1.0 / sum(rates)
     return {name: (before[name] - parameters[name]) * scale for name in observed.update}
 
 

@@ -11,6 +11,7 @@ from common.agreement import input_shapes
 from common.encoder import InputShapes
 from common.errors import ConfigError
 from common.experiment import Experiment
+from common.schedules.rates import rate_of_round, step_schedule
 from common.sharing import is_statistic
 from simulations.attacks.wire import EVERYBODY, Wire
 
@@ -48,12 +49,22 @@ class Observed:
     @property
     def is_clipped(self) -> bool:
         """Whether the update's length may not be the gradient's."""
-        return self.experiment.privacy.update_norm is not None
+        clips_steps = self.experiment.training.clip_norm is not None
+        return clips_steps or self.experiment.privacy.update_norm is not None
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rate of each local step, as far as the rows tell."""
+        training = self.experiment.training
+        rate, schedule = rate_of_round(self.experiment, self.number), step_schedule(training)
+        if schedule is None:
+            return [rate] * self.steps
+        return [rate * schedule.factor(step, self.steps) for step in range(self.steps)]
 
     @property
     def gradient(self) -> dict[str, Tensor]:
         """The update as a mean gradient of plain SGD: ``-u / (lr * steps)``."""
-        scale = -1.0 / (self.experiment.training.lr * self.steps)
+        scale = -1.0 / sum(self.rates)
         return {name: update * scale for name, update in self.update.items()}
 
 

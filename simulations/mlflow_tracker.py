@@ -1,0 +1,71 @@
+"""MLflow: a run in an SQLite file beside the run folder, or on the server of MLFLOW_TRACKING_URI.
+
+``mlflow ui --backend-store-uri sqlite:///runs/mlflow.db`` shows the file.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+# A run on private data calls nobody; MLflow reads this where it is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+
+from common.experiment import Experiment
+from simulations.run_list import flatten
+from simulations.tracking import Point
+
+DATABASE = "mlflow.db"
+MEMORY = "mlflow-run"  # in the run folder: which of MLflow's runs it is
+MOST_METRICS, MOST_PARAMS = 1000, 100  # that MLflow takes at once
+LONGEST_PARAM = 500
+
+
+class MLflow:
+    """Writes one of MLflow's runs.
+
+    Args:
+        folder: the run folder; an MLflow run of an earlier sitting, whose rounds come anew, is
+            deleted.
+        experiment: its name is MLflow's experiment, its settings are the parameters.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment) -> None:
+        beside = f"sqlite:///{folder.resolve().parent / DATABASE}"
+        for name in ("mlflow", "alembic"):  # they tell of every table that they make
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or beside)
+        memory = folder / MEMORY
+        if memory.is_file():
+            with suppress(MlflowException):  # it was deleted by hand, or is in another database
+                self.client.delete_run(memory.read_text(encoding="utf-8").strip())
+        known = self.client.get_experiment_by_name(experiment.name)
+        number = known.experiment_id if known else self.client.create_experiment(experiment.name)
+        self.run: str = self.client.create_run(number, run_name=folder.resolve().name).info.run_id
+        memory.write_text(self.run, encoding="utf-8")
+        settings = flatten(experiment.model_dump(mode="json", by_alias=True, exclude_none=True))
+        params = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in settings.items()]
+        for start in range(0, len(params), MOST_PARAMS):
+            self.client.log_batch(self.run, params=params[start : start + MOST_PARAMS])
+
+    def log(self, points: Sequence[Point]) -> None:
+        """Add a metric for each figure."""
+        now_ms = int(time.time() * 1000)
+        metrics = [Metric(tag, value, now_ms, step) for tag, value, step in points]
+        for start in range(0, len(metrics), MOST_METRICS):
+            self.client.log_batch(self.run, metrics=metrics[start : start + MOST_METRICS])
+
+    def close(self, *, is_whole: bool) -> None:
+        """End MLflow's run, which else would be shown as running for ever."""
+        self.client.set_terminated(self.run, "FINISHED" if is_whole else "KILLED")
+
+
+def open_tracker(folder: Path, experiment: Experiment) -> MLflow:
+    """Track a run beside its folder, or where the environment says."""
+    return MLflow(folder, experiment)
