@@ -10,6 +10,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client import app as client_app
 from client import privacy_ledger
+from client.job import Job
 from client.node.dry_run import _instruction
 from client.node.policy import Policy
 from client.place import SIMULATION, Place
@@ -323,7 +324,7 @@ def test_an_overdraft_is_refused_before_anything_is_trained(tmp_path, monkeypatc
     def train(*_):
         raise AssertionError("trained")
 
-    monkeypatch.setattr(client_app.Job, "begin", train)
+    monkeypatch.setattr(Job, "begin", train)
     reply = ask(tmp_path, experiment(), **{"largest-epsilon": 0.1})
     assert reply.has_error()
     assert "does not answer" in reply.error.reason
