@@ -179,7 +179,8 @@ def notes_of(runs: Runs, differ: Mapping[str, Sequence[str]]) -> list[str]:
         "The best of a column is bold. Single runs differ by chance, too: fedmtl compare repeats "
         "them with several seeds."
     ]
-    rows = [key for key in differ if key.startswith(ABOUT_ROWS)]
+    split_apart = any(run.experiment.data.seed is None for run in runs.values())
+    rows = [key for key in differ if key.startswith(ABOUT_ROWS) and (split_apart or key != "seed")]
     if rows:
         shown = ", ".join(rows[:5]) + (", ..." if len(rows) > 5 else "")
         notes.append(

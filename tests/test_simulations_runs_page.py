@@ -6,8 +6,10 @@ import re
 import pytest
 
 from common.errors import CheckpointError, ConfigError
+from common.experiment_file import load_experiment
 from simulations.run_record import read_run
-from simulations.runs_page import differing_settings, write_runs_page
+from simulations.runs_page import differing_settings, notes_of, write_runs_page
+from simulations.simulate import simulate
 from tests.test_simulations_report import (
     EVIL,
     TASKS,
@@ -161,3 +163,16 @@ def test_a_run_given_twice_or_too_many_or_no_run_is_refused(two, tmp_path):
     with pytest.raises(CheckpointError, match="no run folder"):
         write_runs_page([two[0], tmp_path], tmp_path / "runs.html")
     assert not (tmp_path / "runs.html").exists()
+
+
+def test_runs_of_one_split_are_not_said_to_have_other_test_rows(tmp_path):
+    folders = []
+    for seed in (0, 1):
+        folders.append(tmp_path / str(seed))
+        settings = ["federation.rounds=1", "trunk.widths=[4]", "data.seed=3"]
+        experiment = load_experiment("digits", settings, seed=seed)
+        simulate(experiment, engine="batched", out=folders[-1])
+    runs = {folder.name: read_run(folder) for folder in folders}
+    differ = differing_settings(runs)
+    assert "seed" in differ
+    assert not any("Test rows may not be the same" in note for note in notes_of(runs, differ))
