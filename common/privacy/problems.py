@@ -95,32 +95,8 @@ def _client_problems(experiment: "Experiment", level: ClientLevel) -> Iterator[s
     for name in ("quantile_lr", "quantile_noise"):
         if level.quantile is None and _is_given(level, name):
             yield f"{CLIENT}.{name.replace('_', '-')} is for a quantile, got none; remove it"
-    if level.amplification and level.noise != "server":
-        yield (
-            f"{CLIENT}.amplification needs noise 'server', got '{level.noise}': the server knows "
-            "whom it asked, and it is who must not learn; remove it"
-        )
-    if level.amplification and federation.sampling != "poisson":
-        yield (
-            f"{CLIENT}.amplification must be false unless federation.sampling is 'poisson', which "
-            f"the accountant assumes, got '{federation.sampling}'; set it, or remove amplification"
-        )
-    if level.amplification and secure is not None:
-        yield (
-            f"{CLIENT}.amplification must be false under [{SECURE}]: clients learn how many were "
-            "drawn, and a round with fewer than two is lost without noise; remove one of them"
-        )
-    if level.amplification and federation.least_replies:
-        yield (
-            f"federation.least-replies must be 0 with {CLIENT}.amplification, got "
-            f"{federation.least_replies:g}: a round that is lost without noise tells of its "
-            "sample; remove one of them"
-        )
-    if level.amplification and (federation.availability or federation.too_few == "repeat"):
-        yield (
-            f"{CLIENT}.amplification must be false with an availability trace, or too-few "
-            "'repeat', under which a round is no Poisson sample; remove one of them"
-        )
+    if level.amplification:
+        yield from _amplification_problems(experiment, level)
     if federation.weight_by != "uniform":
         yield (
             f"federation.weight-by must be 'uniform' under [{CLIENT}], got "
@@ -131,6 +107,37 @@ def _client_problems(experiment: "Experiment", level: ClientLevel) -> Iterator[s
         yield (
             f"federation.over-selection must be 0 under [{CLIENT}], got "
             f"{federation.over_selection:g}: who answers first may depend on the rows; remove it"
+        )
+
+
+def _amplification_problems(experiment: "Experiment", level: ClientLevel) -> Iterator[str]:
+    """Name what makes a round no secret Poisson sample."""
+    federation, secure = experiment.federation, experiment.privacy.secure_aggregation
+    if level.noise != "server":
+        yield (
+            f"{CLIENT}.amplification needs noise 'server', got '{level.noise}': the server knows "
+            "whom it asked, and it is who must not learn; remove it"
+        )
+    if federation.sampling != "poisson":
+        yield (
+            f"{CLIENT}.amplification must be false unless federation.sampling is 'poisson', which "
+            f"the accountant assumes, got '{federation.sampling}'; set it, or remove amplification"
+        )
+    if secure is not None:
+        yield (
+            f"{CLIENT}.amplification must be false under [{SECURE}]: clients learn how many were "
+            "drawn, and a round with fewer than two is lost without noise; remove one of them"
+        )
+    if federation.least_replies:
+        yield (
+            f"federation.least-replies must be 0 with {CLIENT}.amplification, got "
+            f"{federation.least_replies:g}: a round that is lost without noise tells of its "
+            "sample; remove one of them"
+        )
+    if federation.availability or federation.too_few == "repeat":
+        yield (
+            f"{CLIENT}.amplification must be false with an availability trace, or too-few "
+            "'repeat', under which a round is no Poisson sample; remove one of them"
         )
 
 
