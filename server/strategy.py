@@ -230,15 +230,13 @@ class TrunkStrategy(Strategy):
         sent, width = self.form.flatten(self._sent), self.form.width
         with np.errstate(all="ignore"):  # as above
             if self.private is not None:
-                return self._combine_private(server_round, rows, sent)
+                return self._release(server_round, sent, self.private.total(rows, sent))
             updates, unheld = self._updates(
                 server_round, clients, examples, rows[:, :width], sent[:width], sums
             )
             self.affinity.observe(updates)
-            following = self.rule.combine(updates)
-        self.last.notes, self.rule.notes = self.rule.notes, []
-        if not np.isfinite(following).all():
-            self.last.loss = f"strategy '{name}' made {NO_NUMBER}"
+            following = self._apply(updates)
+        if following is None:
             return None
         for task in unheld:
             following[self._parts.columns[task]] = sent[self._parts.columns[task]]
@@ -254,17 +252,23 @@ class TrunkStrategy(Strategy):
         if self.private is None or self.private.level.noise != "server":
             return None
         sent = self.form.flatten(trunk)
-        return self._combine_private(server_round, sent[None][:0], sent)
+        return self._release(server_round, sent, self.private.total(sent[None][:0], sent))
 
-    def _combine_private(
-        self, server_round: int, rows: FloatArray, sent: FloatArray
+    def _release(
+        self, server_round: int, sent: FloatArray, total: Total
     ) -> dict[str, FloatArray] | None:
-        """Make the next trunk of the private mean alone, which the rule takes for one client's."""
+        """Make the next trunk of the private mean of a total, which the rule takes for a client's.
+
+        Returns:
+            None where the rule makes no number.
+        """
         if self.private is None:
             raise RuntimeError("no private mean in a private round")
-        total = self.private.total(rows, sent)
         mean = self.private.release(total, sent, server_round, self.attempt)
-        return self._step(server_round, sent, mean)
+        following = self._step(server_round, sent, mean)
+        if following is None:
+            self.last.loss += ", as may a smaller max-norm, less noise, or more clients"
+        return None if following is None else self.form.cut(following)
 
     def combine_sum(
         self, server_round: int, trunk: Trunk, total: Sum, clients: int
@@ -285,24 +289,20 @@ class TrunkStrategy(Strategy):
         with np.errstate(all="ignore"):
             if self.private is not None:
                 whole = Total(total.update, clients, total.within)
-                mean = self.private.release(whole, sent, server_round, self.attempt)
-                return self._step(server_round, sent, mean)
+                return self._release(server_round, sent, whole)
             update, unheld = total.update / total.weight, []
             for task, columns in self._parts.columns.items():
                 held = total.held[task]
                 update[columns] = total.update[columns] / held if held else 0.0
                 unheld += [columns] if not held else []
             following = self._step(server_round, sent, (sent + update).astype(sent.dtype))
-        if following is None or not unheld:
-            return following
-        row = self.form.flatten(following)
+        if following is None:
+            return None
         for columns in unheld:  # a rule with momentum would move them
-            row[columns] = sent[columns]
-        return self.form.cut(row)
+            following[columns] = sent[columns]
+        return self.form.cut(following)
 
-    def _step(
-        self, server_round: int, sent: FloatArray, mean: FloatArray
-    ) -> dict[str, FloatArray] | None:
+    def _step(self, server_round: int, sent: FloatArray, mean: FloatArray) -> FloatArray | None:
         """Let the rule step from the trunk that was sent by a mean, [Q]; None where it cannot."""
         updates = Updates(
             round=server_round,
@@ -315,14 +315,16 @@ class TrunkStrategy(Strategy):
             losses=np.full(1, np.nan),
             columns=self.form.columns,
         )
+        return self._apply(updates)
+
+    def _apply(self, updates: Updates) -> FloatArray | None:
+        """Let the rule combine, [Q], and keep its notes; None where it made no number."""
         following = self.rule.combine(updates)
         self.last.notes, self.rule.notes = self.rule.notes, []
-        if not np.isfinite(following).all():
-            self.last.loss = f"strategy '{self.experiment.federation.strategy}' made {NO_NUMBER}"
-            if self.private is not None:
-                self.last.loss += ", as may a smaller max-norm, less noise, or more clients"
-            return None
-        return self.form.cut(following)
+        if np.isfinite(following).all():
+            return following
+        self.last.loss = f"strategy '{self.experiment.federation.strategy}' made {NO_NUMBER}"
+        return None
 
     def _updates(
         self,
