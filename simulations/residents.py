@@ -138,18 +138,11 @@ class Residents:
         rows: FloatArray = (sent[0] if len(sent) == 1 else torch.cat(sent, 1)).cpu().numpy()
         if (order[1:] < order[:-1]).any():
             rows = rows[np.argsort(order)]
-        flat = (
-            arrived.trunk
-            if len(sent) == 1
-            else torch.cat(
-                [arrived.trunk, *(row[arrived.columns] for row in arrived.beside.values())]
-            )
-        )
-        before: FloatArray = flat.cpu().numpy()
-        self._send_back(rows, before, received, members)
+        before, held = _side_by_side(received), self._held(members)
+        self._send_back(rows, before, received, held)
         rows = self.protection.protect(rows, before, clients, instruction)
         told = self._tell(members, clients, sums, instruction.round)
-        return BulkReplies(clients, self._count(members), told, rows, holds=self._held(members))
+        return BulkReplies(clients, self._count(members), told, rows, holds=held)
 
     def evaluate(
         self, clients: Sequence[str], received: Mapping[str, FloatArray], instruction: Instruction
@@ -198,10 +191,9 @@ class Residents:
         rows: FloatArray,
         before: FloatArray,
         received: Mapping[str, FloatArray],
-        members: Index,
+        held: NDArray[np.bool_],
     ) -> None:
         """Put what clients received, [Q], in the place of parts of tasks that they lack, [K, Q]."""
-        held = self._held(members)
         if held.all():
             return
         lacking = dict(zip(self.experiment.tasks, ~held.T, strict=True))
@@ -336,9 +328,7 @@ class Residents:
         return self._values[:clients]
 
     def _flatten(self, trunk: Mapping[str, FloatArray]) -> Tensor:
-        parts = [array.reshape(-1) for array in trunk.values()]
-        flat = np.concatenate(parts) if parts else np.empty(0, np.float32)
-        return torch.from_numpy(flat).to(self.own.device)
+        return torch.from_numpy(_side_by_side(trunk)).to(self.own.device)
 
     def _load(self, values: Tensor, members: Index, flat: Tensor, shared: Tensor | slice) -> None:
         """Write the trunk and each client's own parameters into the clients' rows."""
@@ -398,3 +388,9 @@ class Residents:
             for task, numbers in grouped.items():
                 for name, matrix in numbers.items():
                     sums[split][task][name][places] = matrix.cpu().numpy()
+
+
+def _side_by_side(arrays: Mapping[str, FloatArray]) -> FloatArray:
+    """Lay named arrays side by side, [Q]."""
+    parts = [array.reshape(-1) for array in arrays.values()]
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
