@@ -11,11 +11,11 @@ from common.agreement import Agreement
 from common.clients import open_clients
 from common.errors import CheckpointError
 from common.experiment import Experiment
-from common.experiment_file import load_experiment
 from common.wire import FloatArray
 from server.checkpoint import Progress
 from server.run_folder import RunFolder
 from simulations.client_log import ClientLog
+from simulations.run_record import experiment_of
 
 FOLLOWERS = "heads."  # what a trunk's file may hold for a newcomer beside the trunk itself
 
@@ -51,9 +51,7 @@ def open_trunk(folder: Path, data: str | None = None) -> KeptTrunk:
     Raises:
         CheckpointError: it is none, has no checkpoint, or shares no trunk.
     """
-    if not (folder / "experiment.toml").is_file():
-        raise CheckpointError(f"{folder} is no run folder: it has no experiment.toml")
-    experiment = load_experiment(str(folder / "experiment.toml"), data_path=data)
+    experiment = experiment_of(folder, data)
     checkpoints = RunFolder(folder).checkpoints()
     progress, arrays = checkpoints.load(experiment.fingerprint())
     shared = {n: a for n, a in arrays.items() if n.startswith((SHARED, FOLLOWERS))}

@@ -58,6 +58,22 @@ class RunRecord:
         return evaluations[-1] if evaluations else None
 
 
+def experiment_of(folder: Path, data: str | None = None) -> Experiment:
+    """Read the experiment of a run folder.
+
+    Args:
+        folder: the run folder.
+        data: where raw data is, if not where the experiment says.
+
+    Raises:
+        CheckpointError: it is none.
+        ConfigError: its experiment does not fit this version's schema.
+    """
+    if not (folder / "experiment.toml").is_file():
+        raise CheckpointError(f"{folder} is no run folder: it has no experiment.toml")
+    return load_experiment(str(folder / "experiment.toml"), data_path=data)
+
+
 def read_run(path: Path) -> RunRecord:
     """Read a run folder.
 

@@ -9,10 +9,10 @@ from common.agreement import Agreement, input_shapes
 from common.encoder import InputShapes
 from common.errors import CheckpointError
 from common.experiment import Experiment
-from common.experiment_file import load_experiment
 from common.wire import FloatArray
 from server.run_folder import RunFolder
 from simulations.client_log import ClientLog, Own
+from simulations.run_record import experiment_of
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,7 @@ def open_federation(folder: Path, data: str | None = None) -> KeptFederation:
     Raises:
         CheckpointError: it is none, or has done no round.
     """
-    if not (folder / "experiment.toml").is_file():
-        raise CheckpointError(f"{folder} is no run folder: it has no experiment.toml")
-    experiment = load_experiment(str(folder / "experiment.toml"), data_path=data)
-    return read_federation(folder, experiment)
+    return read_federation(folder, experiment_of(folder, data))
 
 
 def read_federation(folder: Path, experiment: Experiment) -> KeptFederation:
