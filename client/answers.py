@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from common.dataset import TargetScale
-from common.experiment import Task
 from common.metrics import predicted_classes
+from common.sections.rows import Task
 
 
 class Answer(NamedTuple):

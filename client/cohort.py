@@ -25,8 +25,9 @@ from client.row_privacy import NO_DRAWS, Draws, RowPrivacy, is_private
 from client.row_store import RowStore
 from client.stacked_layers import NO_COUNTS
 from client.stacked_model import StackedModel
-from common.experiment import Experiment, Training
+from common.experiment import Experiment
 from common.schedules.rates import settings_of_round
+from common.sections.training import Training
 from common.seeding import UInt64Array
 from common.weighting.balance import Balance
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from client.batches import Index
 from client.stacked_model import StackedModel
 from common.dataset import ClientData, Rows, TargetScale
-from common.experiment import Experiment, Task
+from common.experiment import Experiment
 from common.losses import ROW_LOSSES
 from common.metrics import grouped_metric_sums
+from common.sections.rows import Task
 
 # task -> "loss" or metric -> float64 [K, m]; zeros where a client has no labelled row
 GroupedSums = dict[str, dict[str, Tensor]]

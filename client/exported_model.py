@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from client.answers import read_output
 from client.kept_model import KeptModel
 from common.encoding import scaling_for, target_scales
-from common.experiment import Input
 from common.scaling import Scaling
+from common.sections.rows import Input
 
 DTYPES = {"numeric": "float64", "categorical": "float32", "image": "float32"}
 

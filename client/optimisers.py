@@ -27,7 +27,8 @@ from torch import Tensor
 from client.flat import TRUNK, FlatLayout, merge_neighbours
 from client.rates import Factors, StepRates
 from client.stacked_layers import Dense
-from common.experiment import STACKED_OPTIMISERS, Experiment, Training
+from common.experiment import Experiment
+from common.sections.training import STACKED_OPTIMISERS, Training
 
 
 @dataclass(frozen=True)

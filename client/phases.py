@@ -13,7 +13,8 @@ from torch import Tensor
 from client.flat import HEADS, FlatLayout, merge_neighbours
 from client.optimisers import Correction, Optimiser, Part, make_optimiser, make_parts
 from client.rates import StepRates
-from common.experiment import Experiment, Training
+from common.experiment import Experiment
+from common.sections.training import Training
 from common.sharing import shared_names, task_of
 
 Moves = Literal["all", "heads", "trunk"]

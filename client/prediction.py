@@ -16,7 +16,8 @@ from common.algorithms import ALGORITHMS
 from common.cells import count_rows, list_names
 from common.encoding import NewRows, encode_rows, target_scales
 from common.errors import ConfigError
-from common.experiment import Experiment, Task
+from common.experiment import Experiment
+from common.sections.rows import Task
 from common.tables import ClientTable
 from common.targets import class_names
 

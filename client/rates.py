@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.batches import Index
-from common.experiment import Training
 from common.schedules.rates import step_schedule
+from common.sections.training import Training
 
 KEPT = 4096  # numbers of steps whose factors are kept
 

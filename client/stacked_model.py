@@ -8,8 +8,9 @@ from torch import Tensor
 from client.flat import FlatLayout
 from client.stacked_layers import BatchNorm, Dense, Dropout, Sink, StackedLayer, stack_layers
 from client.stacked_losses import MOST_CLASSES, TaskColumns
-from common.experiment import STACKED_OPTIMISERS, Experiment
+from common.experiment import Experiment
 from common.model import MultiTaskModel, output_width
+from common.sections.training import STACKED_OPTIMISERS
 from common.weighting.balance import Rules
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from client.optimisers import GradientStore, Part
-from common.experiment import Training
+from common.sections.training import Training
 
 # Each moves every number by itself, so that it does not matter how parameters are laid out.
 CLASSES = {

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from common.cells import list_names
 from common.errors import ConfigError, DataError
-from common.experiment import Experiment, Input
+from common.experiment import Experiment
 from common.features import Features
 from common.preparation import PreparedClient, UnusableClientError, prepare
 from common.scaling import Scaling, column_sums, scaling_from_sums
+from common.sections.rows import Input
 from common.tables import ClientTable
 
 MOST_CATEGORIES = 100  # of a column, that a client tells; beyond, they may name persons

@@ -4,8 +4,9 @@ from functools import lru_cache
 
 from common.cells import list_names
 from common.errors import ConfigError, DataError
-from common.experiment import Experiment, Partition
+from common.experiment import Experiment
 from common.partition import partition_rows, pool_tables, tasks_held
+from common.sections.rows import Partition
 from common.sources.registry import open_source
 from common.tables import ClientTable, TableSource
 

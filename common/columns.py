@@ -6,8 +6,9 @@ from functools import lru_cache
 
 from common.cells import list_names
 from common.errors import DataError
-from common.experiment import Experiment, Input
+from common.experiment import Experiment
 from common.natural_order import natural_sort
+from common.sections.rows import Input
 from common.tables import ClientTable
 
 

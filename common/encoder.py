@@ -11,8 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from common.experiment import Trunk
 from common.norms import make_norm, needs_bias
+from common.sections.model import Trunk
 
 Shapes = tuple[tuple[int, ...], ...]
 InputShapes = Mapping[str, tuple[int, ...]]  # input name -> shape of one row

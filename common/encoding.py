@@ -17,11 +17,12 @@ from common.agreement import Agreement, columns_misfit
 from common.cells import count_rows
 from common.dataset import ClientData, Rows, TargetScale
 from common.errors import DataError
-from common.experiment import Experiment, Input, Task
+from common.experiment import Experiment
 from common.features import Features, read_named
 from common.fitted import Fitted
 from common.preparation import PreparedClient, prepare
 from common.scaling import Scaling, scaling_of
+from common.sections.rows import Input, Task
 from common.tables import ClientTable
 from common.targets import Target
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from common.cells import NUMBER_KINDS, list_names, read_names, read_numbers
 from common.columns import expand_columns
 from common.errors import DataError
-from common.experiment import Experiment, Input
+from common.experiment import Experiment
+from common.sections.rows import Input
 from common.tables import ClientTable
 
 

@@ -18,7 +18,10 @@ from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
 
 if TYPE_CHECKING:
-    from common.experiment import Data, Experiment, Federation, Loss, Partition
+    from common.experiment import Experiment
+    from common.sections.federation import Federation
+    from common.sections.model import Loss
+    from common.sections.rows import Data, Partition
     from common.settings import Settings
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from common.architectures.table import SHARINGS
 from common.architectures.trunk import SharedTrunk
 from common.encoder import InputShapes, SeededDropout
-from common.experiment import Experiment, Task
+from common.experiment import Experiment
+from common.sections.rows import Task
 from common.seeding import derive_key
 
 

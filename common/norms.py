@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
-from common.experiment import Trunk
+from common.sections.model import Trunk
 
 EPSILON = 1e-5
 MOMENTUM = 0.1  # what a batch counts in the running statistics

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from common.cells import list_names, read_names
 from common.errors import ConfigError, DataError
-from common.experiment import Experiment, Partition
+from common.experiment import Experiment
 from common.natural_order import natural_sort
+from common.sections.rows import Partition
 from common.seeding import derive_key, numpy_generator, sample_names
 from common.tables import ClientTable, TableSource
 

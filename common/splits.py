@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from common.cells import list_names, read_names
 from common.dataset import SPLITS
 from common.errors import DataError
-from common.experiment import Data, Experiment
+from common.experiment import Experiment
+from common.sections.rows import Data
 from common.seeding import numpy_generator
 from common.tables import ClientTable
 

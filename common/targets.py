@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from common.cells import FloatArray, count_rows, list_names, read_names, read_numbers
 from common.errors import DataError
-from common.experiment import Experiment, Task
+from common.experiment import Experiment
+from common.sections.rows import Task
 from common.tables import ClientTable
 
 YES_NO = {"0": 0, "1": 1, "false": 0, "true": 1}

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
-from common.experiment import Federation
+from common.sections.federation import Federation
 
 logger = logging.getLogger("fedmtl.server")
 SILENT = "no answer in time"

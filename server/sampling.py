@@ -12,7 +12,8 @@ import numpy as np
 
 from common.availability import is_sealed, require_known, trace_of
 from common.errors import ConfigError
-from common.experiment import Experiment, Federation
+from common.experiment import Experiment
+from common.sections.federation import Federation
 from common.seeding import numpy_generator, sample_names
 from server.client_weights import MOST_EXAMPLES
 from server.roster import Roster

@@ -20,7 +20,8 @@ from common.agreement import (
 from common.clients import open_clients
 from common.dataset import SPLITS, ClientData, Rows
 from common.encoding import encode
-from common.experiment import Experiment, Loss
+from common.experiment import Experiment
+from common.sections.model import Loss
 from common.wire import SplitSums
 
 EVALUATED = ("validation", "test")

@@ -12,8 +12,8 @@ from client.flat import TRUNK, FlatLayout
 from client.optimisers import Part, PlainSGD, clip_gradients, make_optimiser, make_parts
 from client.rates import StepSchedule
 from client.torch_optimisers import CLASSES
-from common.experiment import STACKED_OPTIMISERS, Optimiser, Training
 from common.model import build_model
+from common.sections.training import STACKED_OPTIMISERS, Optimiser, Training
 from simulations.catalogue import OPTIMISERS
 from tests.conftest import make_experiment
 

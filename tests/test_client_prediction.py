@@ -25,10 +25,11 @@ from common.clients import open_clients
 from common.dataset import TargetScale
 from common.encoding import encode, encode_rows
 from common.errors import CheckpointError, ConfigError, DataError, ShapeError
-from common.experiment import Experiment, Task
+from common.experiment import Experiment
 from common.fitted import Fitted
 from common.metrics import METRICS, metric_sums
 from common.scaling import Scaling
+from common.sections.rows import Task
 from common.splits import split_rows
 from common.tables import ClientTable
 from simulations.cli import app

@@ -12,8 +12,8 @@ from client.row_cache import RowCache
 from client.session import close_sessions, open_rows, open_session
 from common.agreement import agree
 from common.errors import ConfigError
-from common.experiment import Data
 from common.experiment_file import load_experiment
+from common.sections.rows import Data
 from common.sources.registry import source_signature
 
 EXPERIMENT = """

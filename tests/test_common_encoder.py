@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.encoder import build_encoder
-from common.experiment import Trunk
+from common.sections.model import Trunk
 
 SHAPES = {"left": (1, 5, 7), "age": (3,), "right": (2, 4, 4)}
 FLAT = 35 + 3 + 32

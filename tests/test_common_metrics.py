@@ -7,8 +7,8 @@ import torch
 import torchmetrics.functional as tm
 
 from common.dataset import TargetScale
-from common.experiment import METRICS_OF_KIND
 from common.metrics import METRICS, add_sums, grouped_metric_sums, metric_sums
+from common.sections.rows import METRICS_OF_KIND
 
 TABLE = [(kind, metric) for kind, metrics in METRICS_OF_KIND.items() for metric in metrics]
 

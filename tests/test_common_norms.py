@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from common.encoder import build_encoder
-from common.experiment import Trunk
 from common.norms import NORMS, BatchNorm, GroupNorm, make_norm
+from common.sections.model import Trunk
 
 SHAPES = {"features": (8,), "images": (8, 3, 5)}
 TORCH = {

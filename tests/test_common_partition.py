@@ -6,9 +6,9 @@ import pytest
 
 from common.clients import open_clients
 from common.errors import ConfigError, DataError
-from common.experiment import Partition
 from common.experiment_file import load_experiment
 from common.partition import partition_rows, pool_tables, tasks_held
+from common.sections.rows import Partition
 from common.seeding import numpy_generator
 from common.tables import TableSource
 from tests.raw_tables import plan, table, text

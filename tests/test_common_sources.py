@@ -11,8 +11,8 @@ from common.cells import read_names
 from common.clients import open_clients
 from common.encoding import encode
 from common.errors import DataError
-from common.experiment import Data
 from common.experiment_file import known_experiments, load_experiment
+from common.sections.rows import Data
 from common.sources.registry import SOURCES, open_source
 from common.splits import split_rows
 from tests.raw_tables import encode_all, plan

@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from client.prediction import predict, predict_together
 from common.clients import open_clients
 from common.errors import ConfigError
-from common.experiment import Experiment, Task
+from common.experiment import Experiment
 from common.experiment_file import load_experiment
 from common.model import build_model
+from common.sections.rows import Task
 from common.splits import split_rows
 from common.tables import ClientTable
 from simulations.cli import app

@@ -8,7 +8,7 @@ import torch
 from sklearn import calibration, metrics
 
 from common.dataset import TargetScale
-from common.experiment import Task
+from common.sections.rows import Task
 from simulations.evaluation.answers import TaskRows, read_rows
 from simulations.evaluation.curves import (
     BINS,

@@ -13,7 +13,8 @@ from torch import Tensor, cat, nn
 from common.architectures.experts import Gate, mix
 from common.architectures.trunk import SharedTrunk
 from common.encoder import Encoder, InputShapes, build_encoder
-from common.experiment import Experiment, Trunk
+from common.experiment import Experiment
+from common.sections.model import Trunk
 from common.settings import Settings
 from common.sharing import task_parts_travel
 

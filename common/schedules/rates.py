@@ -7,7 +7,8 @@ from common.schedules.schedule import Schedule
 from common.schedules.table import SCHEDULES
 
 if TYPE_CHECKING:
-    from common.experiment import Experiment, Training
+    from common.experiment import Experiment
+    from common.sections.training import Training
 
 
 def round_schedule(training: "Training") -> Schedule:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from common.experiment import Data
 from common.natural_order import natural_sort
+from common.sections.rows import Data
 from common.sources.images import read_pgm
 from common.sources.raw_files import find_file
 from common.tables import ClientTable, TableSource

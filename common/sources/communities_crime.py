@@ -5,8 +5,8 @@ among police departments", European Journal of Operational Research 141, 2002; U
 normalised).
 """
 
-from common.experiment import Data
 from common.partition import rows_by_name
+from common.sections.rows import Data
 from common.sources.files import read_csv
 from common.sources.raw_files import find_file
 from common.tables import ClientTable, TableSource

@@ -5,7 +5,7 @@ Source: Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits", UCI 80, 
 
 import numpy as np
 
-from common.experiment import Data
+from common.sections.rows import Data
 from common.tables import ClientTable, TableSource
 
 BRIGHTEST = 16  # of a pixel

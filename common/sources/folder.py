@@ -4,8 +4,8 @@ from pathlib import Path
 
 from common.cells import list_names
 from common.errors import ConfigError, DataError
-from common.experiment import Data
 from common.natural_order import natural_sort
+from common.sections.rows import Data
 from common.sources.files import READERS, read_columns
 from common.tables import ClientTable, TableSource
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.experiment import Data
+from common.sections.rows import Data
 from common.sources.files import Columns, read_csv
 from common.sources.raw_files import find_file
 from common.tables import ClientTable, TableSource

@@ -7,7 +7,7 @@ process priors", JMLR 8, 2007. Reads its ``LandmineData.mat``.
 import numpy as np
 from numpy.typing import NDArray
 
-from common.experiment import Data
+from common.sections.rows import Data
 from common.sources.raw_files import load_cells
 from common.tables import ClientTable, TableSource
 

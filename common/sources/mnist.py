@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
-from common.experiment import Data
+from common.sections.rows import Data
 from common.seeding import numpy_generator
 from common.sources.images import read_image
 from common.sources.raw_files import find_file

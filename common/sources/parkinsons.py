@@ -7,8 +7,8 @@ UCI 189.
 
 import numpy as np
 
-from common.experiment import Data
 from common.partition import rows_by_name
+from common.sections.rows import Data
 from common.sources.files import read_csv
 from common.sources.raw_files import find_file
 from common.tables import ClientTable, TableSource

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
-from common.experiment import Data
+from common.sections.rows import Data
 
 
 def find_file(data: Data, name: str) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from common.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from common.experiment import Data
+    from common.sections.rows import Data
     from common.tables import TableSource
 
 HOME_VARIABLE = "FEDMTL_DATA"  # names the folder that holds the folders of the public data sets

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from common.cells import list_names
 from common.errors import ConfigError, DataError
-from common.experiment import Data
 from common.partition import rows_by_name
+from common.sections.rows import Data
 from common.sources.files import READERS, read_columns
 from common.splits import IndexArray
 from common.tables import ClientTable, TableSource

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
-from common.experiment import Task
 from common.losses import ROW_LOSSES
 from common.metrics import METRICS, add_sums, metric_sums
+from common.sections.rows import Task
 from simulations.ensembles.rows import JUDGED
 from simulations.ensembles.votes import Ballot, Poll
 

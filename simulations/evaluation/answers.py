@@ -22,10 +22,10 @@ from common.clients import open_clients
 from common.dataset import ClientData, Rows, TargetScale
 from common.encoding import encode
 from common.errors import CheckpointError, ConfigError, DataError
-from common.experiment import Task
 from common.metrics import Sums, metric_sums
 from common.model import build_model
 from common.natural_order import natural_sort
+from common.sections.rows import Task
 from common.sharing import task_of
 from common.wire import FloatArray
 from simulations.attacks.kept_federation import KeptFederation, open_federation

@@ -1,0 +1,1 @@
+"""The tables of an experiment file, a frozen pydantic model each."""

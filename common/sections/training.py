@@ -1,0 +1,85 @@
+"""What a client does with a trunk it received: [training]."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from common.methods import one_of
+from common.schedules.table import SCHEDULES
+from common.settings import Finite, Rate, Settings
+
+Optimiser = Literal[
+    "sgd",
+    "adam",
+    "adamw",
+    "adadelta",
+    "adagrad",
+    "adamax",
+    "asgd",
+    "nadam",
+    "radam",
+    "rmsprop",
+    "rprop",
+]
+STACKED_OPTIMISERS = ("sgd", "adam", "adamw")  # for many clients side by side
+
+
+class Training(Settings):
+    """What a client does with a trunk it received."""
+
+    epochs: int = Field(1, ge=1, description="Passes over the client's training rows per round.")
+    batch_size: int = Field(16, ge=1, description="Rows per step; the last batch may be smaller.")
+    optimiser: Optimiser = Field(
+        "sgd",
+        description="Its state lives for one round. Others than sgd, adam and adamw are those of "
+        "torch.optim, with its defaults but for lr; clients train one by one, on engine loopback.",
+    )
+    lr: Finite = Field(0.05, gt=0, description="Learning rate.")
+    schedule: Annotated[str, one_of(SCHEDULES)[0]] = Field(
+        "constant",
+        description="How lr changes from round to round; `fedmtl list schedules` explains each.",
+        json_schema_extra=one_of(SCHEDULES)[1],
+    )
+    schedule_options: dict[str, Any] = Field(
+        default_factory=dict, description="What the schedule can be told; see below."
+    )
+    step_schedule: Annotated[str, one_of(SCHEDULES)[0]] = Field(
+        "constant",
+        description="How lr changes from step to step, in each stretch of a client's local "
+        "training anew: its epochs of a round, or what an algorithm makes of them. The factors of "
+        "both schedules are multiplied.",
+        json_schema_extra=one_of(SCHEDULES)[1],
+    )
+    step_schedule_options: dict[str, Any] = Field(
+        default_factory=dict, description="What the schedule over steps can be told; see below."
+    )
+    clip_norm: Finite | None = Field(
+        None,
+        gt=0,
+        description="No step's gradient is longer, over all parameters that step; default: any "
+        "length. What regularisation and the algorithm add is added after. Under example-level "
+        "privacy it is the noisy gradient's.",
+    )
+    momentum: Finite = Field(0.0, ge=0, lt=1, description="SGD only.")
+    weight_decay: Rate = Field(0.0, description="adamw: decoupled; else an L2 term.")
+    l1: Rate = Field(0.0, description="An L1 term: l1 * sign(w) is added to the gradient.")
+    balance: Literal["tasks", "none"] = Field(
+        "tasks", description="tasks: every batch holds each task's labelled rows in equal share."
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto, cpu, mps, cuda or cuda:N; auto takes a GPU where there is one.",
+    )
+    threads: int = Field(1, ge=1, description="CPU threads of one worker; small models want one.")
+    compile: bool = Field(
+        False,
+        description="Compile the training step with torch.compile, which takes seconds to minutes "
+        "in every process and has cost more than it gained on CPUs; the log tells its time.",
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.momentum and self.optimiser != "sgd":
+            raise ValueError(f"momentum is for optimiser 'sgd', not '{self.optimiser}'; remove it")
+        return self
