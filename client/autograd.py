@@ -216,7 +216,7 @@ class AutogradTrainer:
             total = self._weigh(losses, weights, balance)
             if penalty is not None:
                 total = penalty if total is None else total + penalty
-        if total is not None:
+        if total is not None and total.requires_grad:  # a frozen trunk's penalty takes none
             torch.autograd.backward(total)
 
     def _weigh(

@@ -149,9 +149,18 @@ class Job:
             "run": self.instruction.run,
             "client": self.data.name,
             "fingerprint": _fingerprint(self.instruction.experiment),
-            "experiment": json.loads(self.instruction.experiment),
+            "experiment": self._experiment(),
             "agreement": json.loads(self.instruction.agreement),
         }
+
+
+    def _experiment(self) -> dict[str, Any]:
+        """Read the experiment; weights to start from are looked for where this node has them."""
+        experiment: dict[str, Any] = json.loads(self.instruction.experiment)
+        weights = self.session.experiment.trunk.weights
+        if weights is not None:
+            experiment["trunk"]["weights"] = weights
+        return experiment
 
 
 @lru_cache(maxsize=8)

@@ -4,6 +4,7 @@ Flower hands a node's ``--node-config`` to the client; these keys of it are ours
 
     data="/srv/data"        folder or file with the node's rows
     state="/srv/state"      folder for what stays home; without one, heads last as long as the node
+    weights="/srv/t.safetensors"  the file of trunk.weights at this node
     client="ward-7"         which client of the data this node is, where there are several
     device="cuda:1"         auto, cpu, mps, cuda or cuda:N
     threads=4               CPU threads
@@ -24,7 +25,7 @@ from common.experiment import Experiment
 
 PRECISIONS = ("highest", "high", "medium")
 LIMITS = ("largest-epsilon", "delta", "least-noise-multiplier")
-KEYS = ("data", "state", "client", "device", "threads", "precision", *LIMITS)
+KEYS = ("data", "state", "weights", "client", "device", "threads", "precision", *LIMITS)
 DELTA = 1e-5
 FLOWER_KEYS = ("partition-id", "num-partitions")  # of a simulated node
 # A real node may have a partition-id as well, and must not make its noise from the seed, which the
@@ -42,6 +43,7 @@ class Place:
         threads: CPU threads it computes with.
         precision: of float32 matrix products, as `torch.set_float32_matmul_precision` takes it.
         state: folder for what stays home.
+        weights: file that the trunk starts from, where the experiment names one.
         simulated: whether the node is one of a simulation, whose noise follows from the seed.
         largest_epsilon: budget over all runs; 0 for none.
         delta: that goes with it.
@@ -53,6 +55,7 @@ class Place:
     threads: int = 0
     precision: str = ""
     state: str = ""
+    weights: str = ""
     simulated: bool = False
     largest_epsilon: float = 0.0
     delta: float = DELTA
@@ -82,13 +85,14 @@ class Place:
             raise ConfigError(
                 f"node config: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
             )
-        texts = {key: str(node_config.get(key, "")) for key in ("data", "device", "state")}
+        texts = {key: str(node_config.get(key, "")) for key in ("data", "device", "state", "weights")}
         return cls(
             data=texts["data"],
             device=texts["device"],
             threads=threads,
             precision=str(precision),
             state=texts["state"],
+            weights=texts["weights"],
             simulated=bool(node_config.get(SIMULATED) or os.environ.get(SIMULATION)),
             largest_epsilon=_limit(node_config, "largest-epsilon"),
             delta=_limit(node_config, "delta", DELTA),
@@ -104,6 +108,8 @@ class Place:
             update["training"] = experiment.training.model_copy(update=chosen)
         if self.data:
             update["data"] = experiment.data.model_copy(update={"path": self.data})
+        if self.weights and experiment.trunk.weights is not None:
+            update["trunk"] = experiment.trunk.model_copy(update={"weights": self.weights})
         return experiment.model_copy(update=update) if update else experiment
 
 

@@ -18,6 +18,7 @@ from common.architectures.table import SHARINGS
 from common.availability import seal, trace_problems
 from common.idle_settings import idle_settings
 from common.methods import Method, method_problems
+from common.pretrained.problems import trunk_problems
 from common.privacy.problems import privacy_problems
 from common.privacy.settings import Privacy
 from common.schedules.rates import round_schedule
@@ -73,7 +74,8 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _means_what_it_says(self) -> Self:
         traces = trace_problems(self.federation.availability)
-        problems = [*self._leaks(), *idle_settings(self), *privacy_problems(self), *traces]
+        problems = [*self._leaks(), *idle_settings(self), *trunk_problems(self.trunk)]
+        problems += [*privacy_problems(self), *traces]
         for setting, (table, key) in METHODS.items():
             place, name = setting.replace("-", "_").split(".")
             settings = getattr(self, place)
@@ -149,6 +151,10 @@ class Experiment(Settings):
         content = self.model_dump(mode="json")
         del content["description"], content["data"]["path"], content["federation"]["rounds"]
         del content["training"]["device"], content["federation"]["affinity_every"]
+        del content["trunk"]["weights"]  # its content counts, which its digest stands for
+        for key in ("weights_digest", "trains", "adapters"):
+            if not content["trunk"][key]:  # checkpoints of versions without it go on
+                del content["trunk"][key]
         if self.data.seed is None:  # checkpoints of versions without it go on
             del content["data"]["seed"]
         del content["federation"]["checkpoint_interval_s"]

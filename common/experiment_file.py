@@ -17,7 +17,7 @@ from common.errors import ConfigError
 from common.experiment import Experiment
 from common.experiment_problems import describe_problems, suggest
 
-PATHS = (("data", "path"), ("federation", "availability"))
+PATHS = (("data", "path"), ("federation", "availability"), ("trunk", "weights"))
 _QUOTE_OR_BRACKET = re.compile(r"\"(?:\\.|[^\"\\])*\"|'[^']*'|[\[{]|[\]}]|\s+|.", re.DOTALL)
 
 
@@ -51,6 +51,7 @@ def load_experiment(
     if name_or_path not in known:
         _anchor_paths(content, path.parent)
     problems = _override(content, overrides)
+    _forget_digest(content, overrides)
     if seed is not None:
         _assign(content, ["seed"], seed)
     if data_path is not None:
@@ -155,6 +156,14 @@ def _read_availability(content: dict[str, Any]) -> list[str]:
     except ConfigError as error:
         return [str(error)]
     return []
+
+
+def _forget_digest(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Let other weights than the file's be hashed anew."""
+    trunk = content.get("trunk")
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    if isinstance(trunk, dict) and "trunk.weights" in keys:
+        trunk.pop("weights-digest", None)
 
 
 def _override(content: dict[str, Any], overrides: Sequence[str]) -> list[str]:

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from common.errors import ConfigError
 
 # Settings that an experiment's fingerprint leaves out.
-CHANGEABLE = ("federation.rounds", "federation.round-timeout-s", "training.device", "data.path")
+CHANGEABLE = (
+    "federation.rounds", "federation.round-timeout-s", "training.device", "data.path",
+    "trunk.weights",
+)
 
 
 def check_changes(overrides: Sequence[str], how: str) -> None:

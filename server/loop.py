@@ -30,6 +30,7 @@ from server.roster import Roster
 from server.run_folder import RunFolder
 from server.sums import EVERYBODY, SumTable
 from server.watch import Watch
+from server.whole_trunk import keep_whole_trunk
 
 logger = logging.getLogger("fedmtl.server")
 
@@ -281,6 +282,7 @@ class RoundLoop:
                 for name, why in sorted({**self.roster.refused, **outcome.left_out}.items())
             ],
         }
+        keep_whole_trunk(self.folder, settings=self.experiment, progress=self.progress, trunk=trunk)
         self.folder.finish(results)
         return results
 

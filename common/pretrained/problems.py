@@ -1,0 +1,25 @@
+"""What is wrong with how a trunk starts and what of it trains, before anything is built."""
+
+from collections.abc import Iterator
+
+from common.sections.model import Trunk
+
+
+def trunk_problems(trunk: Trunk) -> Iterator[str]:
+    """Say what does not go together, a line each."""
+    if trunk.weights_digest and trunk.weights is None:
+        yield (
+            f"trunk.weights-digest is of trunk.weights, got '{trunk.weights_digest}' without it; "
+            "name the weights, or remove it"
+        )
+    if trunk.trains == ():
+        yield "trunk.trains must name a pattern, got []; write 'none', or remove it"
+    if trunk.trains == "all" and trunk.adapters is not None:
+        yield (
+            "trunk.trains must not be 'all' with [trunk.adapters]: adapters stand for weights that "
+            "are frozen; remove one of the two, or name what trains beside them"
+        )
+    convolves = trunk.architecture == "cnn" and trunk.channels
+    for name in ("weights", "trains", "adapters"):
+        if getattr(trunk, name) is not None and not trunk.widths and not convolves:
+            yield f"trunk.{name} needs a trunk with layers, got trunk.widths = []; remove it"
