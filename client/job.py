@@ -153,7 +153,6 @@ class Job:
             "agreement": json.loads(self.instruction.agreement),
         }
 
-
     def _experiment(self) -> dict[str, Any]:
         """Read the experiment; weights to start from are looked for where this node has them."""
         experiment: dict[str, Any] = json.loads(self.instruction.experiment)

@@ -85,7 +85,9 @@ class Place:
             raise ConfigError(
                 f"node config: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
             )
-        texts = {key: str(node_config.get(key, "")) for key in ("data", "device", "state", "weights")}
+        texts = {
+            key: str(node_config.get(key, "")) for key in ("data", "device", "state", "weights")
+        }
         return cls(
             data=texts["data"],
             device=texts["device"],
@@ -108,7 +110,8 @@ class Place:
             update["training"] = experiment.training.model_copy(update=chosen)
         if self.data:
             update["data"] = experiment.data.model_copy(update={"path": self.data})
-        if self.weights and experiment.trunk.weights is not None:
+        if experiment.trunk.weights is not None and (self.weights or not self.simulated):
+            # A real node opens no file that the server names.
             update["trunk"] = experiment.trunk.model_copy(update={"weights": self.weights})
         return experiment.model_copy(update=update) if update else experiment
 

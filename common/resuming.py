@@ -6,7 +6,10 @@ from common.errors import ConfigError
 
 # Settings that an experiment's fingerprint leaves out.
 CHANGEABLE = (
-    "federation.rounds", "federation.round-timeout-s", "training.device", "data.path",
+    "federation.rounds",
+    "federation.round-timeout-s",
+    "training.device",
+    "data.path",
     "trunk.weights",
 )
 

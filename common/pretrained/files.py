@@ -14,6 +14,11 @@ def find_file(weights: str) -> Path:
     Raises:
         ValueError: there is none, or it is none of ours to open.
     """
+    if not weights:
+        raise ValueError(
+            f"{KEY} must be a .safetensors file or a run folder, got ''; a node names its copy by "
+            "--node-config 'weights=\"FILE\"'"
+        )
     path = Path(weights).expanduser()
     if path.is_dir():
         return _of_run(path)

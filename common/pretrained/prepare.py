@@ -24,8 +24,7 @@ def prepare_trunk(trunk: nn.Module, experiment: Experiment) -> None:
     """
     settings = experiment.trunk
     if settings.weights is not None and (needs_file(trunk, experiment) or is_there(settings)):
-        tasks = [*experiment.tasks]
-        fill_trunk(trunk, read_weights(settings), tasks[0] if len(tasks) == 1 else None)
+        fill_trunk(trunk, read_weights(settings), experiment)
     if settings.trains_everything:
         return
     names = [name for name, _ in trunk.named_parameters(prefix="trunk")]

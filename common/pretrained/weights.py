@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from common.cells import list_names
 from common.errors import ConfigError, ShapeError
+from common.experiment import Experiment
 from common.pretrained.files import KEY, digest_of, find_file
 from common.pretrained.naming import split_encoder
 from common.sections.model import Trunk
-from common.sharing import task_of
+from common.sharing import STAYS, task_of
 
 Tensors = Mapping[str, Tensor]
 
@@ -37,7 +38,7 @@ def read_weights(settings: Trunk) -> dict[str, Tensor]:
         path, digest = find_file(weights), digest_of(weights)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if settings.weights_digest not in ("", digest):
+    if settings.weights_digest != digest:
         raise ConfigError(
             f"{KEY}: {path} has another content than the experiment began with (digest {digest}, "
             f"was {settings.weights_digest}); restore it, or start a new run with it"
@@ -52,17 +53,17 @@ def read_weights(settings: Trunk) -> dict[str, Tensor]:
         ) from error
 
 
-def fill_trunk(trunk: nn.Module, given: Tensors, only_task: str | None) -> None:
+def fill_trunk(trunk: nn.Module, given: Tensors, experiment: Experiment) -> None:
     """Put given weights over a trunk's values.
 
-    Names that are the trunk's own are taken as they are; a part of a task that the file has nothing
-    of stays as it began. Else the file must hold one encoder, under any prefix, and every encoder
+    Names that are the trunk's own are taken as they are; what the file lacks stays as it began, if
+    it belongs to a task, or to a norm whose parameters stay with every client. Else the file must hold one encoder, under any prefix, and every encoder
     of the trunk starts from it; of several, an encoder takes that of its own task.
 
     Args:
         trunk: the sharing architecture, before adapters.
         given: name -> values.
-        only_task: the experiment's task, where there is one.
+        experiment: its settings.
 
     Raises:
         ConfigError: the names do not fit.
@@ -72,18 +73,18 @@ def fill_trunk(trunk: nn.Module, given: Tensors, only_task: str | None) -> None:
     wanted = {name for name in parameters if task_of(name) is None} or set(parameters)
     known = wanted & given.keys()
     if known:
-        if missing := sorted(wanted - known if _has_common(parameters) else ()):
+        stays = STAYS[experiment.trunk.norm_parameters]
+        lacks = wanted - known if any(task_of(name) is None for name in wanted) else ()
+        if missing := sorted(name for name in lacks if not stays(name)):
             raise ConfigError(
                 f"{KEY}: the file lacks {len(missing)} parameters that all tasks share: "
                 f"{list_names(missing)}; it must be of a trunk of the same layers"
             )
         _copy(parameters, {name: name for name in parameters if name in given}, given)
         return
+    tasks = [*experiment.tasks]
+    only_task = tasks[0] if len(tasks) == 1 else None
     _copy(parameters, _by_encoder(parameters, given, only_task), given)
-
-
-def _has_common(names: Iterable[str]) -> bool:
-    return any(task_of(name) is None for name in names)
 
 
 def _by_encoder(names: Iterable[str], given: Tensors, only_task: str | None) -> dict[str, str]:

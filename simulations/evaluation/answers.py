@@ -190,9 +190,7 @@ def new_arrays(kept: KeptFederation, data: ClientData) -> dict[str, FloatArray]:
     own = {
         name: parameter.detach().numpy()
         for name, parameter in parameters.items()
-        if name not in kept.trunk
-        and name in learned
-        and task_of(name) in (None, *data.tasks)
+        if name not in kept.trunk and name in learned and task_of(name) in (None, *data.tasks)
     }
     return used_arrays(kept.experiment, kept.trunk, own)
 
