@@ -45,7 +45,8 @@ class BatchNorm(nn.Module):
     batch ``running <- (1 - momentum) * running + momentum * batch's``, with the unbiased variance;
     evaluation normalises by these. So does training where a batch holds one number of each feature,
     such as the last row of an epoch: it has no variance, and it leaves the running statistics be.
-    So does all training where the norm is frozen, that is, its scale takes no gradient. Two numbers become -1 and 1, or nearly: with so small batches, rounding alone decides a run.
+    So does all training where the norm is frozen, that is, its scale takes no gradient. Two numbers
+    become -1 and 1, or nearly: with so small batches, rounding alone decides a run.
     """
 
     def __init__(self, features: int) -> None:

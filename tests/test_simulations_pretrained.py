@@ -1,4 +1,4 @@
-"""Federations whose trunk is frozen, in part or but for adapters: on every engine, by every rule."""
+"""Federations whose trunk is frozen, in part or but for adapters, on engines and by rules."""
 
 import json
 
@@ -176,7 +176,7 @@ def test_workers_train_as_one_process_does(planned, tmp_path):
 
 def test_a_run_that_would_share_nothing_is_refused(planned, tmp_path):
     experiment = planned(trunk={"trains": "none", "norm": "none"})
-    with pytest.raises(ConfigError, match="trunk.trains leaves nothing to share .*per-task"):
+    with pytest.raises(ConfigError, match=r"trunk.trains leaves nothing to share .*per-task"):
         run(experiment, tmp_path / "run")
     heads = {"heads": "per-task", "rounds": 2}
     left = run(planned(trunk={"trains": "none", "norm": "none"}, federation=heads), tmp_path / "2")
@@ -198,7 +198,7 @@ def test_a_run_leaves_a_trunk_that_another_starts_from(planned, tmp_path, varian
     run(first, tmp_path / "first")
     given = load_file(tmp_path / "first" / "trunk.safetensors")
     assert not [name for name in given if "adapter" in name]
-    plain = {key: None for key in ("trains", "adapters")}
+    plain = dict.fromkeys(("trains", "adapters"))
     following = first.model_copy(update={"trunk": first.trunk.model_copy(update=plain)})
     following = load(following, tmp_path, weights=str(tmp_path / "first"))
     started = first_values(following)
@@ -287,8 +287,8 @@ def test_a_node_with_another_file_is_refused(sent, tmp_path):
     telling_nothing["trunk"]["weights-digest"] = ""
     with pytest.raises(ConfigError, match="another content"):
         open_session(json.dumps(telling_nothing), agreement, Place(weights=str(first)))
-    with pytest.raises(DataError, match="digest .* got"):
-        wrong = agreement.replace('"frozen":"', '"frozen":"0')
+    wrong = agreement.replace('"frozen":"', '"frozen":"0')
+    with pytest.raises(DataError, match=r"digest .* got"):
         open_session(experiment, wrong, Place(weights=str(first)))
 
 

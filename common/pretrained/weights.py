@@ -57,8 +57,9 @@ def fill_trunk(trunk: nn.Module, given: Tensors, experiment: Experiment) -> None
     """Put given weights over a trunk's values.
 
     Names that are the trunk's own are taken as they are; what the file lacks stays as it began, if
-    it belongs to a task, or to a norm whose parameters stay with every client. Else the file must hold one encoder, under any prefix, and every encoder
-    of the trunk starts from it; of several, an encoder takes that of its own task.
+    it belongs to a task, or to a norm whose parameters stay with every client. Else the file must
+    hold one encoder, under any prefix, and every encoder of the trunk starts from it; of several,
+    an encoder takes that of its own task.
 
     Args:
         trunk: the sharing architecture, before adapters.

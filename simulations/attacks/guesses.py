@@ -9,8 +9,8 @@ from torch import Tensor
 
 from common.dataset import Rows
 from common.experiment import Experiment
-from common.pretrained.naming import is_frozen
 from common.model import MultiTaskModel, build_model, output_width
+from common.pretrained.naming import is_frozen
 from simulations.attacks.observed import Observed
 
 Parameters = dict[str, Tensor]
