@@ -74,7 +74,7 @@ class MultiTaskModel(nn.Module):
     def call_with(self, parameters: Mapping[str, Tensor], *arguments: Any) -> Any:
         """Compute `forward` with other parameters, by the names of `named_parameters`."""
         inner = {plain_name(name): name for name, _ in super().named_parameters()}
-        given = {inner[name]: values for name, values in parameters.items()}
+        given = {inner.get(name, name): values for name, values in parameters.items()}
         return torch.func.functional_call(self, given, arguments)
 
     def give_generator(self, generator: torch.Generator | None) -> None:

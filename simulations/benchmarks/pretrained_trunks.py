@@ -77,12 +77,12 @@ architecture = "cnn"
 channels = [8, 16]
 widths = [64]
 [training]
-lr = 0.05
-momentum = 0.9
+optimiser = "adam"
+lr = 0.004
 batch-size = 32
 device = "cpu"
 [federation]
-rounds = 12
+rounds = 8
 heads = "per-task"
 """
 CASES = {
