@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from client.exported_model import ExportedModel
 from client.flat import FlatParameters
+from client.personalise import HEADS, Limits, fit_contender
 from client.place import Place
 from client.private_autograd import RowGradients
 from client.session import close_sessions, open_session
@@ -18,13 +20,17 @@ from common.architectures.table import SHARINGS
 from common.dataset import Rows
 from common.errors import ConfigError, DataError
 from common.experiment_file import dump_experiment, load_experiment
+from common.metrics import METRICS
 from common.model import build_model
 from common.pretrained import prepare
-from common.pretrained.naming import is_frozen
+from common.pretrained.naming import is_adapter, is_frozen
 from common.pretrained.prepare import fixed_digest
 from common.strategies import STRATEGIES
-from simulations.baselines import read_clients
+from simulations.attacks.kept_federation import open_federation
+from simulations.baselines import read_clients, startable
+from simulations.evaluation.answers import answer, model_of
 from simulations.kept_run import open_run
+from simulations.kept_trunk import open_trunk
 from simulations.residents import Residents
 from tests.algorithm_runs import assert_close, assert_equal, plan, run, stop_after, write_clients
 
@@ -226,6 +232,62 @@ def test_adapters_send_fewer_bytes(planned, tmp_path):
         results = json.loads((tmp_path / name / "results.json").read_text())
         sizes[name] = results["traffic"]["received-bytes"]
     assert sizes["adapters"] < sizes["all"] / 4
+
+
+@pytest.mark.parametrize("variant", ["last layer", "adapters"])
+def test_an_exported_model_gives_the_numbers_of_the_kept_one(planned, tmp_path, variant):
+    """Adapters are merged on export, and not where predictions are made."""
+    left = run(planned(variant=variant), tmp_path / "run")
+    kept, inputs = open_run(left.folder, "a"), {"x": torch.randn(6, 3)}
+    exported = ExportedModel(kept)
+    names = [name for name, _ in exported.model.named_parameters()]
+    assert not [name for name in names if is_adapter(name)]
+    assert [name for name in kept.arrays if is_adapter(name)] or variant != "adapters"
+    expected = kept.build()(inputs, ("size",))[0]["size"]
+    torch.testing.assert_close(exported.model(inputs, ("size",))[0]["size"], expected)
+
+
+@pytest.mark.parametrize("variant", ["last layer", "adapters"])
+def test_held_out_rows_are_answered_as_the_run_evaluated_them(planned, tmp_path, variant):
+    """Also by a client that was never asked, whose own parts are new."""
+    federation = {"clients-per-round": 2, "rounds": 1}
+    left = run(planned(variant=variant, federation=federation), tmp_path / "run")
+    assert len(left.clients) == 2
+    kept = open_federation(left.folder)
+    metric = kept.experiment.tasks["size"].metric_name
+    for data in read_clients(kept.experiment)[0]:
+        answers = answer(model_of(kept, data), data, "test")
+        told = left.results["clients"][data.name]["tasks"]["size"]["test"]
+        found = METRICS[metric].figure(answers.sums["size"])
+        assert found == pytest.approx(told[metric], rel=1e-4)
+
+
+def test_a_newcomer_fits_heads_on_a_frozen_trunk(planned, tmp_path):
+    experiment = planned(variant="adapters")
+    left = run(experiment, tmp_path / "run")
+    kept = open_trunk(left.folder)
+    trainer = Trainer(kept.experiment, input_shapes(kept.agreement), torch.device("cpu"))
+    data = read_clients(kept.experiment)[0][0]
+    before = trainer.initial.clone()
+    fit_contender(trainer, data, kept.arrays, HEADS, Limits(2))
+    for name, place in trainer.flat.layout.slices.items():
+        found = trainer.flat.values[place]
+        if name in kept.arrays:
+            np.testing.assert_array_equal(found, kept.arrays[name].reshape(-1))
+        else:
+            assert torch.equal(found, before[place]) == name.startswith("trunk."), name
+
+
+def test_a_baseline_whose_one_trunk_cannot_have_the_weights_starts_from_the_seed(planned, tmp_path):
+    experiment = planned(variant="adapters", trunk={"sharing": "mmoe"})
+    run(experiment, tmp_path / "first")
+    experiment = load(experiment, tmp_path, weights=str(tmp_path / "first"))
+    clients, agreement = read_clients(experiment)
+    hard = {"sharing": "hard", "options": {}, "task_parts": None}
+    trunk = experiment.trunk.model_copy(update=hard)
+    single = startable(experiment.model_copy(update={"trunk": trunk}), agreement)
+    assert single.trunk.weights is None and single.trunk.trains_everything
+    assert startable(experiment, agreement) is experiment
 
 
 def test_a_client_with_other_frozen_values_answers_why(planned, tmp_path, monkeypatch):

@@ -91,6 +91,7 @@ CASES = {
 }
 FROZEN = "trunk.trains='none'"
 ADAPTED = "trunk.adapters.rank=4"
+LOUD = "trunk.adapters.alpha=32"  # four times the default: adapters take longer steps
 
 
 def ways(case: Case) -> dict[str, tuple[str, ...]]:
@@ -102,6 +103,8 @@ def ways(case: Case) -> dict[str, tuple[str, ...]]:
         "adapters, rank 4": (ADAPTED,),
         "adapters, rank 4, A frozen": (ADAPTED, "trunk.adapters.freeze-a=true"),
         "heads alone": (FROZEN,),
+        "adapters, rank 4, alpha 32": (ADAPTED, LOUD),
+        "adapters, rank 4, alpha 32, A frozen": (ADAPTED, LOUD, "trunk.adapters.freeze-a=true"),
     }
 
 
@@ -211,7 +214,9 @@ def to_markdown(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 def main(
     case: Annotated[str, typer.Argument(help=f"One of {', '.join(CASES)}.")] = "mnist",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each way.")] = 3,
-    out: Annotated[Path | None, typer.Option(help="Keep run folders here, and go on there.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep run folders here, and go on there.")
+    ] = None,
 ) -> None:
     """Compare the ways to use a trunk from before."""
     with told_in_lines():
