@@ -364,3 +364,22 @@ def test_a_call_with_other_parameters_goes_by_our_names():
         for name, parameter in model.named_parameters():
             parameter.copy_(values[name])
     np.testing.assert_allclose(found, model(x, ("size",))[0]["size"].detach(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"loss": {"record": "gradients"}},
+        {"loss": {"weighting": "pcgrad"}},
+        {"trunk": {"weight-decay": 0.1}},
+        {"federation": {"algorithm": "scaffold", "heads": "local"}},
+        {"federation": {"strategy": "clustered"}},
+    ],
+)
+def test_what_works_on_the_common_trunk_is_refused_where_none_of_it_trains(tables):
+    trunk = {**tables.pop("trunk", {}), "trains": "none"}
+    federation = {"heads": "per-task", **tables.pop("federation", {})}
+    training = {"optimiser": "sgd", "momentum": 0.0}
+    experiment = make_experiment(trunk=trunk, federation=federation, training=training, **tables)
+    with pytest.raises(ConfigError, match=r"needs trained parameters .* trunk.trains leaves none"):
+        build_model(experiment, SHAPES)

@@ -282,11 +282,12 @@ def test_a_baseline_whose_one_trunk_cannot_have_the_weights_starts_from_the_seed
     experiment = planned(variant="adapters", trunk={"sharing": "mmoe"})
     run(experiment, tmp_path / "first")
     experiment = load(experiment, tmp_path, weights=str(tmp_path / "first"))
-    clients, agreement = read_clients(experiment)
+    _, agreement = read_clients(experiment)
     hard = {"sharing": "hard", "options": {}, "task_parts": None}
     trunk = experiment.trunk.model_copy(update=hard)
     single = startable(experiment.model_copy(update={"trunk": trunk}), agreement)
-    assert single.trunk.weights is None and single.trunk.trains_everything
+    assert single.trunk.weights is None
+    assert single.trunk.trains_everything
     assert startable(experiment, agreement) is experiment
 
 

@@ -15,6 +15,9 @@ from common.pretrained.weights import fill_trunk, is_there, read_weights
 from common.sharing import shared_names, task_of
 from common.weighting.table import WEIGHTINGS
 
+# What its module refuses for a trunk without layers, by the tables of algorithms and strategies.
+BY_TRUNK, BY_UPDATES = ("fedala", "scaffold"), ("clustered", "conflict-averse")
+
 
 def prepare_trunk(trunk: nn.Module, experiment: Experiment) -> None:
     """Give a trunk its weights and adapters, and freeze what does not train, in place.
@@ -122,16 +125,30 @@ def _require_learning(trunk: nn.Module, experiment: Experiment) -> None:
     Raises:
         ConfigError: a setting would change nothing.
     """
-    settings, loss = experiment.trunk, experiment.loss
+    settings = experiment.trunk
     trained = {n for n, p in trunk.named_parameters(prefix="trunk") if p.requires_grad}
-    common = any(task is None for task in map(task_of, trained))
-    if not common and WEIGHTINGS[loss.weighting].load().needs_trunk:
-        raise ConfigError(
-            f"loss.weighting '{loss.weighting}' needs trained parameters that all tasks share, and "
-            "trunk.trains leaves none; let some train, or choose another weighting"
-        )
+    common = any(task_of(name) is None for name in trained)
+    for setting, is_idle in _needs_common(experiment).items():
+        if is_idle and not common:
+            raise ConfigError(
+                f"{setting} needs trained parameters that all tasks share, and trunk.trains leaves "
+                f"none under trunk.sharing '{settings.sharing}'; let some train, or change it"
+            )
     if settings.norm_parameters != "shared" and not any(".norm_" in name for name in trained):
         raise ConfigError(
             f"trunk.norm-parameters '{settings.norm_parameters}' is for norms that train, and "
             "trunk.trains leaves none; let it mean 'norm_*' too, or remove norm-parameters"
         )
+
+
+def _needs_common(experiment: Experiment) -> dict[str, bool]:
+    """Name what works on the common trunk, and whether the experiment has it."""
+    trunk, loss, federation = experiment.trunk, experiment.loss, experiment.federation
+    return {
+        f"loss.weighting '{loss.weighting}'": WEIGHTINGS[loss.weighting].load().needs_trunk,
+        f"loss.record '{loss.record}'": loss.record == "gradients",
+        f"federation.algorithm '{federation.algorithm}'": federation.algorithm in BY_TRUNK,
+        f"federation.strategy '{federation.strategy}'": federation.strategy in BY_UPDATES,
+        "trunk.weight-decay": trunk.weight_decay is not None,
+        "trunk.l1": trunk.l1 is not None,
+    }

@@ -195,8 +195,8 @@ def spread(values: Sequence[float], form: str = ".4f") -> str:
 def to_markdown(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Write a row per way."""
     lines = [
-        f"| the trunk | sent up, kB | sent down, kB | test metric after {EARLY} rounds | at the end "
-        "| rounds to the yardstick's best | a round, ms |",
+        f"| the trunk | sent up, kB | sent down, kB | test metric after {EARLY} rounds "
+        "| at the end | rounds to the yardstick's best | a round, ms |",
         "|---|---|---|---|---|---|---|",
     ]
     for way, runs in found.items():
@@ -215,7 +215,7 @@ def main(
     case: Annotated[str, typer.Argument(help=f"One of {', '.join(CASES)}.")] = "mnist",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each way.")] = 3,
     out: Annotated[
-        Path | None, typer.Option(help="Keep run folders here, and go on there.")
+        Path | None, typer.Option(help="Keep runs here, and go on there.")
     ] = None,
 ) -> None:
     """Compare the ways to use a trunk from before."""
