@@ -214,9 +214,7 @@ def to_markdown(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 def main(
     case: Annotated[str, typer.Argument(help=f"One of {', '.join(CASES)}.")] = "mnist",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each way.")] = 3,
-    out: Annotated[
-        Path | None, typer.Option(help="Keep runs here, and go on there.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep runs here, and go on there.")] = None,
 ) -> None:
     """Compare the ways to use a trunk from before."""
     with told_in_lines():
