@@ -13,6 +13,7 @@ from common.experiment_file import dump_experiment, load_experiment
 from common.model import build_model
 from common.pretrained.adapters import merge_adapters
 from common.pretrained.naming import is_adapter, is_frozen, split_encoder
+from common.pretrained.prepare import require_weights
 from common.sharing import learned_names, shared_names
 from tests.conftest import make_experiment
 
@@ -165,15 +166,19 @@ def test_files_that_are_no_weights_are_refused(tmp_path):
     }.items():
         with pytest.raises(ConfigError, match=message):
             load_experiment("digits", [f"trunk.weights='{tmp_path / name}'"])
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="must be a safetensors file, and cannot be read"):
         model_of(weights=str(tmp_path / "torn.safetensors"))
 
 
 def test_a_file_that_changed_since_is_refused(tmp_path, trunk_file):
     experiment = make_experiment(trunk={"weights": trunk_file[0]})
+    frozen = make_experiment(trunk={"weights": trunk_file[0], "trains": ["layers.0.*"]})
     write(trunk_file[0], values_of(model_of(seed=8)))
     with pytest.raises(ConfigError, match="another content than the experiment began with"):
-        build_model(experiment, SHAPES)
+        build_model(frozen, SHAPES)
+    with pytest.raises(ConfigError, match="another content than the experiment began with"):
+        require_weights(experiment)  # as a server does
+    build_model(experiment, SHAPES)  # what a client starts from is sent to it
 
 
 def test_the_fingerprint_goes_by_content(tmp_path, trunk_file):

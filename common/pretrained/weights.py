@@ -19,12 +19,11 @@ Tensors = Mapping[str, Tensor]
 
 
 def is_there(settings: Trunk) -> bool:
-    """Whether this machine has the file of ``trunk.weights``."""
+    """Whether this machine has the file of ``trunk.weights``, with the content it began with."""
     try:
-        find_file(settings.weights or "")
+        return digest_of(settings.weights or "") == settings.weights_digest
     except ValueError:
         return False
-    return True
 
 
 def read_weights(settings: Trunk) -> dict[str, Tensor]:
