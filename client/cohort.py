@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.batches import Index, epoch_orders
+from client.batches import Index, Patterns, epoch_orders
 from client.cohort_steps import Scales, Steps, Stretch, WeighedSteps
 from client.compiling import Compiled
 from client.flat import TRUNK, FlatLayout
@@ -44,13 +44,13 @@ class Cohort:
         store: rows of these clients, and maybe of others.
         members: [K] int64, their places in the store.
         keys: [K] of `client.batches.shuffle_key`.
-        patterns: each one's [n_k] of `client.batches.label_patterns`.
+        patterns: each one's, of `client.batches.row_patterns`.
     """
 
     store: RowStore
     members: Index
     keys: UInt64Array
-    patterns: Sequence[Index | None]
+    patterns: Sequence[Patterns]
 
 
 def largest_first(counts: Sequence[int] | Index) -> Index:
@@ -112,8 +112,7 @@ class CohortTrainer:
                 cohort, values, weights, round_number, phase, draws
             )
         else:
-            losses = self._train(cohort, values, weights, round_number, balance, phase)
-            counts = (store.label_counts[cohort.members] * phase.epochs).astype(np.float64)
+            losses, counts = self._train(cohort, values, weights, round_number, balance, phase)
         for dropout in self.model.dropouts:
             dropout.generators = []
         for layer in self.model.counting:
@@ -129,8 +128,8 @@ class CohortTrainer:
         round_number: int,
         balance: Balance | None,
         phase: Phase,
-    ) -> Tensor:
-        """Train on every row of every epoch; returns the summed losses, [K, T]."""
+    ) -> tuple[Tensor, NDArray[np.float64]]:
+        """Train epoch after epoch; returns the summed losses and the rows in them, [K, T] both."""
         store = cohort.store
         size, step = self.settings.batch_size, self._compiled or self.model.step
         steps_of = -(-store.counts[cohort.members] // size) * phase.epochs
@@ -142,12 +141,19 @@ class CohortTrainer:
         arguments = (self.model, step, parts, store, values, size, scales, optimiser)
         steps = Steps(*arguments) if balance is None else WeighedSteps(*arguments, balance=balance)
         width = self.model.tasks.width
+        counts = (store.label_counts[cohort.members] * phase.epochs).astype(np.float64)
+        # Where rows are not visited once each, so are their labels.
+        recounted = self.settings.balance == "classes" and store.labelled is not None
+        if recounted:
+            counts[:] = 0
         for epoch in range(phase.first, phase.first + phase.epochs):
             if balance is not None:
                 balance.start_epoch(round_number, epoch)
             for stretch in stretches(cohort, self.settings, round_number, epoch, width):
                 steps.take(stretch)
-        return steps.sums
+                if recounted:
+                    counts[: len(stretch.left)] += count_labels(store, stretch)
+        return steps.sums, counts
 
     def _train_privately(
         self,
@@ -202,6 +208,16 @@ class CohortTrainer:
             factors = scales.to(device) if (scales != 1).any() else None
             self._scales[key] = Scales(spread, owners.to(device), factors, everything)
         return self._scales[key]
+
+
+def count_labels(store: RowStore, stretch: Stretch) -> NDArray[np.float64]:
+    """Count the labels of a stretch's rows, [K', T]."""
+    if store.labelled is None:
+        raise RuntimeError("every row has every label: there is nothing to count")
+    real = torch.from_numpy(np.arange(stretch.rows.shape[1]) < stretch.left[:, None])
+    seen = store.labelled[stretch.rows] * real.to(store.labelled).unsqueeze(2)
+    counts: NDArray[np.float64] = seen.double().sum(1).cpu().numpy()
+    return counts
 
 
 def stretches(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from client.algorithms.algorithm import open_algorithm
 from client.autograd import AutogradTrainer
-from client.batches import label_patterns, shuffle_key
+from client.batches import row_patterns, shuffle_key
 from client.cohort import Cohort, CohortTrainer, LossSums
 from client.compiling import Compiled
 from client.flat import HEADS, FlatParameters, FloatArray
@@ -351,7 +351,7 @@ class Trainer:
                 store=RowStore.of([rows], tuple(self.experiment.inputs), stack.tasks),
                 members=np.zeros(1, np.int64),
                 keys=np.array([shuffle_key(self.experiment.seed, data.name)], np.uint64),
-                patterns=[label_patterns(rows.labelled)],
+                patterns=[row_patterns(rows, self.experiment)],
             )
             kept = self._cohorts[data.name] = (data, cohort)
         return kept[1]

@@ -37,6 +37,7 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_trunk(experiment),
         *_idle_participation(experiment.federation),
         *_idle_client_weights(experiment.federation),
+        *_idle_balance(experiment),
         *_idle_rates(experiment),
         *_idle_schedules(experiment),
         *_idle_task_parts(experiment),
@@ -215,6 +216,15 @@ def _idle_client_weights(federation: "Federation") -> Iterator[str]:
             f"federation.weight-by must be left out under federation.strategy "
             f"'{federation.strategy}', which does not weigh clients by it, got "
             f"'{federation.weight_by}'; remove it"
+        )
+
+
+def _idle_balance(experiment: "Experiment") -> Iterator[str]:
+    kinds = {task.kind for task in experiment.tasks.values()}
+    if experiment.training.balance == "classes" and kinds.isdisjoint(("multiclass", "binary")):
+        yield (
+            "training.balance 'classes' needs a multiclass or binary task, whose rows have one "
+            f"class each, got tasks of kind {', '.join(sorted(kinds))}; remove it"
         )
 
 

@@ -34,7 +34,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "client.cohort:epoch_orders",
         "client.cohort:Steps.take",  # less the steps themselves: inputs, targets, what rows count
         "client.training:Trainer.alone",
-        "client.autograd:label_patterns",
+        "client.autograd:row_patterns",
         "client.autograd:epoch_order",
         "common.dataset:Rows.select",
     ),

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.batches import Index, label_patterns, shuffle_key
+from client.batches import Index, row_patterns, shuffle_key
 from client.cohort import largest_first
 from client.cohort_evaluation import EvaluationStore, evaluate_cohort
 from client.discretion import Discretion
@@ -77,7 +77,7 @@ class Residents:
         self.train_store = RowStore.of([d.train for d in data], inputs, cohorts.model.tasks)
         self.stores = {s: EvaluationStore.of(data, s, inputs) for s in EVALUATED}
         self.tasks = [d.tasks for d in data]
-        self.patterns = [label_patterns(d.train.labelled) for d in data]
+        self.patterns = [row_patterns(d.train, self.experiment) for d in data]
         seed = self.experiment.seed
         self.keys = np.array([shuffle_key(seed, name) for name in self.place], np.uint64)
         session.forget_clients()

@@ -63,8 +63,11 @@ class Training(Settings):
     momentum: Finite = Field(0.0, ge=0, lt=1, description="SGD only.")
     weight_decay: Rate = Field(0.0, description="adamw: decoupled; else an L2 term.")
     l1: Rate = Field(0.0, description="An L1 term: l1 * sign(w) is added to the gradient.")
-    balance: Literal["tasks", "none"] = Field(
-        "tasks", description="tasks: every batch holds each task's labelled rows in equal share."
+    balance: Literal["tasks", "classes", "none"] = Field(
+        "tasks",
+        description="tasks: every batch holds each task's labelled rows in their share of all; "
+        "classes: every batch holds a task's classes in equal share, which visits rows of rare "
+        "classes more than once an epoch; none: rows as they are shuffled.",
     )
     device: str = Field(
         "auto",
