@@ -3,13 +3,15 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from client.class_groups import ClassGroups, Index, group_classes
+from client.class_groups import ClassGroups, group_classes
 from common.dataset import Rows
 from common.experiment import Experiment
 from common.seeding import UInt64Array, derive_key, fork_keys, permutation_keys
 
+Index = NDArray[np.int64]
 Patterns = Index | ClassGroups | None  # of one client's rows
 LAST = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from common.dataset import Rows
 from common.seeding import UInt64Array, permutation_keys
 
-Index = NDArray[np.int64]
 WITH_CLASSES = ("multiclass", "binary")
 
 
@@ -29,10 +28,10 @@ class ClassGroups:
         shares: float64 [G], the share that each group has in an epoch; they add up to 1.
     """
 
-    of: Index
+    of: NDArray[np.int64]
     shares: NDArray[np.float64]
 
-    def order(self, keys: UInt64Array, offset_keys: UInt64Array) -> Index:
+    def order(self, keys: UInt64Array, offset_keys: UInt64Array) -> NDArray[np.int64]:
         """Fill an epoch's n places with rows.
 
         Each group gets its share of the places, rounded up or down by chance so that its mean is
@@ -85,10 +84,11 @@ def group_classes(rows: Rows, kinds: Mapping[str, str]) -> ClassGroups | None:
         held = int((classes >= 0).sum())
         chances += np.where(own >= 0, 1.0 / (held * counts[places.reshape(-1)]), 0.0)
     of = np.unique(np.stack(codes), axis=1, return_inverse=True)[1].reshape(-1).astype(np.int64)
-    return ClassGroups(of, np.bincount(of, weights=chances / len(codes)))
+    shares = np.bincount(of, weights=chances / len(codes)).astype(np.float64)
+    return ClassGroups(of, shares)
 
 
-def _classes(rows: Rows, task: str, kind: str) -> Index:
+def _classes(rows: Rows, task: str, kind: str) -> NDArray[np.int64]:
     """Number the class of every row, [n]; -1 where it has no label."""
     mask = rows.labelled[task].cpu().numpy()
     if kind not in WITH_CLASSES:

@@ -18,6 +18,7 @@ from common.architectures.table import SHARINGS
 from common.availability import seal, trace_problems
 from common.idle_settings import idle_settings
 from common.methods import Method, method_problems
+from common.optimisers.table import OPTIMISERS
 from common.privacy.problems import privacy_problems
 from common.privacy.settings import Privacy
 from common.schedules.rates import round_schedule
@@ -35,6 +36,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 METHODS: dict[str, tuple[Mapping[str, Method], str]] = {
     "trunk.sharing": (SHARINGS, "options"),
     "loss.weighting": (WEIGHTINGS, "options"),
+    "training.optimiser": (OPTIMISERS, "optimiser-options"),
     "training.schedule": (SCHEDULES, "schedule-options"),
     "training.step-schedule": (SCHEDULES, "step-schedule-options"),
     "federation.algorithm": (ALGORITHMS, "algorithm-options"),

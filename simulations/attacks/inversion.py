@@ -179,6 +179,11 @@ def check(observed: Observed, settings: Settings) -> None:
             f"--method dlg and --local unrolled need training.optimiser 'sgd', whose update is a "
             f"gradient, got '{training.optimiser}'; take --method cosine --local one-gradient"
         )
+    if training.optimiser_options and settings.local == "unrolled":
+        raise ConfigError(
+            "--local unrolled follows plain steps, got training.optimiser-options; take --local "
+            "one-gradient"
+        )
     if training.balance == "classes" and settings.local == "unrolled":
         raise ConfigError(
             "--local unrolled needs to know which rows a step visited, got training.balance "
