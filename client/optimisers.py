@@ -261,7 +261,7 @@ class SGD(GradientStore):
             nobody = torch.zeros(len(self.values), 1, dtype=torch.bool)
             self.moved[part.name] = nobody.to(self.values.device)
         moved = self.moved[part.name][:rows]
-        share = 1 - self.dampening * moved.to(self.values.dtype)
+        share: Tensor = 1 - self.dampening * moved.to(self.values.dtype)
         moved |= True if part.active is None else part.active.unsqueeze(1)
         return share
 
