@@ -107,6 +107,7 @@ class Trainer:
         self._row = self.flat.values.unsqueeze(0)
         self._cohorts: dict[str, tuple[ClientData, Cohort]] = {}
         self.rules = Rules(self.experiment)
+        self._best: dict[str, FloatArray] = {}  # what the client set aside
         self._memory: dict[str, dict[str, float]] = {}  # the client's own, under scope "local"
         if find_obstacle(self.experiment) is None:
             stacked = StackedModel(self.experiment, self.model, self.flat.layout)
@@ -148,6 +149,7 @@ class Trainer:
         self.flat.write(kinds.parameters)
         # What an earlier run's algorithm kept is of no use to another.
         self.kept = {k: kinds.kept[k] for k in self.algorithm.KEEPS if k in kinds.kept}
+        self._best = kinds.best
         self._received = {
             kind: self._lay_out(arrays, torch.zeros_like(self.flat.values))
             for kind, arrays in beside.items()
@@ -171,7 +173,7 @@ class Trainer:
         for kind, arrays in self.kept.items():
             names = self.kept_names(kind, tasks)
             own |= {f"{KEPT}{kind}.{name}": arrays[name] for name in names}
-        return own
+        return own | self._best
 
     def kept_names(self, kind: str, tasks: tuple[str, ...]) -> list[str]:
         """Name the parameters of which the algorithm keeps something at such a client.

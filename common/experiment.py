@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.availability import seal, trace_problems
+from common.evaluation_problems import evaluation_problems
 from common.idle_settings import idle_settings
 from common.methods import Method, method_problems
 from common.optimisers.table import OPTIMISERS
@@ -76,6 +77,7 @@ class Experiment(Settings):
     def _means_what_it_says(self) -> Self:
         traces = trace_problems(self.federation.availability)
         problems = [*self._leaks(), *idle_settings(self), *privacy_problems(self), *traces]
+        problems += evaluation_problems(self)
         for setting, (table, key) in METHODS.items():
             place, name = setting.replace("-", "_").split(".")
             settings = getattr(self, place)

@@ -32,7 +32,6 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_loss(experiment),
         *_idle_data(experiment.data),
         *_idle_data_seed(experiment.data, experiment.partition),
-        *_idle_evaluation(experiment),
         *_idle_inputs(experiment),
         *_idle_trunk(experiment),
         *_idle_participation(experiment.federation),
@@ -125,16 +124,6 @@ def _idle_data_seed(data: "Data", partition: "Partition | None") -> Iterator[str
             f"data.seed must be left out, got {data.seed}: data.split '{data.split}' with "
             f"data.validation = {data.validation:g} and data.test = {data.test:g}, and no "
             "[partition] that draws, are the same for every seed; remove it"
-        )
-
-
-def _idle_evaluation(experiment: "Experiment") -> Iterator[str]:
-    data, patience = experiment.data, experiment.evaluation.patience
-    # A split column may name validation rows of its own.
-    if patience is not None and not data.validation and data.split != "column":
-        yield (
-            "evaluation.patience needs validation rows, got "
-            f"{patience} with data.validation = 0; set data.validation above 0, or remove patience"
         )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from common.best import BestBy
 from simulations import charts
 from simulations.affinity_charts import make_affinity
 from simulations.formats import (
@@ -134,7 +135,9 @@ def make_result(record: RunRecord) -> str:
         about += f" Each client has the trunk of its group, of which there are {count}."
     best = (record.results or {}).get("best")
     if best:
-        about += f" The lowest validation loss was that of round {best['trunk-round']}."
+        best_by = BestBy.of(record.experiment)
+        rank = "highest" if best_by.is_maximised else "lowest"
+        about += f" The {rank} {best_by.name} was that of round {best['trunk-round']}."
     return card(table(headings, rows, words=2)) + note(about) + make_warnings(record)
 
 

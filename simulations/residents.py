@@ -20,7 +20,14 @@ from client.cohort import largest_first
 from client.cohort_evaluation import EvaluationStore, evaluate_cohort
 from client.discretion import Discretion
 from client.learners import Learners
-from client.own_arrays import KEPT, memory_arrays
+from client.own_arrays import (
+    BEST,
+    KEPT,
+    as_of_best,
+    best_round,
+    memory_arrays,
+    set_aside,
+)
 from client.place import Place
 from client.protection import Protection
 from client.row_store import RowStore
@@ -97,6 +104,7 @@ class Residents:
         blank = self.trainer.initial.expand(len(data), self.layout.size)
         self.kept = {kind: blank.clone() for kind in self.algorithm.KEEPS}
         self.chunk = max(1, CHUNK_BYTES // (4 * self.layout.size))
+        self.best: dict[str, dict[str, FloatArray]] = {}  # what clients set aside
         # Kept from round to round: fresh memory costs a page fault per page.
         self._values = self.own.new_empty(0, self.layout.size)
         self._known_cuts: dict[tuple[str, ...], list[tuple[str, slice, tuple[int, ...]]]] = {}
@@ -109,6 +117,7 @@ class Residents:
         The replies' trunks are good until the next call.
         """
         members = self._members(clients)
+        self._set_aside(clients, instruction.best)
         order = largest_first(self.train_store.counts[members])
         arrived = self._read(received)
         values = self._get_values(len(members))
@@ -148,6 +157,8 @@ class Residents:
         self, clients: Sequence[str], received: Mapping[str, FloatArray], instruction: Instruction
     ) -> BulkReplies:
         """Evaluate clients, chunk by chunk; a personal model trains first and is thrown away."""
+        if instruction.returns:
+            return self._evaluate_best(clients, received, instruction)
         members = self._members(clients)
         order = largest_first(self.train_store.counts[members])
         arrived = self._read(received)
@@ -170,6 +181,34 @@ class Residents:
         stream = ("evaluation", instruction.round, int(instruction.keep))
         told = self._tell(members, clients, sums, *stream)
         return BulkReplies(clients, self._count(members), told)
+
+    def _evaluate_best(
+        self, clients: Sequence[str], received: Mapping[str, FloatArray], instruction: Instruction
+    ) -> BulkReplies:
+        """Evaluate clients as they were when the best trunk was; they stay as they are."""
+        now = {name: self._copy(own) for name, own in self.own_states(clients).items()}
+        then = {}
+        for name, own in now.items():
+            arrays = as_of_best(own.arrays, instruction.best)
+            then[name] = Own(own.round if arrays else 0, arrays)  # 0: it had not trained
+        try:
+            self.restore(then)
+            asked = replace(instruction, round=instruction.best, returns=False)
+            return self.evaluate(clients, received, asked)
+        finally:
+            self.restore(now)
+
+    def _set_aside(self, clients: Sequence[str], best: int) -> None:
+        """Let clients set aside what a return to the best trunk needs."""
+        if not best:
+            return
+        late = [name for name in clients if best_round(self.best.get(name, {})) != best]
+        for name, own in self.own_states(late).items():
+            self.best[name] = set_aside(own.arrays if own.round else {}, best)
+
+    @staticmethod
+    def _copy(own: Own) -> Own:
+        return Own(own.round, {name: array.copy() for name, array in own.arrays.items()})
 
     def _tell(
         self, members: Index, clients: Sequence[str], sums: Sums, *stream: str | int
@@ -232,6 +271,7 @@ class Residents:
                 names = self.trainer.kept_names(kind, self.tasks[place])
                 cut = self.layout.views(rows[place].cpu().numpy(), names)
                 arrays |= {f"{KEPT}{kind}.{name}": array for name, array in cut.items()}
+            arrays |= self.best.get(client, {})
             states[client] = Own(int(self.rounds[place]), arrays)
         return states
 
@@ -258,6 +298,7 @@ class Residents:
             place = self.place[client]
             self.rounds[place] = state.round
             self.trainer.load({}, state.arrays)
+            self.best[client] = {n: a for n, a in state.arrays.items() if n.startswith(BEST)}
             if self.memory:
                 for name, row in self.trainer.remember().items():
                     self.memory[name][place] = row[0]
