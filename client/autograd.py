@@ -135,6 +135,10 @@ class AutogradTrainer:
                     optimiser.step(1, [parts[name] for name in (TRUNK, *losses)])
                     if balance is not None:
                         self._learn(batch, balance)
+                if phase.stopping and not phase.stopping.goes_on(self.flat.values.unsqueeze(0)):
+                    break
+            if phase.stopping:
+                phase.stopping.finish(self.flat.values.unsqueeze(0))
         return {task: taught.sums(task) for task in data.tasks}
 
     def _train_privately(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.batches import Index, Patterns, epoch_orders
+from client.cohort_evaluation import EvaluationStore, evaluate_cohort
 from client.cohort_steps import Scales, Steps, Stretch, WeighedSteps
 from client.compiling import Compiled
 from client.flat import TRUNK, FlatLayout
@@ -113,10 +114,7 @@ class CohortTrainer:
             )
         else:
             losses, counts = self._train(cohort, values, weights, round_number, balance, phase)
-        for dropout in self.model.dropouts:
-            dropout.generators = []
-        for layer in self.model.counting:
-            layer.counts = NO_COUNTS
+        self._rest()
         sums = np.stack([losses.cpu().numpy(), counts], 2)
         return {task: sums[:, place] for place, task in enumerate(store.tasks)}
 
@@ -141,19 +139,52 @@ class CohortTrainer:
         arguments = (self.model, step, parts, store, values, size, scales, optimiser)
         steps = Steps(*arguments) if balance is None else WeighedSteps(*arguments, balance=balance)
         width = self.model.tasks.width
-        counts = (store.label_counts[cohort.members] * phase.epochs).astype(np.float64)
-        # Where rows are not visited once each, so are their labels.
+        # Where rows are not visited once each, nor are their labels.
         recounted = self.settings.balance == "classes" and store.labelled is not None
-        if recounted:
-            counts[:] = 0
+        labels = store.label_counts[cohort.members].astype(np.float64)
+        counts, losses, stopping = np.zeros_like(labels), steps.sums, phase.stopping
         for epoch in range(phase.first, phase.first + phase.epochs):
             if balance is not None:
                 balance.start_epoch(round_number, epoch)
+            if recounted:
+                labels[:] = 0
             for stretch in stretches(cohort, self.settings, round_number, epoch, width):
                 steps.take(stretch)
                 if recounted:
-                    counts[: len(stretch.left)] += count_labels(store, stretch)
-        return steps.sums, counts
+                    labels[: len(stretch.left)] += count_labels(store, stretch)
+            if stopping is None:
+                counts += labels
+                continue
+            active = stopping.active if len(stopping.active) else np.ones(len(values), np.bool_)
+            counts[active] += labels[active]
+            losses = torch.where(_column(active, losses), steps.sums, losses)
+            if not stopping.goes_on(values):
+                break
+            steps.rebind()
+        if stopping is not None:
+            stopping.finish(values)
+        return losses, counts
+
+    def losses(self, store: EvaluationStore, members: Index, values: Tensor) -> dict[str, Tensor]:
+        """Sum clients' losses on held out rows in the midst of training: task -> [K, 2]."""
+        generators = [dropout.generators for dropout in self.model.dropouts]
+        counts = [layer.counts for layer in self.model.counting]
+        self._rest()
+        found = evaluate_cohort(
+            self.model, self.experiment, store, members, values, losses_only=True
+        )
+        for dropout, own in zip(self.model.dropouts, generators, strict=True):
+            dropout.generators = own
+        for layer, seen in zip(self.model.counting, counts, strict=True):
+            layer.counts = seen
+        return {task: sums["loss"] for task, sums in found.items()}
+
+    def _rest(self) -> None:
+        """Let layers act as in evaluation."""
+        for dropout in self.model.dropouts:
+            dropout.generators = []
+        for layer in self.model.counting:
+            layer.counts = NO_COUNTS
 
     def _train_privately(
         self,
@@ -208,6 +239,10 @@ class CohortTrainer:
             factors = scales.to(device) if (scales != 1).any() else None
             self._scales[key] = Scales(spread, owners.to(device), factors, everything)
         return self._scales[key]
+
+
+def _column(active: NDArray[np.bool_], like: Tensor) -> Tensor:
+    return torch.from_numpy(active[:, None].copy()).to(like.device)
 
 
 def count_labels(store: RowStore, stretch: Stretch) -> NDArray[np.float64]:

@@ -36,6 +36,7 @@ from common.metrics import METRICS
 from common.model import output_width
 from common.preparation import UnusableClientError
 from common.sharing import divide_beside, task_of
+from common.sums_form import EPOCHS
 from common.wire import FloatArray, Instruction
 from server.bulk import BulkReplies
 from server.sums import Matrix, SumTable
@@ -388,6 +389,10 @@ class Residents:
             Task -> "loss" and what `Balance.report` adds -> [K, 2].
         """
         trained = {task: {"loss": numbers} for task, numbers in learners.sums.items()}
+        if self.experiment.training.patience is not None:
+            for own in trained.values():
+                taught = own["loss"][:, 1] > 0
+                own[EPOCHS] = np.stack([learners.lesson.epochs * taught, taught], 1).astype(float)
         balance = learners.lesson.balance
         if balance is None:
             return trained

@@ -16,6 +16,13 @@ class Training(Settings):
     """What a client does with a trunk it received."""
 
     epochs: int = Field(1, ge=1, description="Passes over the client's training rows per round.")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="A client ends a stretch of local training after so many epochs without a "
+        "lower loss on its own validation rows, and returns to its best epoch; default: it does "
+        "all epochs, and keeps the last.",
+    )
     batch_size: int = Field(16, ge=1, description="Rows per step; the last batch may be smaller.")
     optimiser: Annotated[str, one_of(OPTIMISERS)[0]] = Field(
         "sgd",

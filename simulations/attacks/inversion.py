@@ -184,6 +184,11 @@ def check(observed: Observed, settings: Settings) -> None:
             "--local unrolled follows plain steps, got training.optimiser-options; take --local "
             "one-gradient"
         )
+    if training.patience is not None and settings.local == "unrolled":
+        raise ConfigError(
+            "--local unrolled needs to know how many epochs a client did, got training.patience "
+            f"{training.patience}, by which its validation rows decide; take --local one-gradient"
+        )
     if training.balance == "classes" and settings.local == "unrolled":
         raise ConfigError(
             "--local unrolled needs to know which rows a step visited, got training.balance "
