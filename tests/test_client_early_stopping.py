@@ -12,10 +12,12 @@ from client.training import Trainer
 from common.dataset import ClientData
 from common.errors import ConfigError
 from common.experiment_file import load_experiment
+from simulations.report import write_report
 from simulations.simulate import choose_engine, simulate
 from tests.algorithm_runs import plan, write_clients
 from tests.conftest import make_client, make_experiment, make_rows
 from tests.test_simulations_engines import assert_same_figures, assert_same_trunk
+from tests.test_wire_capture import run
 
 SHAPES = {"x": (8,)}
 WEIGHTS = {"kind": 1.0, "flag": 0.5, "size": 2.0}
@@ -225,6 +227,24 @@ def test_sums_are_added_securely_with_the_epochs_among_them(tmp_path):
             line["train"]["tasks"]["size"]["epochs"] for line in lines_of(tmp_path / name)
         ]
     assert told["secure"][0] == pytest.approx(told["open"][0], abs=0.01)
+
+
+def test_the_epochs_leave_with_the_sums_only_where_clients_may_stop(tmp_path):
+    def names(*settings):
+        tap = run(tmp_path / str(len(settings)), "training.epochs=2", *settings)
+        sums = [r.content.metric_records for r in tap.sent if r.metadata.message_type == "train"]
+        return {key.split("/")[-1] for own in sums for record in own.values() for key in record}
+
+    stopping = names("training.patience=1")
+    assert "epochs" in stopping
+    assert names() == stopping - {"epochs"}
+
+
+def test_the_report_tells_the_epochs(tmp_path):
+    experiment = load_experiment("digits", SETTINGS)
+    simulate(experiment, engine="batched", out=tmp_path / "run")
+    page = write_report(tmp_path / "run").read_text()
+    assert "Clients may stop early: in the last round they did" in page
 
 
 REFUSED = {

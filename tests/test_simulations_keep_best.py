@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from client.kept_model import open_kept
 from client.own_arrays import as_of_best, set_aside
 from common.best import BestBy
 from common.errors import ConfigError
@@ -159,6 +160,18 @@ def test_everything_that_reads_a_run_folder_reads_the_best_trunk(tmp_path):
     sums = [answers.sums["digit"] for answers in answer_all(open_ended(folder), "test")]
     right, rows = (sum(column) for column in zip(*sums, strict=True))
     assert right / rows == pytest.approx(found["final"]["test"]["tasks"]["digit"]["accuracy"])
+
+
+def test_a_nodes_state_folder_predicts_with_the_best_trunk_and_its_heads(tmp_path, monkeypatch):
+    run(tmp_path / "run", KEPT, engine="loopback")
+    monkeypatch.setenv("FEDMTL_STATE", str(tmp_path / "state"))  # as nodes of a deployment have it
+    found = run(tmp_path / "disk", KEPT, engine="loopback")
+    federation = open_federation(tmp_path / "run")
+    for client in federation.own:
+        kept, expected = open_kept(tmp_path / "state", client=client), federation.arrays_of(client)
+        assert kept.round == found["best"]["trunk-round"] < 8
+        assert set(kept.arrays) == set(expected)
+        assert all((array == kept.arrays[name]).all() for name, array in expected.items())
 
 
 def test_a_client_sets_aside_once_and_goes_back_to_that():
