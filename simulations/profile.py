@@ -52,7 +52,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "client.optimisers:PlainSGD.weight",
         "client.optimisers:PlainSGD.vector",
         "client.optimisers:SGD.step",
-        "client.optimisers:Adam.step",
+        "client.adam:Adam.step",
         "client.torch_optimisers:TorchOptimiser.step",
     ),
     "records": (  # arrays and sums into messages and out of them; at batched, into rows and out
