@@ -16,6 +16,7 @@ class Training(Settings):
     """What a client does with a trunk it received."""
 
     epochs: int = Field(1, ge=1, description="Passes over the client's training rows per round.")
+    batch_size: int = Field(16, ge=1, description="Rows per step; the last batch may be smaller.")
     patience: int | None = Field(
         None,
         ge=1,
@@ -23,7 +24,6 @@ class Training(Settings):
         "lower loss on its own validation rows, and returns to its best epoch; default: it does "
         "all epochs, and keeps the last.",
     )
-    batch_size: int = Field(16, ge=1, description="Rows per step; the last batch may be smaller.")
     optimiser: Annotated[str, one_of(OPTIMISERS)[0]] = Field(
         "sgd",
         description="Its state lives for one round; `fedmtl list optimisers` explains each. Others "
