@@ -24,6 +24,10 @@ def find_obstacle(experiment: Experiment) -> str | None:
         return f"trunk.architecture '{experiment.trunk.architecture}' has no stacked form"
     if experiment.training.optimiser not in STACKED_OPTIMISERS:
         return f"training.optimiser '{experiment.training.optimiser}' has no stacked form"
+    for name in ("precision", "micro_batch", "recompute_activations"):
+        if (value := getattr(experiment.training, name)) not in ("float32", None, False):
+            key = name.replace("_", "-")
+            return f"training.{key} {str(value).lower()!r} has no stacked form"
     for name, task in experiment.tasks.items():
         if (task.class_count or 0) > MOST_CLASSES:
             return (
