@@ -1,4 +1,4 @@
-"""What ``[training]`` cannot be asked for: a line each, with what it must be, what it was, a way out."""
+"""What ``[training]`` cannot be asked for, a line each: what it must be, what it was, a way out."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
