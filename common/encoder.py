@@ -19,6 +19,7 @@ Shapes = tuple[tuple[int, ...], ...]
 InputShapes = Mapping[str, tuple[int, ...]]  # input name -> shape of one row
 State = tuple[Tensor, ...]  # what a stage hands on: an image of each image input, or one vector
 
+BY_PIXEL = frozenset({"cpu"})  # kinds of devices whose images lie pixel by pixel
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -263,7 +264,7 @@ def side_by_side(inputs: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
 
 def _channels_last(images: Tensor) -> Tensor:
     """Lay images [N, C, H, W] out pixel by pixel: on a CPU, pooling takes half the time then."""
-    if images.device.type != "cpu":
+    if images.device.type not in BY_PIXEL:
         return images
     if images.shape[1] > 1:
         return images.contiguous(memory_format=torch.channels_last)

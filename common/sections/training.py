@@ -94,7 +94,8 @@ class Training(Settings):
     )
     compile: bool = Field(
         False,
-        description="Compile the training step with torch.compile, which takes seconds to minutes "
+        description="Compile by torch.compile the training step of the stacked form, or, where "
+        "clients train one by one, the model forward and backward; that takes seconds to minutes "
         "in every process and has cost more than it gained on CPUs; the log tells its time.",
     )
 
