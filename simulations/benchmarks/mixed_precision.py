@@ -4,33 +4,32 @@ One federation trains under every setting, one client after another, each run in
 own: on a GPU where there is one. The rows are resident there from the first round on. Runs take
 turns, seed by seed, and a time is compared with float32's under the same seed. A figure in the last
 column within one standard deviation of float32's own losses is what a seed would change as well.
+A perceptron trains in its stacked form in float32 and by autograd in the other arms; to compare like
+with like, set an optimiser that has no stacked form, such as rmsprop.
 """
 
-import json
 import math
-import resource
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from common.errors import ConfigError
 from common.experiment_file import load_experiment
+from simulations.benchmarks.precision_trial import WARM_UP, Trial, run_trial
 from simulations.terminal import print_json, told_in_lines
 
-WARM_UP = 2  # rounds whose times do not count: they encode rows, and compile
 PLAIN = "float32"
 BF16, FP16 = "training.precision=bfloat16", "training.precision=float16"
 COMPILED, AGAIN = "training.compile=true", "training.recompute-activations=true"
 PIECES = "training.micro-batch"  # a quarter of the batch
 BY_PIXEL = "images by pixel"  # no setting: the layout of images on a GPU
 SIZES = ("trunk.channels=[256,512]", "training.batch-size=256")
+VERDICTS = {True: ", within noise", False: ", more than noise", None: ""}
 ARMS: dict[str, tuple[str, ...]] = {
     PLAIN: (),
     "bfloat16": (BF16,),
@@ -45,58 +44,12 @@ ARMS: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What one run took, and what came of it.
-
-    Attributes:
-        round_s: median time of a round.
-        peak_bytes: most memory that tensors had on the GPU; on a CPU what the process grew by.
-        losses: task -> validation loss of the last trunk.
-    """
-
-    round_s: float
-    peak_bytes: int
-    losses: Mapping[str, float]
-
-    @property
-    def loss(self) -> float:
-        """The mean loss over tasks."""
-        return statistics.mean(self.losses.values())
-
-
 def settings_of(arm: str, overrides: Sequence[str], experiment: str) -> list[str]:
     """List an arm's settings."""
     size = load_experiment(experiment, list(overrides)).training.batch_size
     own = [name for name in ARMS[arm] if name != BY_PIXEL]
     pieces = f"{PIECES}={max(1, size // 4)}"
     return [*overrides, *(pieces if name == PIECES else name for name in own)]
-
-
-def run_trial(experiment: str, settings: list[str], by_pixel: bool) -> Trial:
-    """Train once, in a process that has done nothing else."""
-    import torch
-
-    import common.encoder
-    from simulations.simulate import simulate
-
-    if by_pixel:
-        common.encoder.BY_PIXEL |= {"cuda"}
-    before = _most_resident()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        simulate(load_experiment(experiment, settings), engine="loopback", out=out)
-        lines = (out / "metrics.jsonl").read_text().splitlines()
-        final = json.loads((out / "results.json").read_text())["final"]
-    used_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
-    peak = torch.cuda.max_memory_allocated() if used_gpu else _most_resident() - before
-    times = [float(json.loads(line)["time_s"]) for line in lines[WARM_UP:]]
-    losses = {task: own["loss"] for task, own in final["validation"]["tasks"].items()}
-    return Trial(statistics.median(times), peak, losses)
-
-
-def _most_resident() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def measure(
@@ -132,7 +85,7 @@ def summarise(found: Mapping[str, Sequence[Trial]]) -> list[dict[str, Any]]:
                 "loss": statistics.mean(trial.loss for trial in trials),
                 "loss-deviation": _deviation([trial.loss for trial in trials]),
                 "loss-gap": gap,
-                "within-noise": abs(gap) <= noise,
+                "within-noise": None if math.isnan(noise) or arm == PLAIN else abs(gap) <= noise,
             }
         )
     return lines
@@ -173,11 +126,11 @@ def main(
     typer.echo("| setting | ms a round | ratio | peak MB | validation loss | less float32's |")
     typer.echo("|---|---:|---:|---:|---:|---|")
     for line in lines:
-        verdict = "within noise" if line["within-noise"] else "more than noise"
+        verdict = VERDICTS[line["within-noise"]]
         typer.echo(
             f"| {line['arm']} | {line['round-ms']:.0f} | {line['ratio']:.2f} | "
             f"{line['peak-mb']:.0f} | {line['loss']:.4f} ± {line['loss-deviation']:.4f} | "
-            f"{line['loss-gap']:+.4f}, {verdict} |"
+            f"{line['loss-gap']:+.4f}{verdict} |"
         )
 
 
