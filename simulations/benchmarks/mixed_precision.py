@@ -4,8 +4,8 @@ One federation trains under every setting, one client after another, each run in
 own: on a GPU where there is one. The rows are resident there from the first round on. Runs take
 turns, seed by seed, and a time is compared with float32's under the same seed. A figure in the last
 column within one standard deviation of float32's own losses is what a seed would change as well.
-A perceptron trains in its stacked form in float32 and by autograd in the other arms; to compare like
-with like, set an optimiser that has no stacked form, such as rmsprop.
+A perceptron trains in its stacked form in float32, and by autograd in the other arms; to compare
+like with like, set an optimiser that has no stacked form, such as rmsprop.
 """
 
 import math
