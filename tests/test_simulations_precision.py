@@ -6,8 +6,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from common.experiment_file import load_experiment
 from simulations.benchmarks.mixed_precision import AGAIN, BF16, PLAIN, main, settings_of, summarise
 from simulations.benchmarks.precision_trial import Trial
+from simulations.simulate import simulate
+from tests.test_simulations_engines import trunk
 
 
 def invoke(arguments):
@@ -58,3 +61,21 @@ def test_precisions_are_measured_by_one_command():
     assert coarse["loss-gap"] != 0
     assert abs(coarse["loss-gap"]) < 0.1 * plain["loss"]
     assert min(coarse["round-ms"], coarse["peak-mb"]) > 0
+
+
+@pytest.mark.slow
+def test_a_run_in_pieces_that_forgets_is_the_same_run_and_a_coarse_one_is_near(tmp_path):
+    settings = ["federation.rounds=2", "partition.clients=3", "trunk.widths=[16,16]"]
+    settings += ["trunk.dropout=0.1", "trunk.norm=layer"]
+    arms = {"plain": (), "small": (AGAIN, "training.micro-batch=5"), "coarse": (BF16,)}
+    trunks = {}
+    for name, own in arms.items():
+        experiment = load_experiment("digits", [*settings, *own])
+        simulate(experiment, engine="loopback", out=tmp_path / name)
+        trunks[name] = trunk(tmp_path / name)
+    gaps = {
+        arm: max(abs(trunks["plain"][name] - found[name]).max() for name in found)
+        for arm, found in trunks.items()
+    }
+    assert gaps["small"] < 1e-4 < gaps["coarse"] < 0.1
+    assert all(array.dtype == "float32" for array in trunks["coarse"].values())

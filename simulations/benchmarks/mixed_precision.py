@@ -44,6 +44,13 @@ ARMS: dict[str, tuple[str, ...]] = {
 }
 
 
+def usual_arms() -> list[str]:
+    """Name the arms that differ on this machine: a CPU's images lie by pixel anyway."""
+    import torch
+
+    return [arm for arm in ARMS if torch.cuda.is_available() or BY_PIXEL not in ARMS[arm]]
+
+
 def settings_of(arm: str, overrides: Sequence[str], experiment: str) -> list[str]:
     """List an arm's settings."""
     size = load_experiment(experiment, list(overrides)).training.batch_size
@@ -105,7 +112,9 @@ def main(
     ] = None,
     arms: Annotated[
         list[str] | None,
-        typer.Option("--arm", metavar="NAME", help=f"Beside {PLAIN}; default: {'; '.join(ARMS)}."),
+        typer.Option(
+            "--arm", metavar="NAME", help=f"Beside {PLAIN}; default: all of {'; '.join(ARMS)}."
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=WARM_UP + 1, help="Of each run.")] = 10,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each arm.")] = 3,
@@ -116,7 +125,7 @@ def main(
         for arm in arms or ():
             if arm not in ARMS:
                 raise ConfigError(f"--arm must be one of {'; '.join(ARMS)}, got '{arm}'")
-        chosen = list(dict.fromkeys([PLAIN, *(arms or ARMS)]))
+        chosen = list(dict.fromkeys([PLAIN, *(arms or usual_arms())]))
         found = measure(experiment, chosen, overrides or SIZES, rounds, seeds)
         lines = summarise(found)
         if as_json:
