@@ -79,9 +79,9 @@ class AutogradTrainer:
         self.compute = compute
         self._gradient = BatchGradient(experiment, model, flat, compute)
         self._row_gradients: RowGradients | None = None
-        # What a forward pass moves, running statistics, where a step may be left out.
-        may_skip = experiment.training.precision == "float16"
-        self._still = still_places(flat.layout) if may_skip else []
+        self._may_skip = experiment.training.precision == "float16"
+        # What a forward pass moves: running statistics.
+        self._running = [flat.values[place] for place in still_places(flat.layout)]
         self._schedule = StepSchedule(experiment.training)
 
     def train(
@@ -160,12 +160,13 @@ class AutogradTrainer:
         Returns:
             Whether there is one to step along; else everything is as before the batch.
         """
-        still = [(place, self.flat.values[place].clone()) for place in self._still]
+        moved = [*self._running, *(balance.state.values() if balance else ())]
+        before = [(place, place.clone()) for place in moved] if self._may_skip else []
         try:
             losses = self._gradient.find(batch, weights, balance)
         except NotFiniteError:
-            for place, values in still:
-                self.flat.values[place] = values
+            for place, values in before:
+                place.copy_(values)
             taught.skipped += 1
             return False
         for task, count in batch.counts.items():

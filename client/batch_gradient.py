@@ -72,13 +72,13 @@ class BatchGradient:
         else:
             losses = {} if balance is None else self._measure(batch)
         self._require_finite(losses)
-        if balance is not None and balance.rules.gradients is not None:
-            if losses:
-                self._combine_gradients(batch, ready, losses, balance)
-            elif ready is not None and ready[1] is not None:
-                self.backward.add(ready[1])
+        combines = balance is not None and balance.rules.gradients is not None
+        if balance is not None and combines and losses:
+            self._combine_gradients(batch, ready, losses, balance)
             return losses
-        found = None if balance is None else self._weigh(batch, ready, losses, balance)
+        found = None
+        if balance is not None and not combines:
+            found = self._weigh(batch, ready, losses, balance)
         for piece in batch.pieces:
             parts = self._add(ready or self._forward(batch, piece), weights, found)
             if ready is None and balance is None:

@@ -5,7 +5,9 @@ import logging
 import pytest
 import torch
 
+from client.autograd import Taught
 from client.flat import FlatParameters
+from client.pieces import Batch
 from client.precision import LARGEST, RAISED_AFTER, Backward, NotFiniteError, require_precision
 from client.training import Trainer
 from common.architectures.table import SHARINGS
@@ -143,6 +145,16 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(weighting, size, capl
     assert not torch.equal(trainer.flat.values, trainer.initial)
     assert [sums["loss"][1] for sums in trainer.sums.values()] == [8.0] * 3
     assert all(torch.tensor(n).isfinite().all() for s in trainer.sums.values() for n in s.values())
+
+
+def test_the_loss_of_a_step_that_is_left_out_is_not_remembered():
+    trainer = trainer_of("float16", {}, {"scaling": "running-mean"})
+    batch = Batch.of(make_client().train, None)
+    for weight, is_taken in ((1e12, False), (1.0, True)):  # a finite loss, and no gradient of it
+        weights = {**ONES, "size": weight}
+        balance = trainer.balance(weights, {})
+        assert trainer._autograd._find_gradient(batch, weights, balance, Taught()) is is_taken
+        assert bool(balance.state["scale"].any()) is is_taken
 
 
 def test_a_round_without_a_finite_step_leaves_everything_as_it_was(caplog):
