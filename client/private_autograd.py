@@ -152,10 +152,20 @@ class PrivateAutograd:
         if not len(drawn):
             return total
         batch = self.data.select(torch.from_numpy(drawn)).to(total.device)
-        gradients, losses = self.rows.find(batch, self.weights)
+        size = self.rows.experiment.training.micro_batch or len(batch)
+        self.rows.model.begin_batch()
+        for start in range(0, len(batch), size):
+            if size < len(batch) and not self.rows.by_row:
+                self.rows.model.take_piece(len(batch), slice(start, start + size))
+            total += self._sum_piece(batch.select(slice(start, start + size)))
+        return total
+
+    def _sum_piece(self, piece: Rows) -> Tensor:
+        """Sum the clipped gradients of some rows of a batch, [P], whose memory is [rows, P]."""
+        gradients, losses = self.rows.find(piece, self.weights)
         for task, own in losses.items():
             self.sums[task][0] += float(own.double().sum())
-            self.sums[task][1] += float(batch.labelled[task].sum())
+            self.sums[task][1] += float(piece.labelled[task].sum())
         return clipped_sum(gradients * self._holds, self.privacy.max_norm)
 
     def _add_penalty(self) -> None:

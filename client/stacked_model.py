@@ -29,6 +29,10 @@ def find_obstacle(experiment: Experiment) -> str | None:
         if drops or not Rules(experiment).is_fixed:  # clients that stopped would go on with these
             what = "dropout" if drops else f"loss.weighting '{experiment.loss.weighting}'"
             return f"{what} has no stacked form with training.patience"
+    for name in ("precision", "micro_batch", "recompute_activations"):
+        if (value := getattr(experiment.training, name)) not in ("float32", None, False):
+            key = name.replace("_", "-")
+            return f"training.{key} {str(value).lower()!r} has no stacked form"
     for name, task in experiment.tasks.items():
         if (task.class_count or 0) > MOST_CLASSES:
             return (

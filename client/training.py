@@ -23,6 +23,7 @@ from client.flat import HEADS, FlatParameters, FloatArray
 from client.learners import Columns, Learners
 from client.own_arrays import KEPT, divide_own, memory_arrays
 from client.phases import Parts, Phase, divide_parts
+from client.precision import require_precision
 from client.row_privacy import Draws, open_draws
 from client.row_store import RowStore
 from client.solo_lesson import SoloLesson
@@ -96,6 +97,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         set_threads(self.experiment.training.threads)
+        require_precision(self.experiment.training.precision, self.device)
         self.model = build_model(self.experiment, self.shapes).to(self.device)
         self.flat = FlatParameters(self.model)
         self.initial = self.flat.values.clone()

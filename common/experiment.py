@@ -30,6 +30,7 @@ from common.sections.rows import Data, Input, Partition, Task
 from common.sections.training import Training
 from common.settings import Settings
 from common.strategies import STRATEGIES
+from common.training_problems import training_problems
 from common.weighting.table import WEIGHTINGS
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -76,8 +77,8 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _means_what_it_says(self) -> Self:
         traces = trace_problems(self.federation.availability)
-        problems = [*self._leaks(), *idle_settings(self), *privacy_problems(self), *traces]
-        problems += evaluation_problems(self)
+        problems = [*self._leaks(), *idle_settings(self), *training_problems(self)]
+        problems += [*evaluation_problems(self), *privacy_problems(self), *traces]
         for setting, (table, key) in METHODS.items():
             place, name = setting.replace("-", "_").split(".")
             settings = getattr(self, place)
@@ -156,6 +157,10 @@ class Experiment(Settings):
         if self.data.seed is None:  # checkpoints of versions without it go on
             del content["data"]["seed"]
         del content["federation"]["checkpoint_interval_s"]
+        # The same steps, but for rounding, in less memory.
+        del content["training"]["micro_batch"], content["training"]["recompute_activations"]
+        if self.training.precision == "float32":
+            del content["training"]["precision"]
         ends = round_schedule(self.training).ENDS
         if ends or any(level and level.noise_multiplier is None for level in self.privacy.levels):
             # Rates, or noise, are worked out for them.

@@ -41,11 +41,11 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "forward": (  # outputs and losses, in training
         "client.stacked_model:StackedModel.outputs",
         "client.cohort:Steps._sum_losses",
-        "client.autograd:AutogradTrainer._forward",
+        "client.batch_gradient:BatchGradient._forward",
     ),
     "backward": (
         "client.stacked_model:StackedModel.step",  # less its forward
-        "client.autograd:AutogradTrainer._backward",  # and the weighting of losses and gradients
+        "client.batch_gradient:BatchGradient.find",  # and the weighting of losses and gradients
     ),
     "optimiser": (
         "client.phases:Phase.optimiser",

@@ -153,6 +153,7 @@ def check_options(experiment: Experiment, engine: str, *, workers: int, profile:
     Raises:
         ConfigError: names the setting and a way out.
     """
+    from client.precision import require_precision
     from client.stacked_model import find_obstacle  # imports PyTorch
     from client.training import choose_device
     from common.threads import why_not_fork
@@ -169,7 +170,8 @@ def check_options(experiment: Experiment, engine: str, *, workers: int, profile:
         )
     if engine == "flower":
         refuse_delays(experiment, "on engine 'flower'")
-    choose_device(experiment.training.device)  # else every client would refuse every round
+    device = choose_device(experiment.training.device)  # else every client would refuse each round
+    require_precision(experiment.training.precision, device)
 
 
 def check_profiled(experiment: Experiment, engine: str, workers: int) -> None:

@@ -75,9 +75,30 @@ class Training(Settings):
         description="auto, cpu, mps, cuda or cuda:N; auto takes a GPU where there is one.",
     )
     threads: int = Field(1, ge=1, description="CPU threads of one worker; small models want one.")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="Of the trunk's products in local training, forward and backward, by automatic "
+        "mixed precision; parameters, heads, losses, optimiser and evaluation are float32. float16 "
+        "scales losses, and leaves out a step whose gradient is not finite. Not the node's own "
+        "`precision`, which is how float32 products are made. Clients train one by one.",
+    )
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Rows that are forward and backward at once: a batch goes through in pieces, "
+        "and its step is that of the whole; default: the batch. For batches that do not fit a "
+        "GPU's memory. Clients train one by one.",
+    )
+    recompute_activations: bool = Field(
+        False,
+        description="Activation checkpointing: forget what the trunk's layers gave, and compute it "
+        "again in the backward pass. The same steps in less memory and more time. Clients train "
+        "one by one.",
+    )
     compile: bool = Field(
         False,
-        description="Compile the training step with torch.compile, which takes seconds to minutes "
+        description="Compile by torch.compile the training step of the stacked form, or, where "
+        "clients train one by one, the model forward and backward; that takes seconds to minutes "
         "in every process and has cost more than it gained on CPUs; the log tells its time.",
     )
 
