@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from client.prediction import Predictions
 from common.errors import ConfigError, DataError
-from common.sources.files import READERS, Columns, frame_columns, read_columns
+from common.sources.files import READERS, frame_columns, read_columns
+from common.tables import Columns
 
 if TYPE_CHECKING:
     import pandas as pd
