@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from client.batch_source import BatchSource
 from client.batches import Index, epoch_order, label_patterns, shuffle_key
 from client.flat import TRUNK, FlatParameters
 from client.optimisers import Optimiser
@@ -115,6 +116,7 @@ class AutogradTrainer:
         batches = np.array([-(-count // settings.batch_size)], np.int64)
         optimiser = self._make_optimiser(round_number, phase, batches)
         taught = Taught()
+        source = BatchSource(data.train, self.flat.values.device, resident=data.resident)
         self.model.train()
         self.model.give_generator(generator)
         # Some ways to balance gradients draw from PyTorch's global state.
@@ -127,14 +129,13 @@ class AutogradTrainer:
                 if balance is not None:
                     balance.start_epoch(round_number, epoch)
                 order = epoch_order(count, patterns, settings.balance, key, round_number, epoch)
-                rows = data.train.select(torch.from_numpy(order)).to(self.flat.values.device)
-                for start in range(0, len(order), settings.batch_size):
-                    batch = rows.select(slice(start, start + settings.batch_size))
-                    losses, penalty = self._forward(batch, taught)
-                    self._backward(losses, penalty, weights, balance)
-                    optimiser.step(1, [parts[name] for name in (TRUNK, *losses)])
-                    if balance is not None:
-                        self._learn(batch, balance)
+                with source.batches(torch.from_numpy(order), settings.batch_size) as found:
+                    for batch in found:
+                        losses, penalty = self._forward(batch, taught)
+                        self._backward(losses, penalty, weights, balance)
+                        optimiser.step(1, [parts[name] for name in (TRUNK, *losses)])
+                        if balance is not None:
+                            self._learn(batch, balance)
         return {task: taught.sums(task) for task in data.tasks}
 
     def _train_privately(
@@ -157,7 +158,7 @@ class AutogradTrainer:
         steps = PrivateAutograd(
             self._row_gradients,
             self.parts[phase.moves],
-            data.train,
+            BatchSource(data.train, self.flat.values.device, resident=data.resident),
             weights,
             optimiser,
             privacy,

@@ -16,7 +16,8 @@ from client.batches import epoch_order, label_patterns, shuffle_key
 from client.flat import TRUNK, FloatArray
 from client.optimisers import make_optimiser
 from client.phases import within
-from client.training import TaskSums, Trainer
+from client.tally import TaskSums
+from client.training import Trainer
 from common.dataset import ClientData, Rows
 from common.encoder import SeededDropout
 from common.losses import ROW_LOSSES, combine_losses

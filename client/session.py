@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from flwr.app import Context
 
+from client.batch_source import fits_device
 from client.place import Place
 from client.row_cache import RowCache
 from client.training import Trainer, choose_device
@@ -104,8 +105,11 @@ class Session:
         """Read, split and encode a client's rows; the second call is free."""
         if name not in self._clients:
             data = self.rows.encode(name, self.agreement)
-            splits = {key: rows.to(self.trainer.device) for key, rows in data.splits.items()}
-            self._clients[name] = replace(data, splits=splits)
+            if fits_device(data, self.trainer.device):
+                splits = {key: rows.to(self.trainer.device) for key, rows in data.splits.items()}
+                self._clients[name] = replace(data, splits=splits)
+            else:
+                self._clients[name] = replace(data, resident=False)
         return self._clients[name]
 
     def name_of(self, context: Context) -> str:
