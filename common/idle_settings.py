@@ -31,7 +31,7 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_weights(experiment),
         *_idle_loss(experiment),
         *_idle_data(experiment.data),
-        *_idle_memory(experiment.data, experiment.partition),
+        *memory_problems(experiment.data, experiment.partition),
         *_idle_data_seed(experiment.data, experiment.partition),
         *_idle_evaluation(experiment),
         *_idle_inputs(experiment),
@@ -114,7 +114,7 @@ def _idle_data(data: "Data") -> Iterator[str]:
         )
 
 
-def _idle_memory(data: "Data", partition: "Partition | None") -> Iterator[str]:
+def memory_problems(data: "Data", partition: "Partition | None") -> Iterator[str]:
     """Refuse rows on disk where they come from no file of a client's own, read as it stands."""
     if data.memory == "ram":
         return

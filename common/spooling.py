@@ -71,24 +71,21 @@ def spool(table: StreamedTable, experiment: Experiment) -> Spool:
         DataError: a piece cannot serve the experiment, or the file changes meanwhile.
         StateError: there is no room on the disk.
     """
-    reader = _Reader(table, experiment)
-    start = 0
-    for piece in table.pieces():
-        try:
-            reader.read(piece, start)
-        except DataError as error:
-            if len(piece) == len(table):
-                raise
-            raise DataError(
-                f"among its rows {start + 1} to {start + len(piece)}, {error}"
-            ) from error
-        start += len(piece)
-    if start != len(table):
-        raise DataError(
-            f"client '{table.name}' must have the {len(table)} rows that were counted, got "
-            f"{start}: its file changed while it was read; start again"
-        )
-    return reader.finish()
+    reader, start = _Reader(table, experiment), 0
+    try:
+        for piece in table.pieces():
+            try:
+                reader.read(piece, start)
+            except DataError as error:
+                if len(piece) == len(table):
+                    raise
+                raise DataError(
+                    f"among its rows {start + 1} to {start + len(piece)}, {error}"
+                ) from error
+            start += len(piece)
+        return reader.finish()
+    finally:
+        reader.close()
 
 
 @dataclass
@@ -130,7 +127,6 @@ class _Reader:
         if self.file is None:
             raise RuntimeError("a table without rows was spooled")
         arrays = self.file.map()
-        self.file.close()
         inputs = {}
         for name, first in self.features.items():
             values: Any = arrays[f"inputs/{name}"]
@@ -142,6 +138,11 @@ class _Reader:
         columns = dict.fromkeys(self.columns, nothing)
         columns |= {name: np.concatenate(parts) for name, parts in self.cells.items()}
         return Spool(inputs, labels, ClientTable(self.table.name, columns))
+
+    def close(self) -> None:
+        """Let go of the file; what was mapped stays."""
+        if self.file is not None:
+            self.file.close()
 
     def _open(
         self,

@@ -50,8 +50,9 @@ class TensorFile:
     ) -> None:
         self.folder = Path(folder or tempfile.gettempdir()) if path is None else path.parent
         header, self._places = _lay_out(layout, metadata)
+        opened = None
         try:
-            self._file = (
+            opened = self._file = (
                 tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115 (`close`)
                 if path is None
                 else open(path, "w+b", buffering=0, opener=_open_private)  # noqa: SIM115
@@ -59,6 +60,8 @@ class TensorFile:
             self._write(header, 0)
             os.ftruncate(self._file.fileno(), _end(self._places, len(header)))
         except OSError as error:
+            if opened is not None:
+                opened.close()
             raise self._failure(error) from error
 
     def __enter__(self) -> Self:

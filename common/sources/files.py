@@ -33,8 +33,14 @@ def read_columns(path: Path) -> Columns:
     Raises:
         DataError: the file cannot be read as what its name says, or has no rows or columns.
     """
-    with readable(path):
-        columns = READERS[path.suffix.lower()](path)
+    try:
+        with readable(path):
+            columns = READERS[path.suffix.lower()](path)
+    except MemoryError as error:
+        raise DataError(
+            f"file '{path.name}' does not fit in memory; set data.memory to 'disk', which reads it "
+            "in pieces"
+        ) from error
     if not check_lengths(path, columns):
         raise DataError(f"file '{path.name}' has no rows; fill or remove it")
     return columns

@@ -55,10 +55,16 @@ class PiecedFile:
         """
         self._require_same()
         found = 0
-        with readable(self.path):
-            for columns in self._read(only):
-                found += check_lengths(self.path, columns)
-                yield columns
+        try:
+            with readable(self.path):
+                for columns in self._read(only):
+                    found += check_lengths(self.path, columns)
+                    if found > self.rows:
+                        break
+                    yield columns
+        except DataError:
+            self._require_same()  # a fault may be that it is not the same
+            raise
         self._require_same(found)
 
     def _require_same(self, found: int | None = None) -> None:

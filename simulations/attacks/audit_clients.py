@@ -86,8 +86,8 @@ def _check_experiment(experiment: Experiment) -> None:
     if engine_of(experiment) != "batched":
         raise ConfigError(
             "--unit client under secure aggregation needs a model that engine 'batched' can train, "
-            f"for canaries send no masks: {find_batched_obstacle(experiment)}; audit the same noise "
-            "without secure aggregation"
+            f"for canaries send no masks: {find_batched_obstacle(experiment)}; audit the same "
+            "noise without secure aggregation"
         )
 
 
