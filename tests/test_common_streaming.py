@@ -176,7 +176,7 @@ def test_a_file_that_changes_between_passes_is_refused(tmp_path, suffix):
     pieces = file.read()
     next(pieces)
     write_frame(mixed_frame(80), path)
-    with pytest.raises(DataError, match="file 'a.* changed while it was read in pieces"):
+    with pytest.raises(DataError, match=r"file 'a.* changed while it was read in pieces"):
         list(pieces)
     with pytest.raises(DataError, match="changed while it was read"):
         list(file.read())
@@ -196,7 +196,7 @@ def test_a_full_disk_is_a_line(folder, monkeypatch):
 def test_a_scratch_folder_that_is_missing_is_a_line(folder):
     experiment = mixed_plan(folder)
     table = open_clients(experiment).read("client-0").beside(folder / "nowhere")
-    with pytest.raises(StateError, match="nowhere.*No such file or directory"):
+    with pytest.raises(StateError, match=r"nowhere.*No such file or directory"):
         prepare(table, experiment)
 
 
