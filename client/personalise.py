@@ -166,9 +166,9 @@ class Fitting:
             module.train()
         settings, count = self.experiment.training, len(self.train)
         order = epoch_order(count, self.patterns, settings.balance, self.key, NO_ROUND, epoch)
-        rows = self.train.select(torch.from_numpy(order).to(self.flat.values.device))
-        for start in range(0, count, settings.batch_size):
-            losses, penalty = self._losses(rows.select(slice(start, start + settings.batch_size)))
+        index = torch.from_numpy(order).to(self.flat.values.device)
+        for own in torch.split(index, settings.batch_size):
+            losses, penalty = self._losses(self.train.select(own))
             if not losses:
                 continue
             self.flat.gradients.zero_()

@@ -117,16 +117,21 @@ def map_file(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         ValueError: it is no such file, or not whole.
     """
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
         size = os.fstat(file.fileno()).st_size
-        if length > size:
-            raise ValueError("no file of arrays")
-        header = json.loads(file.read(length))
-        metadata = header.pop("__metadata__", {})
-        places, start = {}, 8 + length
-        for name, entry in header.items():
-            dtype = np.dtype(CODES[entry["dtype"]])
-            places[name] = (dtype, tuple(entry["shape"]), start + entry["data_offsets"][0])
+        start = 8 + int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(max(0, min(start, size) - 8)))
+            metadata = header.pop("__metadata__", {})
+            places = {
+                name: (
+                    np.dtype(CODES[entry["dtype"]]),
+                    tuple(entry["shape"]),
+                    start + entry["data_offsets"][0],
+                )
+                for name, entry in header.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError("no file of arrays") from error
         if _end(places, start) != size:
             raise ValueError("a file of arrays that is not whole")
         return _map(file.fileno(), places), metadata

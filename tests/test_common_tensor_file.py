@@ -1,4 +1,4 @@
-"""A mapped file holds what was written, is whole or refused, and others can read it as safetensors."""
+"""A mapped file holds what was written, is whole or refused, and is what safetensors reads."""
 
 import os
 import stat
@@ -60,7 +60,7 @@ def test_what_is_mapped_cannot_be_written_and_outlives_the_file(path):
 def test_a_file_that_is_not_whole_is_refused(path, length):
     content = path.read_bytes()
     path.write_bytes(content[:length])
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="file of arrays"):
         map_file(path)
 
 

@@ -37,16 +37,19 @@ def scratch(tmp_path, monkeypatch):
     return folder
 
 
-def outcome(experiment: Experiment, out: Path, engine: str = "loopback", workers: int = 1):
+def outcome(experiment: Experiment, out: Path, workers: int = 1):
     """What a run leaves: the last checkpoint's arrays, and its figures."""
-    simulate(experiment, out=out, engine=engine, workers=workers)
+    simulate(experiment, out=out, engine="loopback", workers=workers)
     arrays = {
         str(path.relative_to(out)): {k: v.tobytes() for k, v in load_file(path).items()}
         for path in (out / "checkpoint").glob("*-00000002.safetensors")
     }
+    return arrays, read_figures(out)
+
+
+def read_figures(out: Path):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    figures = [{key: line[key] for key in ("round", "train", "evaluation")} for line in lines]
-    return arrays, figures
+    return [{key: line[key] for key in ("round", "train", "evaluation")} for line in lines]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -69,14 +72,6 @@ def test_a_streamed_run_is_the_run_in_memory(rows, scratch, tmp_path, tables, wo
     assert list(scratch.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_flowers_engine_streams_too(rows, tmp_path):
-    pytest.importorskip("ray")
-    experiment = mixed_plan(rows)
-    flower = outcome(experiment, tmp_path / "disk", engine="flower")[1]
-    assert flower == outcome(in_memory(experiment), tmp_path / "ram")[1]
-
-
 def test_the_batched_engine_is_refused_and_never_chosen(rows, tmp_path):
     experiment = mixed_plan(rows)
     with pytest.raises(ConfigError, match=r"engine 'batched'.*data\.memory 'disk'"):
@@ -86,24 +81,39 @@ def test_the_batched_engine_is_refused_and_never_chosen(rows, tmp_path):
     assert "data.memory 'disk'" in reason
 
 
-INTERRUPTED = """
+IN_A_PROCESS = """
 import sys, tempfile
-tempfile.tempdir = sys.argv[3]
-from common.experiment import Experiment
+tempfile.tempdir = sys.argv[4]
 from pathlib import Path
+from common.experiment import Experiment
 from simulations.simulate import simulate
-simulate(Experiment.model_validate_json(sys.argv[1]), out=Path(sys.argv[2]),
+experiment = Experiment.model_validate_json(sys.argv[1])
+simulate(experiment, out=Path(sys.argv[2]), engine=sys.argv[3],
          listener=lambda line: print("round", flush=True))
 """
+
+
+def command(experiment: Experiment, out: Path, engine: str, scratch: Path) -> list[str]:
+    written = experiment.model_dump_json(by_alias=True)
+    return [sys.executable, "-c", IN_A_PROCESS, written, str(out), engine, str(scratch)]
+
+
+@pytest.mark.slow
+def test_flowers_engine_streams_too(rows, scratch, tmp_path):
+    pytest.importorskip("ray")
+    experiment = mixed_plan(rows)
+    subprocess.run(command(experiment, tmp_path / "disk", "flower", scratch), check=True)
+    simulate(in_memory(experiment), out=tmp_path / "ram", engine="loopback")
+    assert read_figures(tmp_path / "disk") == read_figures(tmp_path / "ram")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_ended_leaves_no_rows(rows, scratch, tmp_path, ending):
-    experiment = mixed_plan(rows, federation={"rounds": 100000}).model_dump_json(by_alias=True)
-    command = [sys.executable, "-c", INTERRUPTED, experiment, str(tmp_path / "run"), str(scratch)]
+    experiment = mixed_plan(rows, federation={"rounds": 100000})
+    words = command(experiment, tmp_path / "run", "loopback", scratch)
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "round\n"
