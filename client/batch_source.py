@@ -80,4 +80,4 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     """Copy one gathered tensor to a device; see `send_rows`."""
     if device.type != "cuda":
         return values.to(device)
-    return values.pin_memory(device).to(device, non_blocking=True)
+    return values.pin_memory().to(device, non_blocking=True)

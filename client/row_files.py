@@ -69,6 +69,10 @@ def read_rows(path: Path) -> RowFile:
                 f"file '{path.name}' cannot be read as PARQUET ({type(error).__name__}); repair or "
                 "replace it"
             ) from error
+        except MemoryError as error:
+            raise DataError(
+                f"file '{path.name}' does not fit in memory; divide it, and predict its parts"
+            ) from error
         if not len(frame):
             raise DataError(f"file '{path.name}' has no rows; fill it")
         return RowFile(path, frame_columns(frame), frame)

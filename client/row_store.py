@@ -30,7 +30,7 @@ class Gathered:
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Gather rows, int64 [K, B] -> [K, B, ...]."""
-        found = self._make(rows.reshape(-1))
+        found = self._make(rows.reshape(-1).to(self.device))
         return send(found.reshape(*rows.shape, *found.shape[1:]), self._goal)
 
 

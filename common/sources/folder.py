@@ -7,7 +7,8 @@ from common.errors import ConfigError, DataError
 from common.natural_order import natural_sort
 from common.sections.rows import Data
 from common.sources.files import READERS, read_columns
-from common.sources.streams import open_pieces, stream_file
+from common.sources.pieces import open_pieces
+from common.sources.streams import stream_file
 from common.tables import ClientTable, TableSource
 
 

@@ -28,6 +28,7 @@ from common.tables import Columns
 if TYPE_CHECKING:
     import pandas as pd
 
+BUFFER_BYTES = 2**18  # of each column of a Parquet file, whose row groups may be large
 CELLS = 2**20  # of a piece: 8 MiB as numbers, several times that while a file is parsed
 
 
@@ -145,7 +146,8 @@ def _open_parquet(path: Path) -> Opened:
     import pyarrow.parquet as pq
 
     def open_file() -> Any:
-        return pq.ParquetFile(path, memory_map=True, pre_buffer=False)
+        # Not mapped: a file that is cut short meanwhile would end the process without a word.
+        return pq.ParquetFile(path, buffer_size=BUFFER_BYTES, pre_buffer=False)
 
     try:
         with open_file() as file:

@@ -11,8 +11,6 @@ from common.sources.files import read_columns
 from common.sources.pieces import PiecedFile, open_pieces
 from common.tables import Columns, StreamedTable, TableSource
 
-__all__ = ["open_pieces", "require_client_column", "stream_file", "stream_table"]
-
 
 def stream_file(name: str, file: PiecedFile) -> StreamedTable:
     """Make one client of all rows of a file."""
