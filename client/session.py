@@ -60,7 +60,7 @@ class LocalRows:
         """Describe a client."""
 
         def make() -> Description:
-            with _enough_memory(name):
+            with _enough_memory(name, self.experiment):
                 return describe_prepared(name, lambda: self._prepare(name), self.experiment)
 
         return make() if self.cache is None else self.cache.description(name, make)
@@ -69,7 +69,7 @@ class LocalRows:
         """Encode a client's rows."""
 
         def make() -> ClientData:
-            with _enough_memory(name):
+            with _enough_memory(name, self.experiment):
                 return self._encode(name, agreement)
 
         return make() if self.cache is None else self.cache.rows(name, agreement, make)
@@ -99,11 +99,13 @@ class LocalRows:
 
 
 @contextmanager
-def _enough_memory(name: str) -> Iterator[None]:
+def _enough_memory(name: str, experiment: Experiment) -> Iterator[None]:
     """Say in a line that a client's rows are too many for the memory there is."""
     try:
         yield
     except MemoryError as error:
+        if experiment.data.memory == "disk":
+            raise
         raise DataError(
             f"client '{name}': its rows do not fit in memory; set data.memory to 'disk' (a node: "
             """--node-config 'memory="disk"')"""

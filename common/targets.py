@@ -33,12 +33,6 @@ class Target:
     labelled: NDArray[np.bool_]
 
 
-def read_target(table: ClientTable, experiment: Experiment, name: str) -> Target | None:
-    """Read the labels of one task; None where the client does not hold it; see `read_labels`."""
-    target = read_labels(table, experiment, name)
-    return target if target is not None and target.labelled.any() else None
-
-
 def read_labels(table: ClientTable, experiment: Experiment, name: str) -> Target | None:
     """Read the labels of one task in some rows; None where the client lacks its columns.
 
