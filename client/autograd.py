@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from client.batch_gradient import BatchGradient
+from client.batch_source import BatchSource
 from client.batches import Index, epoch_order, row_patterns, shuffle_key
 from client.flat import TRUNK, FlatParameters, still_places
 from client.optimisers import Optimiser
@@ -117,6 +118,7 @@ class AutogradTrainer:
         batches = np.array([-(-count // settings.batch_size)], np.int64)
         optimiser = self._make_optimiser(round_number, phase, batches)
         taught = Taught()
+        source = BatchSource(data.train, self.flat.values.device, resident=data.resident)
         self.model.train()
         self.model.give_generator(generator)
         self._gradient.backward.begin()
@@ -130,13 +132,12 @@ class AutogradTrainer:
                 if balance is not None:
                     balance.start_epoch(round_number, epoch)
                 order = epoch_order(count, patterns, settings.balance, key, round_number, epoch)
-                rows = data.train.select(torch.from_numpy(order)).to(self.flat.values.device)
-                for start in range(0, len(order), settings.batch_size):
-                    part = rows.select(slice(start, start + settings.batch_size))
-                    batch = Batch.of(part, settings.micro_batch)
-                    if self._find_gradient(batch, weights, balance, taught):
-                        optimiser.step(1, [parts[name] for name in (TRUNK, *batch.counts)])
-                        self._learn(batch, balance)
+                with source.batches(torch.from_numpy(order), settings.batch_size) as found:
+                    for rows in found:
+                        batch = Batch.of(rows, settings.micro_batch)
+                        if self._find_gradient(batch, weights, balance, taught):
+                            optimiser.step(1, [parts[name] for name in (TRUNK, *batch.counts)])
+                            self._learn(batch, balance)
                 if phase.stopping and not phase.stopping.goes_on(self.flat.values.unsqueeze(0)):
                     break
             if phase.stopping:
@@ -202,7 +203,7 @@ class AutogradTrainer:
         steps = PrivateAutograd(
             self._row_gradients,
             self.parts[phase.moves],
-            data.train,
+            BatchSource(data.train, self.flat.values.device, resident=data.resident),
             weights,
             optimiser,
             privacy,

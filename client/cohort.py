@@ -250,7 +250,8 @@ def count_labels(store: RowStore, stretch: Stretch) -> NDArray[np.float64]:
     if store.labelled is None:
         raise RuntimeError("every row has every label: there is nothing to count")
     real = torch.from_numpy(np.arange(stretch.rows.shape[1]) < stretch.left[:, None])
-    seen = store.labelled[stretch.rows] * real.to(store.labelled).unsqueeze(2)
+    labelled = store.labelled[stretch.rows]
+    seen = labelled * real.to(labelled).unsqueeze(2)
     counts: NDArray[np.float64] = seen.double().sum(1).cpu().numpy()
     return counts
 

@@ -41,6 +41,13 @@ def find_obstacle(experiment: Experiment) -> str | None:
     return None
 
 
+def find_batched_obstacle(experiment: Experiment) -> str | None:
+    """Say why the batched engine, which has all clients in memory, cannot train an experiment."""
+    if experiment.data.memory == "disk":
+        return "data.memory 'disk' leaves rows out of memory, and the engine has all clients' there"
+    return find_obstacle(experiment)
+
+
 def _find_loss_obstacle(experiment: Experiment) -> str | None:
     rules, loss = Rules(experiment), experiment.loss
     if rules.gradients is not None or rules.weighting.needs_norms:

@@ -5,6 +5,7 @@ parameters it was sent and the client's own are written in, trained, and read ou
 stacked form (`client.stacked_model`) train there, as a cohort of one; any other trains by autograd.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from client.algorithms.algorithm import open_algorithm
 from client.autograd import AutogradTrainer
+from client.batch_source import BatchSource
 from client.batches import row_patterns, shuffle_key
 from client.cohort import Cohort, CohortTrainer, LossSums
 from client.cohort_evaluation import EvaluationStore
@@ -28,12 +30,11 @@ from client.row_privacy import Draws, open_draws
 from client.row_store import RowStore
 from client.solo_lesson import SoloLesson
 from client.stacked_model import StackedModel, find_obstacle
+from client.tally import Tally, TaskSums
 from common.dataset import ClientData, Rows
 from common.encoder import InputShapes
 from common.errors import ConfigError
 from common.experiment import Experiment
-from common.losses import ROW_LOSSES
-from common.metrics import Sums, metric_sums
 from common.model import build_model
 from common.privacy.randomness import secret_key
 from common.seeding import torch_generator
@@ -42,7 +43,7 @@ from common.sums_form import EPOCHS
 from common.threads import set_threads
 from common.weighting.balance import Balance, Memory, Rules
 
-TaskSums = dict[str, dict[str, Sums]]  # task -> "loss" or metric -> additive numbers
+AT_ONCE = 2**20  # inputs of the rows that are evaluated together, in numbers: bounds the memory
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -326,18 +327,16 @@ class Trainer:
 
     def evaluate(self, data: ClientData, split: str, *, losses_only: bool = False) -> TaskSums:
         """Sum loss and metric per task over one split; tasks without a label there are absent."""
-        rows = data.splits[split].to(self.device)
-        if not len(rows):
-            return {}
+        tally = Tally(self.experiment, data, losses_only=losses_only)
+        source = BatchSource(data.splits[split], self.device, resident=data.resident)
+        width = sum(math.prod(shape) for shape in self.shapes.values())
         with torch.inference_mode():
-            outputs = self._outputs(rows)
-            return {
-                task: self._task_sums(
-                    task, outputs[task][mask], rows.targets[task][mask], data, losses_only
-                )
-                for task, mask in rows.labelled.items()
-                if bool(mask.any())
-            }
+            for rows in source.stretches(max(1, AT_ONCE // max(1, width))):
+                outputs = self._outputs(rows)
+                for task, mask in rows.labelled.items():
+                    if bool(mask.any()):
+                        tally.add(task, outputs[task][mask], rows.targets[task][mask])
+            return tally.sums()
 
     def generator(self, client: str, round_number: int) -> torch.Generator | None:
         """Make the generator of a client's dropout masks, where the model has any.
@@ -359,9 +358,11 @@ class Trainer:
         """Make a cohort of one client; the second call for the same data is free."""
         kept = self._cohorts.get(data.name)
         if kept is None or kept[0] is not data:
-            rows = data.train.to(self.device)
+            rows, names = data.train, tuple(self.experiment.inputs)
             cohort = Cohort(
-                store=RowStore.of([rows], tuple(self.experiment.inputs), stack.tasks),
+                store=RowStore.of([rows.to(self.device)], names, stack.tasks)
+                if data.resident
+                else RowStore.gathering(rows, names, stack.tasks, self.device),
                 members=np.zeros(1, np.int64),
                 keys=np.array([shuffle_key(self.experiment.seed, data.name)], np.uint64),
                 patterns=[row_patterns(rows, self.experiment)],
@@ -389,19 +390,3 @@ class Trainer:
         stacked.bind(self._row)
         side_by_side = stacked.outputs(inputs)
         return {task: own[0] for task, own in stacked.tasks.cut(side_by_side).items()}
-
-    def _task_sums(
-        self, task: str, output: Tensor, target: Tensor, data: ClientData, losses_only: bool
-    ) -> dict[str, Sums]:
-        settings = self.experiment.tasks[task]
-        losses = ROW_LOSSES[settings.kind](output, target)
-        loss = {"loss": [float(losses.double().sum()), float(len(target))]}
-        if losses_only:
-            return loss
-        scale = data.target_scales.get(task)
-        return {
-            **loss,
-            settings.metric_name: metric_sums(
-                settings.metric_name, settings.kind, output, target, scale
-            ),
-        }

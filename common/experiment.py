@@ -152,7 +152,8 @@ class Experiment(Settings):
         Two runs with one fingerprint (and the same data) pass through the same trunks.
         """
         content = self.model_dump(mode="json")
-        del content["description"], content["data"]["path"], content["federation"]["rounds"]
+        del content["description"], content["federation"]["rounds"]
+        del content["data"]["path"], content["data"]["memory"]
         del content["training"]["device"], content["federation"]["affinity_every"]
         if self.data.seed is None:  # checkpoints of versions without it go on
             del content["data"]["seed"]

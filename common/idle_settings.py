@@ -31,6 +31,7 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_weights(experiment),
         *_idle_loss(experiment),
         *_idle_data(experiment.data),
+        *memory_problems(experiment.data, experiment.partition),
         *_idle_data_seed(experiment.data, experiment.partition),
         *_idle_inputs(experiment),
         *_idle_trunk(experiment),
@@ -110,6 +111,23 @@ def _idle_data(data: "Data") -> Iterator[str]:
         yield (
             "data.split-column is for data.split 'ordered' or 'column', got "
             f"'{data.split_column}' with split 'random'; set data.split, or remove it"
+        )
+
+
+def memory_problems(data: "Data", partition: "Partition | None") -> Iterator[str]:
+    """Refuse rows on disk where they come from no file of a client's own, read as it stands."""
+    if data.memory == "ram":
+        return
+    if data.source not in ("table", "folder"):
+        yield (
+            "data.memory 'disk' is for data.source 'table' or 'folder', got source "
+            f"'{data.source}', which is read whole; set memory to 'ram'"
+        )
+    if partition is not None:
+        yield (
+            "data.memory must be 'ram' with a [partition], which deals out the rows of all clients "
+            "in memory, got 'disk'; set it to 'ram', or write a file for each client and take "
+            "data.source 'folder'"
         )
 
 

@@ -71,6 +71,7 @@ def compare(
         FedMTLError: the settings or the data cannot be used, or `out` exists.
     """
     require_test_rows(experiment)
+    require_rows_in_memory(experiment)
     require_new_folder(out)
     check_holdout(experiment, holdout, seeds)
     done: dict[int, SeedFigures] = {}
@@ -166,6 +167,20 @@ def require_test_rows(experiment: Experiment) -> None:
         raise ConfigError(
             "data.test must be above 0 for a comparison, which is made on test rows, got 0; set "
             "it, as in data.test=0.2"
+        )
+
+
+def require_rows_in_memory(experiment: Experiment) -> None:
+    """Refuse to compare where rows stay on the disk.
+
+    Raises:
+        ConfigError: they do.
+    """
+    if experiment.data.memory != "ram":
+        raise ConfigError(
+            "data.memory must be 'ram' for a comparison, whose single-task and centralised "
+            f"contenders copy rows, got '{experiment.data.memory}'; set it, or simulate the "
+            "federations one by one"
         )
 
 

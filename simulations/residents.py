@@ -79,7 +79,9 @@ class Residents:
         data = []
         for name in names:
             with suppress(UnusableClientError):  # left out; the roster never asks for it
-                data.append(session.client(name))
+                own, device = session.client(name), self.trainer.device
+                splits = {split: rows.to(device) for split, rows in own.splits.items()}
+                data.append(replace(own, splits=splits))  # also where one alone would stay outside
         self.place = {client.name: row for row, client in enumerate(data)}
         inputs = tuple(self.experiment.inputs)
         self.train_store = RowStore.of([d.train for d in data], inputs, cohorts.model.tasks)
