@@ -296,7 +296,7 @@ class RoundLoop:
                 for name, why in sorted({**self.roster.refused, **outcome.left_out}.items())
             ],
         }
-        keep_whole_trunk(self.folder, settings=self.experiment, progress=self.progress, trunk=trunk)
+        keep_whole_trunk(self.folder, self.experiment, self.progress, ends_with)
         self.folder.finish(results)
         return results
 

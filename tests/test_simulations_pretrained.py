@@ -171,6 +171,29 @@ def test_a_run_that_was_killed_goes_on_exactly(planned, tmp_path, variant):
     assert_equal(whole, run(experiment, tmp_path / "part", resume=True))
 
 
+@pytest.mark.parametrize("variant", ["norms", "half adapters"])
+def test_batches_in_pieces_and_activations_computed_again_change_nothing(
+    planned, tmp_path, variant
+):
+    sparing = {"micro-batch": 2, "recompute-activations": True}
+    whole = run(planned(variant=variant, trunk={"dropout": 0.3}), tmp_path / "whole")
+    experiment = planned(variant=variant, trunk={"dropout": 0.3}, training=sparing)
+    assert_close(whole, run(experiment, tmp_path / "pieces"))
+
+
+def test_a_run_that_returns_to_its_best_trunk_leaves_that(planned, tmp_path):
+    """Learning goes astray after the first rounds, so that the best trunk is not the last."""
+    experiment = planned(evaluation={"keep": "best", "by": "message"}, training={"lr": 0.5})
+    left = run(experiment, tmp_path / "run")
+    best = left.results["final"]["trunk-round"]
+    assert best < experiment.federation.rounds
+    kept = load_file(next((left.folder / "checkpoint").glob("best-*.safetensors")))
+    given = load_file(left.folder / "trunk.safetensors")
+    assert any(not np.array_equal(left.trunk[name], kept[name]) for name in kept)
+    for name, value in kept.items():
+        np.testing.assert_array_equal(given[name], value)
+
+
 def test_workers_train_as_one_process_does(planned, tmp_path):
     experiment = planned(variant="half adapters")
     whole = run(experiment, tmp_path / "one")
