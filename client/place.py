@@ -3,6 +3,7 @@
 Flower hands a node's ``--node-config`` to the client; these keys of it are ours::
 
     data="/srv/data"        folder or file with the node's rows
+    model="/srv/minilm"     folder with the ready model of trunk.model
     state="/srv/state"      folder for what stays home; without one, heads last as long as the node
     client="ward-7"         which client of the data this node is, where there are several
     device="cuda:1"         auto, cpu, mps, cuda or cuda:N
@@ -21,10 +22,11 @@ from typing import Any
 
 from common.errors import ConfigError
 from common.experiment import Experiment
+from common.ready_models import reads_folder
 
 PRECISIONS = ("highest", "high", "medium")
 LIMITS = ("largest-epsilon", "delta", "least-noise-multiplier")
-KEYS = ("data", "state", "client", "device", "threads", "precision", *LIMITS)
+KEYS = ("data", "model", "state", "client", "device", "threads", "precision", *LIMITS)
 DELTA = 1e-5
 FLOWER_KEYS = ("partition-id", "num-partitions")  # of a simulated node
 # A real node may have a partition-id as well, and must not make its noise from the seed, which the
@@ -38,6 +40,7 @@ class Place:
 
     Attributes:
         data: folder or file with its rows.
+        model: folder with the ready model.
         device: where it computes.
         threads: CPU threads it computes with.
         precision: of float32 matrix products, as `torch.set_float32_matmul_precision` takes it.
@@ -49,6 +52,7 @@ class Place:
     """
 
     data: str = ""
+    model: str = ""
     device: str = ""
     threads: int = 0
     precision: str = ""
@@ -82,9 +86,10 @@ class Place:
             raise ConfigError(
                 f"node config: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
             )
-        texts = {key: str(node_config.get(key, "")) for key in ("data", "device", "state")}
+        texts = {key: str(node_config.get(key, "")) for key in ("data", "model", "device", "state")}
         return cls(
             data=texts["data"],
+            model=texts["model"],
             device=texts["device"],
             threads=threads,
             precision=str(precision),
@@ -104,6 +109,8 @@ class Place:
             update["training"] = experiment.training.model_copy(update=chosen)
         if self.data:
             update["data"] = experiment.data.model_copy(update={"path": self.data})
+        if self.model and reads_folder(experiment.trunk):
+            update["trunk"] = experiment.trunk.model_copy(update={"model": self.model})
         return experiment.model_copy(update=update) if update else experiment
 
 

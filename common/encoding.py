@@ -25,6 +25,7 @@ from common.scaling import Scaling, scaling_of
 from common.sections.rows import Input, Task
 from common.tables import ClientTable
 from common.targets import Target
+from common.text import encode_texts
 
 Places = tuple[str | None, ...]  # of a column: its categories, then None where empty is one
 
@@ -79,7 +80,7 @@ def fit(prepared: PreparedClient, experiment: Experiment) -> Fitted:
 
 def is_fitted(settings: Input) -> bool:
     """Whether an input needs a scaling from the client's own training rows."""
-    if settings.kind == "categorical" or settings.standardise == "federation":
+    if settings.kind in ("categorical", "text") or settings.standardise == "federation":
         return False
     return settings.standardise == "client" or settings.missing == "mean"
 
@@ -183,6 +184,9 @@ def _encode_input(
     features: Features, name: str, experiment: Experiment, agreement: Agreement, fitted: Fitted
 ) -> Tensor:
     settings, values = experiment.inputs[name], features.values
+    if settings.kind == "text":
+        texts = values[:, 0].tolist()
+        return _float_tensor(encode_texts(texts, experiment.trunk, settings.max_length))
     if settings.kind == "categorical":
         return _float_tensor(_one_hot(values, places_of(name, experiment, agreement)))
     if settings.standardise == "none" and settings.missing != "mean":

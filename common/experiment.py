@@ -27,6 +27,7 @@ from common.sections.model import Loss, Trunk
 from common.sections.rows import Data, Input, Partition, Task
 from common.sections.training import Training
 from common.settings import Settings
+from common.ready_models import ready_model_problems, without_ready_model
 from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
 
@@ -74,6 +75,7 @@ class Experiment(Settings):
     def _means_what_it_says(self) -> Self:
         traces = trace_problems(self.federation.availability)
         problems = [*self._leaks(), *idle_settings(self), *privacy_problems(self), *traces]
+        problems += ready_model_problems(self)
         for setting, (table, key) in METHODS.items():
             place, name = setting.replace("-", "_").split(".")
             settings = getattr(self, place)
@@ -156,6 +158,7 @@ class Experiment(Settings):
         if ends or any(level and level.noise_multiplier is None for level in self.privacy.levels):
             # Rates, or noise, are worked out for them.
             content["federation"]["rounds"] = self.federation.rounds
+        without_ready_model(content)
         content["federation"]["availability"] = seal(self.federation.availability)
         if not self.federation.availability:  # its delays would make the deadline part of a result
             del content["federation"]["round_timeout_s"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.architectures.table import SHARINGS
 from common.architectures.trunk import SharedTrunk
-from common.encoder import InputShapes, SeededDropout
+from common.encoder import InputShapes, Seeded, SeededDropout
 from common.experiment import Experiment
 from common.sections.rows import Task
 from common.seeding import derive_key
@@ -59,10 +59,10 @@ class MultiTaskModel(nn.Module):
         self.trunk = trunk
         # A plain ModuleDict refuses task names such as "type", which are attributes of modules.
         self.heads = nn.ModuleDict({f"task-{name}": head for name, head in heads.items()})
-        self.dropouts = [m for m in self.modules() if isinstance(m, SeededDropout)]
+        self.dropouts = [m for m in self.modules() if isinstance(m, Seeded)]
 
     def give_generator(self, generator: torch.Generator | None) -> None:
-        """Let dropout draw its masks from a generator."""
+        """Let dropout, and what a ready model draws, come from a generator."""
         for dropout in self.dropouts:
             dropout.generator = generator
 
