@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from common.architectures.table import SHARINGS
 from common.architectures.trunk import SharedTrunk
 from common.encoder import InputShapes, Seeded, SeededDropout
+from common.errors import ConfigError
 from common.experiment import Experiment
 from common.sections.rows import Task
 from common.seeding import derive_key
@@ -97,6 +98,9 @@ def build_model(experiment: Experiment, shapes: InputShapes) -> MultiTaskModel:
     Args:
         experiment: trunk, tasks and seed.
         shapes: input name -> shape of one row, without the batch dimension.
+
+    Raises:
+        ConfigError: a ready model cannot be used.
     """
     settings, seed = experiment.trunk, experiment.seed
     ordered = {name: shapes[name] for name in experiment.inputs}
@@ -107,4 +111,21 @@ def build_model(experiment: Experiment, shapes: InputShapes) -> MultiTaskModel:
         for name, task in experiment.tasks.items():
             torch.manual_seed(derive_key(seed, "init", "head", name))
             heads[name] = build_head(task, trunk.width, len(experiment.targets(name)))
+    if settings.is_ready and experiment.privacy.example_level is not None:
+        _refuse_batch_norm(trunk, settings.model)
     return MultiTaskModel(trunk, heads)
+
+
+def _refuse_batch_norm(trunk: nn.Module, name: str) -> None:
+    """Refuse running statistics of rows, which no noise covers.
+
+    Raises:
+        ConfigError: a ready model has some.
+    """
+    from common.backbones.backbone import has_running_statistics
+
+    if has_running_statistics(trunk):
+        raise ConfigError(
+            f"trunk.model must have no batch norm under [privacy.example-level], got '{name}': its "
+            "statistics follow the rows without noise; use a model without, such as a ViT"
+        )
