@@ -20,6 +20,7 @@ from common.idle_settings import idle_settings
 from common.methods import Method, method_problems
 from common.privacy.problems import privacy_problems
 from common.privacy.settings import Privacy
+from common.ready_models import ready_model_problems, without_ready_model
 from common.schedules.rates import round_schedule
 from common.schedules.table import SCHEDULES
 from common.sections.federation import Evaluation, Federation
@@ -27,7 +28,6 @@ from common.sections.model import Loss, Trunk
 from common.sections.rows import Data, Input, Partition, Task
 from common.sections.training import Training
 from common.settings import Settings
-from common.ready_models import ready_model_problems, without_ready_model
 from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
 

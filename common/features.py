@@ -20,9 +20,9 @@ class Features:
 
     Attributes:
         columns: names of its columns, patterns expanded.
-        values: float64 [N, columns] (numeric), objects of str or None [N, columns] (categorical,
-            and text, of one column), or float32 [N, channels, height, width] (image); numbers are divided by `input.scale`.
-            NaN or None only where a rule of `encode` fills it, and in rows that are not usable.
+        values: float64 [N, columns] (numeric), objects of str or None [N, columns] (categorical;
+            text, of one column), or float32 [N, channels, height, width] (image); numbers are
+            divided by `input.scale`. NaN or None only where a rule of `encode` fills it, and in rows that are not usable.
         usable: bool [N], False for the rows that `missing = "drop-row"` drops.
     """
 

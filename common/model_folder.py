@@ -1,4 +1,4 @@
-"""A folder with a ready model, as Hugging Face's libraries write it: what must be there, its digest.
+"""A folder with a ready model, as Hugging Face's libraries write it: its files and their digest.
 
 Every participant of a run has such a folder, at a place of its own. The digest travels with the
 experiment, so that one with other files is refused before it computes anything. Nothing here, and

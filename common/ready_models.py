@@ -1,4 +1,4 @@
-"""What a trunk with a ready model of another library needs of an experiment, and what it ignores."""
+"""What a trunk that begins with a ready model needs of an experiment, and what it ignores."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any

@@ -91,9 +91,7 @@ ARCHITECTURES = {
         "a local model of Hugging Face's transformers, of images or of text",
         "Vaswani et al., Attention is all you need, NeurIPS 2017",
     ),
-    "timm": Choice(
-        "a model of timm, of images", "Wightman, PyTorch image models, 2019"
-    ),
+    "timm": Choice("a model of timm, of images", "Wightman, PyTorch image models, 2019"),
 }
 NORMS = {
     "none": Choice("layers as they are"),

@@ -1,4 +1,4 @@
-"""Tiny ready models made on the spot, as Hugging Face's libraries write them, and texts for them."""
+"""Tiny ready models made on the spot, as Hugging Face's libraries write them, and texts."""
 
 import contextlib
 import csv
@@ -10,7 +10,22 @@ import torch
 from common.experiment import Experiment
 from common.experiment_file import load_experiment
 
-WORDS = "red green blue small large old new quick slow box ball lamp chair table".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "small",
+    "large",
+    "old",
+    "new",
+    "quick",
+    "slow",
+    "box",
+    "ball",
+    "lamp",
+    "chair",
+    "table",
+]
 VIT = {"image_size": 8, "patch_size": 4, "num_channels": 1}
 SIZES = {
     "hidden_size": 16,

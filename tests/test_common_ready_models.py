@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.dataset import Rows
 from common.encoder import build_encoder
 from common.errors import ConfigError
-from common.experiment import Experiment
 from common.experiment_file import load_experiment
 from common.model import build_model
 from common.model_folder import digest_folder
@@ -19,7 +17,7 @@ from common.sections.model import Trunk
 from common.sharing import is_statistic, shared_names, task_of
 from common.text import PADDING, encode_texts
 from tests.conftest import make_experiment
-from tests.ready_models import load_digits, load_texts, save, write_bert, write_texts, write_vit
+from tests.ready_models import load_digits, save, write_bert, write_vit
 
 pytest.importorskip("transformers")
 IMAGE, TEXT = {"pixels": (1, 8, 8)}, {"text": (1, 8)}
@@ -333,7 +331,7 @@ def test_a_first_token_that_has_seen_nothing_is_no_summary(tmp_path):
         n_embd=8, n_layer=1, n_head=2, n_positions=12, vocab_size=20, bos_token_id=0, eos_token_id=0
     )
     folder = save(config, tmp_path / "gpt")
-    with pytest.raises(ConfigError, match="trunk.pooling must be 'mean'"):
+    with pytest.raises(ConfigError, match=r"trunk.pooling must be 'mean'"):
         encoder(folder, TEXT, pooling="cls")
 
 
@@ -372,7 +370,10 @@ READY = {"architecture": "transformer", "model": "m"}
             {"inputs": TEXTS, "trunk": {"architecture": "timm", "model": "resnet18"}},
             "needs one input of kind 'image', got inputs.text",
         ),
-        ({"trunk": {"architecture": "timm", "model": "resnet18"}}, "trunk.pretrained must be false"),
+        (
+            {"trunk": {"architecture": "timm", "model": "resnet18"}},
+            "trunk.pretrained must be false",
+        ),
         (
             {"trunk": {"architecture": "timm", "model": "a/b", "pooling": "cls"}},
             "trunk.pooling is for",
@@ -421,7 +422,7 @@ def test_batch_norm_is_refused_under_example_level_privacy(tmp_path):
     )
     folder = save(config, tmp_path / "resnet")
     level = "privacy.example-level={max-norm=1.0, noise-multiplier=1.0, delta=1e-5}"
-    with pytest.raises(ConfigError, match="trunk.model must have no batch norm"):
+    with pytest.raises(ConfigError, match=r"trunk.model must have no batch norm"):
         build_model(load_digits(folder, level), IMAGE)
 
 

@@ -1,4 +1,4 @@
-"""Models of timm, PyTorch Image Models: by name from the seed, or from a local folder with weights."""
+"""Models of timm (PyTorch Image Models): by name from the seed, or from a folder with weights."""
 
 from pathlib import Path
 from typing import Any

@@ -163,7 +163,9 @@ class Transformer(Backbone):
         if not content.get("do_normalize", True) or mean is None or deviation is None:
             return
         try:
-            found = [torch.tensor(x, dtype=torch.float32).view(1, -1, 1, 1) for x in (mean, deviation)]
+            found = [
+                torch.tensor(x, dtype=torch.float32).view(1, -1, 1, 1) for x in (mean, deviation)
+            ]
             fits = all(x.shape[1] == self.channels for x in found) and bool((found[1] > 0).all())
         except (TypeError, ValueError, RuntimeError):
             fits = False
