@@ -22,7 +22,8 @@ class Features:
         columns: names of its columns, patterns expanded.
         values: float64 [N, columns] (numeric), objects of str or None [N, columns] (categorical;
             text, of one column), or float32 [N, channels, height, width] (image); numbers are
-            divided by `input.scale`. NaN or None only where a rule of `encode` fills it, and in rows that are not usable.
+            divided by `input.scale`. NaN or None only where a rule of `encode` fills it, and in
+            rows that are not usable.
         usable: bool [N], False for the rows that `missing = "drop-row"` drops.
     """
 

@@ -1,7 +1,10 @@
 """Trunks that begin with a ready model: what they compute, where they start, what is refused."""
 
 import json
+import re
 import shutil
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -443,3 +446,13 @@ def test_a_timm_model_reads_images():
     pytest.importorskip("timm", exc_type=(ImportError, RuntimeError))
     trunk = Trunk(architecture="timm", model="resnet18", pretrained=False, widths=())
     assert build_encoder(trunk, {"pixels": (1, 32, 32)}).width == 512
+
+
+def test_the_examples_of_the_page_are_experiments():
+    page = (Path(__file__).parent.parent / "docs" / "transformers.md").read_text()
+    examples = [tomllib.loads(text) for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
+    assert len(examples) == 3
+    images = examples[0]["inputs"]
+    for example in examples:
+        found = make_experiment(inputs=example.get("inputs", images), trunk=example["trunk"])
+        assert found.trunk.is_ready

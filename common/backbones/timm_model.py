@@ -28,6 +28,8 @@ class TimmModel(Backbone):
 
     def __init__(self, settings: Trunk, shape: tuple[int, ...]) -> None:
         super().__init__()
+        self.mean: Tensor
+        self.deviation: Tensor
         self.model = _create(settings, shape)
         about: Any = self.model.pretrained_cfg if settings.pretrained else {}
         self.normalises = bool(about.get("mean")) and len(about["mean"]) == shape[0]

@@ -52,8 +52,9 @@ class Transformer(Backbone):
         self.pooling = settings.pooling or self._usual_pooling()
         self._check_pooling(settings)
         self.options: dict[str, Any] = {}
-        self.mean: Tensor | None = None
-        self.deviation: Tensor | None = None
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.normalises = False
         if self.reads_text:
             row = self._prepare_text(settings)
         else:
@@ -87,7 +88,7 @@ class Transformer(Backbone):
 
     def _read_images(self, images: Tensor) -> Rows:
         images = images.expand(-1, self.channels, -1, -1)
-        if self.mean is not None:
+        if self.normalises:
             images = (images - self.mean) / self.deviation
         output = self.model(pixel_values=images, **self.options)
         hidden = output.last_hidden_state
@@ -175,8 +176,8 @@ class Transformer(Backbone):
                 f"image_std of {self.channels} numbers, deviations above 0; correct or remove it"
             )
         for name, numbers in zip(("mean", "deviation"), found, strict=True):
-            delattr(self, name)
             self.register_buffer(name, numbers, persistent=False)
+        self.normalises = True
 
 
 def load_model(folder: Path, settings: Trunk) -> Any:
@@ -218,7 +219,7 @@ def load_model(folder: Path, settings: Trunk) -> Any:
     return model
 
 
-def _drop_pooler(model: nn.Module) -> None:
+def _drop_pooler(model: Any) -> None:
     """Leave out the layer behind the first token, which our pooling does not read."""
     pooler = getattr(model, "pooler", None)
     if isinstance(pooler, nn.Module) and next(pooler.parameters(), None) is not None:
