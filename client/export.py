@@ -165,9 +165,10 @@ FORMATS = {
 @contextmanager
 def _told_in_a_line(name: str) -> Iterator[None]:
     """Turn what an exporter raises into one line, and keep it from talking."""
-    talking = logging.getLogger("torch.onnx")
-    level = talking.level
-    talking.setLevel(logging.ERROR)
+    talking = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [log.level for log in talking]
+    for log in talking:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -180,7 +181,8 @@ def _told_in_a_line(name: str) -> Iterator[None]:
             f"this model cannot be exported with --format {name}: {type(error).__name__}: {line}"
         ) from error
     finally:
-        talking.setLevel(level)
+        for log, level in zip(talking, levels, strict=True):
+            log.setLevel(level)
 
 
 def describe_check(differences: Mapping[str, float]) -> list[str]:

@@ -101,9 +101,11 @@ class Backbone(Seeded):
         moved = [m for m in self.normalisations if m.training] if rows == 1 else []
         for module in moved:
             module.eval()
-        yield
-        for module in moved:
-            module.train()
+        try:
+            yield
+        finally:
+            for module in moved:
+                module.train()
 
 
 def has_running_statistics(module: nn.Module) -> bool:

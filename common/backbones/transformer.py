@@ -20,7 +20,7 @@ from common.sections.model import Trunk
 from common.text import NEEDS, PADDING, read_tokenizer
 
 KINDS = {"pixel_values": "image", "input_ids": "text"}  # what a model reads -> kind of an input
-Rows = tuple[Tensor, Tensor | None]  # what is pooled: hidden states [N, T, W] or map, and mask
+Hidden = tuple[Tensor, Tensor | None]  # what is pooled: hidden states [N, T, W] or map, and mask
 
 
 class Transformer(Backbone):
@@ -73,7 +73,7 @@ class Transformer(Backbone):
         weights = mask.unsqueeze(2).to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
 
-    def _read_text(self, values: Tensor) -> Rows:
+    def _read_text(self, values: Tensor) -> Hidden:
         numbers = values.flatten(1)
         mask = numbers > PADDING
         # A text without any token has a mean, too: of what stands for its padding.
@@ -86,7 +86,7 @@ class Transformer(Backbone):
         output = self.model(input_ids=ids, attention_mask=mask.long(), **self.options)
         return output.last_hidden_state, mask
 
-    def _read_images(self, images: Tensor) -> Rows:
+    def _read_images(self, images: Tensor) -> Hidden:
         images = images.expand(-1, self.channels, -1, -1)
         if self.normalises:
             images = (images - self.mean) / self.deviation
