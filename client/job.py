@@ -150,21 +150,17 @@ class Job:
         self.ledger.enter(reply, update, sums)
 
     def _about(self) -> dict[str, Any]:
+        experiment = json.loads(self.instruction.experiment)
+        # Whoever uses the model on this machine needs what it is made of where that is here.
+        for key in ("model", "weights"):
+            experiment["trunk"][key] = getattr(self.session.experiment.trunk, key)
         return {
             "run": self.instruction.run,
             "client": self.data.name,
             "fingerprint": _fingerprint(self.instruction.experiment),
-            "experiment": self._experiment(),
+            "experiment": experiment,
             "agreement": json.loads(self.instruction.agreement),
         }
-
-    def _experiment(self) -> dict[str, Any]:
-        """Read the experiment; weights to start from are looked for where this node has them."""
-        experiment: dict[str, Any] = json.loads(self.instruction.experiment)
-        weights = self.session.experiment.trunk.weights
-        if weights is not None:
-            experiment["trunk"]["weights"] = weights
-        return experiment
 
 
 @lru_cache(maxsize=8)

@@ -4,6 +4,7 @@ Flower hands a node's ``--node-config`` to the client; these keys of it are ours
 
     data="/srv/data"        folder or file with the node's rows
     memory="disk"           rows in a mapped file (disk) or in memory (ram), as data.memory
+    model="/srv/minilm"     folder with the ready model of trunk.model
     state="/srv/state"      folder for what stays home; without one, heads last as long as the node
     weights="/srv/t.safetensors"  the file of trunk.weights at this node
     client="ward-7"         which client of the data this node is, where there are several
@@ -24,6 +25,7 @@ from typing import Any
 from common.errors import ConfigError
 from common.experiment import Experiment
 from common.idle_settings import memory_problems
+from common.ready_models import reads_folder
 
 PRECISIONS = ("highest", "high", "medium")
 LIMITS = ("largest-epsilon", "delta", "least-noise-multiplier")
@@ -31,6 +33,7 @@ MEMORIES = ("ram", "disk")
 KEYS = (
     "data",
     "memory",
+    "model",
     "state",
     "weights",
     "client",
@@ -53,6 +56,7 @@ class Place:
     Attributes:
         data: folder or file with its rows.
         memory: "ram" or "disk", as `data.memory`.
+        model: folder with the ready model.
         device: where it computes.
         threads: CPU threads it computes with.
         precision: of float32 matrix products, as `torch.set_float32_matmul_precision` takes it.
@@ -65,6 +69,7 @@ class Place:
     """
 
     data: str = ""
+    model: str = ""
     device: str = ""
     threads: int = 0
     precision: str = ""
@@ -106,10 +111,12 @@ class Place:
                 f"node config: memory must be one of {', '.join(MEMORIES)}, got {memory!r}"
             )
         texts = {
-            key: str(node_config.get(key, "")) for key in ("data", "device", "state", "weights")
+            key: str(node_config.get(key, ""))
+            for key in ("data", "model", "device", "state", "weights")
         }
         return cls(
             data=texts["data"],
+            model=texts["model"],
             device=texts["device"],
             threads=threads,
             precision=str(precision),
@@ -139,9 +146,13 @@ class Place:
             update["data"] = experiment.data.model_copy(update=own)
             for problem in memory_problems(update["data"], experiment.partition):
                 raise ConfigError(f"node config: {problem}")
+        trunk: dict[str, Any] = {}
+        if self.model and reads_folder(experiment.trunk):
+            trunk["model"] = self.model
         if experiment.trunk.weights is not None and (self.weights or not self.simulated):
-            # A real node opens no file that the server names.
-            update["trunk"] = experiment.trunk.model_copy(update={"weights": self.weights})
+            trunk["weights"] = self.weights  # a real node opens no file that the server names
+        if trunk:
+            update["trunk"] = experiment.trunk.model_copy(update=trunk)
         return experiment.model_copy(update=update) if update else experiment
 
 

@@ -79,7 +79,7 @@ def _inject(encoder: nn.Module, names: list[str], settings: Adapters) -> None:
         ) from error
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type] # divided by r, never counted
+        lora_alpha=settings.alpha,
         target_modules="|".join(map(re.escape, names)),  # a list would match ends of names
         bias="none",
     )

@@ -19,7 +19,6 @@ def trunk_problems(trunk: Trunk) -> Iterator[str]:
             "trunk.trains must not be 'all' with [trunk.adapters]: adapters stand for weights that "
             "are frozen; remove one of the two, or name what trains beside them"
         )
-    convolves = trunk.architecture == "cnn" and trunk.channels
     for name in ("weights", "trains", "adapters"):
-        if getattr(trunk, name) is not None and not trunk.widths and not convolves:
+        if getattr(trunk, name) is not None and not trunk.has_layers:
             yield f"trunk.{name} needs a trunk with layers, got trunk.widths = []; remove it"
