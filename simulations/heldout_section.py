@@ -33,7 +33,7 @@ def make_heldout(record: RunRecord, collected: Charts) -> str:
 
 
 def make_balance(record: RunRecord, collected: Charts) -> str:
-    """Set the tasks side by side: what each gained, on one scale; nothing where nothing is known."""
+    """Set the tasks side by side on one scale; nothing where nothing is known."""
     found = read_evaluation(record)
     return "" if found is None else evaluation.make_balance(found["tasks"], collected)
 

@@ -189,7 +189,7 @@ def make_curves(record: RunRecord, collected: Charts) -> str:
     if not record.rounds:
         return ""
     parts = []
-    for name, task in record.experiment.tasks.items():
+    for name in record.experiment.tasks:
         figures = [charts.metric_chart(record, name), charts.loss_chart(record, name)]
         drawn = "".join(f"<div>{collected.figure(chart)}</div>" for chart in figures)
         drawn = f'<div class="charts">{drawn}</div>'

@@ -146,7 +146,7 @@ def test_a_page_that_cannot_be_written_leaves_the_one_before(run, monkeypatch):
 
 def test_the_page_fetches_nothing(run):
     page = re.sub(r"<script>.*?</script>", "", write_report(run).read_text(), flags=re.DOTALL)
-    assert not re.search(r"(src|href)=\"(?!data:)|@import|url\(", page)
+    assert not re.search(r"(src|href)=\"(?!data:|#)|@import|url\(", page)
 
 
 def test_the_headline_table_gives_final_and_best_figures(run):

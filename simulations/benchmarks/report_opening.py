@@ -20,7 +20,7 @@ from simulations.terminal import print_json, told_in_lines
 SCREEN = (1280, 800)
 # Charts whose place is on the screen, and all charts, are drawn.
 SEEN = """[...document.querySelectorAll(".chart")].every((chart) => chart.querySelector(".main-svg")
-    || !chart.offsetParent || chart.getBoundingClientRect().top > innerHeight)"""
+    || !chart.checkVisibility() || chart.getBoundingClientRect().top > innerHeight)"""
 ALL = """[...document.querySelectorAll(".chart")].every((c) => c.querySelector(".main-svg"))"""
 
 
