@@ -35,6 +35,7 @@ from simulations.privacy_section import make_privacy
 from simulations.run_record import RunRecord, read_run, task_figures
 from simulations.summary import describe_figures
 from simulations.time_chart import profile_chart
+from simulations.yardstick_section import make_gains
 
 MOST_ROWS = 200  # of a table with a row per client; the rest is counted
 
@@ -77,7 +78,7 @@ def make_body(record: RunRecord, collected: Charts) -> list[str]:
     """Make the page's parts; its figures are collected."""
     sections = [
         ("Result", make_result(record)),
-        ("Balance over tasks", make_balance(record, collected)),
+        ("Balance over tasks", make_gains(record, collected) + make_balance(record, collected)),
         ("Learning curves", make_curves(record, collected)),
         ("Held-out rows", make_heldout(record, collected)),
         ("Across clients", make_clients(record, collected)),
