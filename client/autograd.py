@@ -26,6 +26,7 @@ from common.model import MultiTaskModel
 from common.schedules.rates import settings_of_round
 from common.seeding import derive_key
 from common.weighting.balance import Balance
+from common.weighting.conflict import mean_cosines
 
 
 @dataclass
@@ -225,9 +226,12 @@ class AutogradTrainer:
         """Weigh the losses and sum them, []; None in a batch without a label."""
         if balance is None:
             return combine_losses(losses, weights) if losses else None
-        norms = {where: self._norms(losses, where) for where in balance.rules.norms}
+        norms, cosines = {}, None
+        for where in balance.rules.norms:
+            norms[where], between = self._measure(losses, where)
+            cosines = between if where == "trunk" else cosines
         values, taught = self._lay_out(losses)
-        found = balance.weigh(values, taught, norms)[0]
+        found = balance.weigh(values, taught, norms, cosines)[0]
         if not losses:
             return None
         # A dot product would be in half precision under autocast; a product and a sum are not.
@@ -250,25 +254,36 @@ class AutogradTrainer:
         rows = torch.stack(jacobian)
         combined, weights = gradients.combine(rows, places)
         used, norms = torch.zeros_like(values), torch.zeros_like(values)
+        cosines = torch.full_like(values, torch.nan)
         scales = slopes[0, places]
         used[0, places] = weights * scales
         norms[0, places] = torch.where(scales > 0, rows.norm(dim=1) / scales, 0)  # unscaled
-        balance.record(used, taught, norms)
+        cosines[0, places] = mean_cosines(rows)
+        balance.record(used, taught, norms, cosines)
         start = 0
         for cut in trunk:
             stop = start + cut.stop - cut.start
             self.flat.gradients[cut] = combined[start:stop]
             start = stop
 
-    def _norms(self, losses: Mapping[str, Tensor], where: str) -> Tensor:
-        """Compute the norms of the losses' gradients on "last" shared layer or "trunk", [1, T]."""
-        found, parameters = self.flat.values.new_zeros(1, len(self.places)), self._watched[where]
-        for task, loss in losses.items():
+    def _measure(self, losses: Mapping[str, Tensor], where: str) -> tuple[Tensor, Tensor]:
+        """Measure the losses' gradients on the "last" shared layer or the "trunk".
+
+        Returns:
+            Their norms, 0 where absent, and their mean cosines, NaN where absent; [1, T] both.
+        """
+        norms, parameters = self.flat.values.new_zeros(1, len(self.places)), self._watched[where]
+        cosines = torch.full_like(norms, torch.nan)
+        gradients = []
+        for loss in losses.values():
             slopes = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            squares = [slope.square().sum() for slope in slopes if slope is not None]
-            if squares:
-                found[0, self.places[task]] = torch.stack(squares).sum().sqrt()
-        return found
+            pairs = zip(slopes, parameters, strict=True)
+            found = [torch.zeros_like(p) if slope is None else slope for slope, p in pairs]
+            gradients.append(torch.cat([slope.reshape(-1) for slope in found]))
+        if gradients:
+            rows, places = torch.stack(gradients).to(norms), self._columns(losses)
+            norms[0, places], cosines[0, places] = rows.norm(dim=1), mean_cosines(rows)
+        return norms, cosines
 
     def _learn(self, batch: Rows, balance: Balance) -> None:
         """Let the weighting learn from the step."""

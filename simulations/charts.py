@@ -195,6 +195,11 @@ def gradient_charts(record: RunRecord) -> list[Chart]:
     drawn = {
         "norm": ("Gradient norm", "Of each task's loss on the shared trunk or its last layer."),
         "pull": ("Pull", "The gradient's norm times the task's weight; balanced tasks pull alike."),
+        "cosine": (
+            "Gradient agreement",
+            "The mean cosine of a task's gradient on the trunk with those of the other tasks in "
+            "the batch; below the dashed line it conflicts with them (Yu et al. 2020, def. 1).",
+        ),
     }
     charts = []
     for name, (title, note) in drawn.items():
@@ -204,6 +209,8 @@ def gradient_charts(record: RunRecord) -> list[Chart]:
         }
         if any(value is not None for values in series.values() for value in values):
             charts.append(_task_chart(record, title, series, note))
+            if name == "cosine":
+                charts[-1].layout.update({**axes("round"), **reference_line(0.0, "y")})
     return charts
 
 

@@ -36,9 +36,9 @@ def make_gains(record: RunRecord, collected: Charts) -> str:
     about = (
         "Gain: (run - yardstick) / |yardstick|, with the sign turned where lower is better; "
         "Delta-m is the mean over tasks (Maninis et al. 2019, eq. 4). A yardstick near 0, as an R2 "
-        "may be, makes it large. Run and yardsticks are read on test rows at their rounds of lowest "
-        "validation loss, so figures may differ from those above. One seed: a gain of a per cent "
-        "or two may be chance."
+        "may be, makes it large. Run and yardsticks are read on test rows at their rounds of "
+        "lowest validation loss, so figures may differ from those above. One seed: small gains may "
+        "be chance."
     )
     if any(record.experiment.privacy.levels):
         about += (

@@ -17,7 +17,7 @@ def print_yardstick(found: Mapping[str, Any], console: Console) -> None:
         table.add_column(heading)
     headings = ["run"]
     for name in found["yardsticks"]:
-        headings += [name, "gain"]
+        headings += [name.replace("single-task", "alone,"), "gain"]
     for heading in headings:
         table.add_column(heading, justify="right")
     for task, metric in found["metrics"].items():
