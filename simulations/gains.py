@@ -43,8 +43,8 @@ def relative_gain(metric: str, figure: float, base: float) -> float:
 
     One term of Delta-m, see `delta_m`; NaN where the yardstick is 0.
 
-    >>> relative_gain("accuracy", 0.9, 0.75), relative_gain("rmse", 3.0, 2.0)
-    (20.0, -50.0)
+    >>> relative_gain("accuracy", 0.75, 0.5), relative_gain("rmse", 3.0, 2.0)
+    (50.0, -50.0)
     """
     sign = 1 if METRICS[metric].higher_is_better else -1
     return 100 * sign * (figure - base) / abs(base) if base else math.nan

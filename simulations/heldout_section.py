@@ -23,7 +23,7 @@ def make_heldout(record: RunRecord, collected: Charts) -> str:
     found = read_evaluation(record)
     if found is None:
         return card(note(how_to_evaluate(record)))
-    parts = []
+    parts: list[str] = []
     for name, own in found["tasks"].items():
         figure = f"{own['metric']} {direction(own['metric'])} {format_figure(own['figure'])}"
         about = f"{own['kind']}, {found['split']} {figure}"

@@ -189,7 +189,7 @@ def make_curves(record: RunRecord, collected: Charts) -> str:
     """Draw every task's metric and losses over rounds, then the learning rate."""
     if not record.rounds:
         return ""
-    parts = []
+    parts: list[str] = []
     for name in record.experiment.tasks:
         figures = [charts.metric_chart(record, name), charts.loss_chart(record, name)]
         drawn = "".join(f"<div>{collected.figure(chart)}</div>" for chart in figures)
