@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.batches import Index, epoch_order, label_patterns, shuffle_key
+from client.batches import Index, epoch_order, row_patterns, shuffle_key
 from client.flat import TRUNK, FlatParameters
 from client.optimisers import Optimiser
 from client.phases import Parts, Phase
@@ -109,7 +109,7 @@ class AutogradTrainer:
         """
         settings, seed = self.experiment.training, self.experiment.seed
         key, count = shuffle_key(seed, data.name), len(data.train)
-        patterns = label_patterns(data.train.labelled)
+        patterns = row_patterns(data.train, self.experiment)
         if draws and is_private(self.experiment, phase.moves):
             return self._train_privately(data, weights, round_number, generator, phase, draws)
         parts = self.parts[phase.moves]
@@ -136,6 +136,10 @@ class AutogradTrainer:
                     optimiser.step(1, [parts[name] for name in (TRUNK, *losses)])
                     if balance is not None:
                         self._learn(batch, balance)
+                if phase.stopping and not phase.stopping.goes_on(self.flat.values.unsqueeze(0)):
+                    break
+            if phase.stopping:
+                phase.stopping.finish(self.flat.values.unsqueeze(0))
         return {task: taught.sums(task) for task in data.tasks}
 
     def _train_privately(

@@ -161,6 +161,10 @@ class Steps:
             return real.expand(-1, -1, len(self.store.tasks))
         return counted * real
 
+    def rebind(self) -> None:
+        """Bind the model anew at the next step: it was lent to others."""
+        self._bound = 0
+
     def _bind(self, clients: int) -> None:
         if clients != self._bound:
             self._bound = clients

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from client.batches import epoch_order, label_patterns, shuffle_key
+from client.batches import epoch_order, row_patterns, shuffle_key
 from client.flat import TRUNK, FloatArray
 from client.optimisers import make_optimiser
 from client.phases import within
@@ -121,7 +121,7 @@ class Fitting:
         self.experiment, self.model, self.flat = trainer.experiment, trainer.model, trainer.flat
         self.weights = self.experiment.task_weights()
         self.key = shuffle_key(self.experiment.seed, data.name)
-        self.patterns = label_patterns(data.train.labelled)
+        self.patterns = row_patterns(data.train, self.experiment)
         self.moving = _moving_modules(self.model, set(names))
         self.model.give_generator(
             torch_generator(self.experiment.seed, "dropout", data.name, NO_ROUND)

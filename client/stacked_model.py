@@ -24,6 +24,11 @@ def find_obstacle(experiment: Experiment) -> str | None:
         return f"trunk.architecture '{experiment.trunk.architecture}' has no stacked form"
     if experiment.training.optimiser not in STACKED_OPTIMISERS:
         return f"training.optimiser '{experiment.training.optimiser}' has no stacked form"
+    if experiment.training.patience is not None:
+        drops = experiment.trunk.dropout or any(t.dropout for t in experiment.tasks.values())
+        if drops or not Rules(experiment).is_fixed:  # clients that stopped would go on with these
+            what = "dropout" if drops else f"loss.weighting '{experiment.loss.weighting}'"
+            return f"{what} has no stacked form with training.patience"
     for name, task in experiment.tasks.items():
         if (task.class_count or 0) > MOST_CLASSES:
             return (

@@ -16,8 +16,10 @@ from pydantic import Field, field_validator, model_validator
 from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.availability import seal, trace_problems
+from common.evaluation_problems import evaluation_problems
 from common.idle_settings import idle_settings
 from common.methods import Method, method_problems
+from common.optimisers.table import OPTIMISERS
 from common.privacy.problems import privacy_problems
 from common.privacy.settings import Privacy
 from common.schedules.rates import round_schedule
@@ -35,6 +37,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 METHODS: dict[str, tuple[Mapping[str, Method], str]] = {
     "trunk.sharing": (SHARINGS, "options"),
     "loss.weighting": (WEIGHTINGS, "options"),
+    "training.optimiser": (OPTIMISERS, "optimiser-options"),
     "training.schedule": (SCHEDULES, "schedule-options"),
     "training.step-schedule": (SCHEDULES, "step-schedule-options"),
     "federation.algorithm": (ALGORITHMS, "algorithm-options"),
@@ -74,6 +77,7 @@ class Experiment(Settings):
     def _means_what_it_says(self) -> Self:
         traces = trace_problems(self.federation.availability)
         problems = [*self._leaks(), *idle_settings(self), *privacy_problems(self), *traces]
+        problems += evaluation_problems(self)
         for setting, (table, key) in METHODS.items():
             place, name = setting.replace("-", "_").split(".")
             settings = getattr(self, place)

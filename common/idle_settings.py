@@ -32,11 +32,11 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_loss(experiment),
         *_idle_data(experiment.data),
         *_idle_data_seed(experiment.data, experiment.partition),
-        *_idle_evaluation(experiment),
         *_idle_inputs(experiment),
         *_idle_trunk(experiment),
         *_idle_participation(experiment.federation),
         *_idle_client_weights(experiment.federation),
+        *_idle_balance(experiment),
         *_idle_rates(experiment),
         *_idle_schedules(experiment),
         *_idle_task_parts(experiment),
@@ -127,16 +127,6 @@ def _idle_data_seed(data: "Data", partition: "Partition | None") -> Iterator[str
         )
 
 
-def _idle_evaluation(experiment: "Experiment") -> Iterator[str]:
-    data, patience = experiment.data, experiment.evaluation.patience
-    # A split column may name validation rows of its own.
-    if patience is not None and not data.validation and data.split != "column":
-        yield (
-            "evaluation.patience needs validation rows, got "
-            f"{patience} with data.validation = 0; set data.validation above 0, or remove patience"
-        )
-
-
 def _idle_inputs(experiment: "Experiment") -> Iterator[str]:
     for name, settings in experiment.inputs.items():
         if settings.kind == "categorical" and _is_given(settings, "scale"):
@@ -215,6 +205,15 @@ def _idle_client_weights(federation: "Federation") -> Iterator[str]:
             f"federation.weight-by must be left out under federation.strategy "
             f"'{federation.strategy}', which does not weigh clients by it, got "
             f"'{federation.weight_by}'; remove it"
+        )
+
+
+def _idle_balance(experiment: "Experiment") -> Iterator[str]:
+    kinds = {task.kind for task in experiment.tasks.values()}
+    if experiment.training.balance == "classes" and kinds.isdisjoint(("multiclass", "binary")):
+        yield (
+            "training.balance 'classes' needs a multiclass or binary task, whose rows have one "
+            f"class each, got tasks of kind {', '.join(sorted(kinds))}; remove it"
         )
 
 

@@ -48,9 +48,9 @@ def compare(
     """Train every contender for every seed and summarise the test figures.
 
     A seed decides splits, partition and initial parameters, for all contenders alike. Each is read
-    at its round of lowest validation loss (a federation whose evaluations do not cover all clients:
-    at its last round). A seed's figures are in ``out/seed-N/comparison.json`` as soon as it is
-    done, the whole in ``out/comparison.json``.
+    at its best round by ``evaluation.best-by`` (a federation whose evaluations do not cover all
+    clients: at its last round). A seed's figures are in ``out/seed-N/comparison.json`` as soon as
+    it is done, the whole in ``out/comparison.json``.
 
     Args:
         experiment: the resolved experiment; its own seed is not used.

@@ -12,7 +12,7 @@ from common.errors import CheckpointError
 from common.experiment_file import load_experiment
 from common.natural_order import natural_sort
 from server.run_folder import RunFolder
-from simulations.client_log import ClientLog, Own
+from simulations.client_log import ClientLog, Own, as_of
 
 
 def open_run(folder: Path, client: str = "", data: str | None = None) -> KeptModel:
@@ -31,16 +31,17 @@ def open_run(folder: Path, client: str = "", data: str | None = None) -> KeptMod
     checkpoints = RunFolder(folder).checkpoints()
     progress, trunk = checkpoints.load(experiment.fingerprint())
     client, own = _choose(folder, ClientLog().restore(checkpoints.folder, progress.files), client)
+    trunk, number = checkpoints.choose(progress, trunk)
     agreement = Agreement.from_json(progress.agreement)
     table = open_clients(experiment).read(client)
     return KeptModel(
         run=progress.run or folder.name,
         client=client,
-        round=progress.round,
+        round=number,
         experiment=experiment,
         agreement=agreement,
         fitted=encode(table, experiment, agreement).fitted,
-        arrays=used_arrays(experiment, trunk, own.arrays),
+        arrays=used_arrays(experiment, trunk, as_of(own, number).arrays),
     )
 
 

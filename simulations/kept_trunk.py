@@ -54,6 +54,7 @@ def open_trunk(folder: Path, data: str | None = None) -> KeptTrunk:
     experiment = experiment_of(folder, data)
     checkpoints = RunFolder(folder).checkpoints()
     progress, arrays = checkpoints.load(experiment.fingerprint())
+    arrays, number = checkpoints.choose(progress, arrays)
     shared = {n: a for n, a in arrays.items() if n.startswith((SHARED, FOLLOWERS))}
     if not any(name.startswith(SHARED) for name in shared):
         raise CheckpointError(
@@ -67,7 +68,7 @@ def open_trunk(folder: Path, data: str | None = None) -> KeptTrunk:
         )
     return KeptTrunk(
         run=progress.run or folder.name,
-        round=progress.round,
+        round=number,
         experiment=experiment,
         agreement=Agreement.from_json(progress.agreement),
         arrays=shared,

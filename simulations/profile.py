@@ -34,7 +34,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "client.cohort:epoch_orders",
         "client.cohort:Steps.take",  # less the steps themselves: inputs, targets, what rows count
         "client.training:Trainer.alone",
-        "client.autograd:label_patterns",
+        "client.autograd:row_patterns",
         "client.autograd:epoch_order",
         "common.dataset:Rows.select",
     ),
@@ -52,7 +52,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "client.optimisers:PlainSGD.weight",
         "client.optimisers:PlainSGD.vector",
         "client.optimisers:SGD.step",
-        "client.optimisers:Adam.step",
+        "client.adam:Adam.step",
         "client.torch_optimisers:TorchOptimiser.step",
     ),
     "records": (  # arrays and sums into messages and out of them; at batched, into rows and out

@@ -306,11 +306,6 @@ def _sums_problems(experiment: "Experiment") -> Iterator[str]:
                     f"privacy.{name.replace('_', '-')} is for privacy.sums 'noised', got "
                     f"'{regime}'; remove it, or set sums"
                 )
-    if regime == "withheld" and experiment.evaluation.patience is not None:
-        yield (
-            "evaluation.patience must be left out with privacy.sums 'withheld', which leaves "
-            f"nothing to judge by, got {experiment.evaluation.patience}; remove it"
-        )
     if privacy.smallest_group > 1 and regime not in ("sent", "secure"):
         yield (
             "privacy.smallest-group is for privacy.sums 'sent' or 'secure', got "

@@ -11,7 +11,7 @@ from common.errors import CheckpointError
 from common.experiment import Experiment
 from common.wire import FloatArray
 from server.run_folder import RunFolder
-from simulations.client_log import ClientLog, Own
+from simulations.client_log import ClientLog, Own, as_of
 from simulations.run_record import experiment_of
 
 
@@ -24,7 +24,7 @@ class KeptFederation:
         round: number of rounds that the trunk has seen.
         experiment: its settings.
         agreement: what its clients agreed on.
-        trunk: what travelled, as it stood at the end.
+        trunk: what travelled, as the run ended with it.
         own: client -> what it keeps at home; empty where the run's folder does not have it.
     """
 
@@ -64,11 +64,13 @@ def read_federation(folder: Path, experiment: Experiment) -> KeptFederation:
     progress, trunk = checkpoints.load(experiment.fingerprint())
     if not progress.agreement or not progress.usable_rounds:
         raise CheckpointError(f"{folder} has done no round yet; resume the run first")
+    own = ClientLog().restore(checkpoints.folder, progress.files)
+    trunk, number = checkpoints.choose(progress, trunk)
     return KeptFederation(
         run=progress.run or folder.name,
-        round=progress.round,
+        round=number,
         experiment=experiment,
         agreement=Agreement.from_json(progress.agreement),
         trunk=trunk,
-        own=ClientLog().restore(checkpoints.folder, progress.files),
+        own={name: as_of(kept, number) for name, kept in own.items()},
     )
