@@ -29,6 +29,7 @@ from simulations.cli_predict import export, predict
 from simulations.cli_privacy import app as privacy_app
 from simulations.cli_runs import report, runs
 from simulations.cli_tune import tune
+from simulations.cli_yardstick import yardstick
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
@@ -310,6 +311,7 @@ def list_choices(
 
 
 app.command()(evaluate)
+app.command()(yardstick)
 app.command()(predict)
 app.command()(export)
 app.command()(personalize)

@@ -1,8 +1,9 @@
 """Train one contender of a comparison for one seed, and read its test figures."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.agreement import Agreement
 from common.dataset import ClientData
@@ -37,4 +38,9 @@ def train_federation(experiment: Experiment, engine: str, out: Path) -> TaskFigu
     except NothingLearnedError as error:  # does not end the comparison
         logger.warning("%s, seed %d: %s", out.name, experiment.seed, error)
         return task_metrics(experiment, (error.best or {}).get("test") or {})
+    return read_results(experiment, results)
+
+
+def read_results(experiment: Experiment, results: Mapping[str, Any]) -> TaskFigures:
+    """Read results.json at the round of lowest validation loss, else at the last."""
     return task_metrics(experiment, (results["best"] or results["final"])["test"] or {})
