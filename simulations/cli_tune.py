@@ -1,6 +1,7 @@
 """`fedmtl tune`: search for better settings, and go on with a search that was interrupted."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -69,6 +70,14 @@ def tune(
         Path | None,
         typer.Option(metavar="DIR", help="Folder to write; default: a new one in runs/."),
     ] = None,
+    track: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="Show the figures of every round in tensorboard, mlflow or wandb, too, each run "
+            "by itself; it changes no result, and may be given with --resume.",
+        ),
+    ] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON on stdout, for machines.")
     ] = False,
@@ -98,16 +107,18 @@ def tune(
     After Ctrl-C or a crash, --resume DIR goes on; trials under way start anew.
     """
     with told_in_lines():
+        from simulations.tracking import parse_trackers
         from simulations.tuning.search import Search, start_search
         from simulations.tuning.study import require_optuna
 
         require_optuna()
+        trackers = parse_trackers(track)
         if resume is not None:
             others = (experiment, space, objective, sampler, prune, seeds, data, overrides, out)
             if any(other for other in others):
                 raise ConfigError(
-                    "--resume goes on with the search as it began; give only --trials or --jobs "
-                    "with it."
+                    "--resume goes on with the search as it began; give only --trials, --jobs or "
+                    "--track with it."
                 )
             out = resume
             if trials is not None:
@@ -119,7 +130,7 @@ def tune(
             )  # fmt: skip
             out = out or new_folder(search)
             start_search(search, out)
-        run(out, jobs, as_json=as_json)
+        run(out, jobs, trackers, as_json=as_json)
 
 
 def read_search(
@@ -186,7 +197,7 @@ def new_folder(search: "Search") -> Path:
     return Path("runs") / f"tune-{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def run(out: Path, jobs: int, *, as_json: bool) -> None:
+def run(out: Path, jobs: int, trackers: Sequence[str] = (), *, as_json: bool) -> None:
     """Search with a line of progress on stderr; then the figures, the best file and the page.
 
     Raises:
@@ -206,7 +217,10 @@ def run(out: Path, jobs: int, *, as_json: bool) -> None:
     try:
         with Console(stderr=True).status("tuning: the experiment's own settings ...") as status:
             tuning = run_search(
-                out, jobs, lambda done, total: status.update(f"tuning: {done} of {total} trials")
+                out,
+                jobs,
+                lambda done, total: status.update(f"tuning: {done} of {total} trials"),
+                trackers,
             )
     except KeyboardInterrupt:
         typer.echo(

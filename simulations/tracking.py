@@ -48,7 +48,7 @@ class Kind:
     Attributes:
         about: what it is.
         packages: must be there.
-        module: has ``open_tracker(folder, experiment)``.
+        module: has ``open_tracker(folder, experiment, name, group)``.
     """
 
     about: str
@@ -64,6 +64,9 @@ TRACKERS: Mapping[str, Kind] = {
         "mlflow.db beside the run folder, or where MLFLOW_TRACKING_URI says",
         ("mlflow", "sqlalchemy", "alembic"),
         "simulations.mlflow_tracker",
+    ),
+    "wandb": Kind(
+        "Weights & Biases' offline files in RUN/wandb", ("wandb",), "simulations.wandb_tracker"
     ),
 }
 INSTALL = 'pip install "fedmtl[tracking]"'
@@ -106,10 +109,18 @@ class Tracking:
         names: keys of `TRACKERS`.
         folder: the run folder.
         experiment: the resolved experiment.
+        group: folder of the comparison or the search that the run belongs to.
     """
 
-    def __init__(self, names: Sequence[str], folder: Path, experiment: Experiment) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        folder: Path,
+        experiment: Experiment,
+        group: Path | None = None,
+    ) -> None:
         self.names, self.folder, self.experiment = names, folder, experiment
+        self.group = group
         self._open: dict[str, Tracker] = {}
         self._has_begun = self._is_whole = False
 
@@ -141,7 +152,12 @@ class Tracking:
 
     def _start(self, name: str) -> None:
         module = import_module(TRACKERS[name].module)
-        self._open[name] = module.open_tracker(self.folder, self.experiment)
+        folder, group = self.folder.resolve(), self.group
+        top = folder if group is None else group.resolve()
+        told = folder.relative_to(top.parent).as_posix()
+        self._open[name] = module.open_tracker(
+            self.folder, self.experiment, told, "" if group is None else top.name
+        )
 
     def _tell(self, points: Sequence[Point]) -> None:
         for name, tracker in list(self._open.items()):

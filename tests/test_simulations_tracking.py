@@ -38,7 +38,7 @@ def recorders(monkeypatch):
 
     class Module:
         def __init__(self, name):
-            self.open_tracker = lambda folder, experiment: made[name]
+            self.open_tracker = lambda folder, experiment, run, group: made[name]
 
     table = {name: Kind("made up", (), name) for name in made}
     monkeypatch.setattr(tracking, "TRACKERS", table)
@@ -151,6 +151,30 @@ def test_a_run_is_the_same_whether_a_tracker_follows_fails_or_is_not_there(
     assert one.experiment.fingerprint() == two.experiment.fingerprint()
     assert one.results["final"] == two.results["final"]
     assert [line["train"] for line in one.rounds] == [line["train"] for line in two.rounds]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of MLflow's own
+def test_mlflow_groups_the_runs_of_a_comparison(fedmtl, tmp_path, monkeypatch, jobs):
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    made = fedmtl(
+        "compare", "digits", "--set", "federation.rounds=1", "--track", "mlflow", "--out", "cmp",
+        "--vary", "training.lr=0.1,0.2", "--no-yardstick", "--seeds", "1", "--jobs", jobs,
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    assert "tracker" not in made.stderr  # two processes made no tables at the same time
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    number = client.get_experiment_by_name("digits").experiment_id
+    runs = client.search_runs([number], "tags.group = 'cmp'")
+    assert {run.info.run_name for run in runs} == {
+        "cmp/seed-0/training.lr=0.1",
+        "cmp/seed-0/training.lr=0.2",
+    }
+    assert {run.info.status for run in runs} == {"FINISHED"}
 
 
 def board_of(folder):
