@@ -151,7 +151,8 @@ class Experiment(Settings):
         del content["training"]["device"], content["federation"]["affinity_every"]
         if self.data.seed is None:  # checkpoints of versions without it go on
             del content["data"]["seed"]
-        del content["federation"]["checkpoint_interval_s"]
+        for name in ("checkpoint_interval_s", "snapshot_every", "snapshots"):
+            del content["federation"][name]
         ends = round_schedule(self.training).ENDS
         if ends or any(level and level.noise_multiplier is None for level in self.privacy.levels):
             # Rates, or noise, are worked out for them.
