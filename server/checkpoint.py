@@ -221,7 +221,7 @@ def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
         if durable:
             write_through(partial)
         os.replace(partial, path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
     if durable:

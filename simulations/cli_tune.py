@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.errors import ConfigError
+from common.errors import ConfigError, FedMTLError
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ def tune(
     DIR/best.toml), and with several objectives front/: the trials that none
     dominates; best.toml is then the one of the best mean rank among them.
 
-    After Ctrl-C or a crash, --resume DIR goes on; trials under way start anew.
+    Ctrl-C leaves these files with what is done so far. After it, or a crash,
+    --resume DIR goes on; trials under way start anew.
     """
     with told_in_lines():
         from simulations.tracking import parse_trackers
@@ -223,9 +224,8 @@ def run(out: Path, jobs: int, trackers: Sequence[str] = (), *, as_json: bool) ->
                 trackers,
             )
     except KeyboardInterrupt:
-        typer.echo(
-            f"\nInterrupted. Go on with: fedmtl tune --resume {shlex.quote(str(out))}", err=True
-        )
+        typer.echo("\nInterrupted.", err=True)
+        leave(out)
         raise typer.Exit(INTERRUPTED) from None
     outcome = write_outcome(tuning)
     if as_json:
@@ -237,3 +237,19 @@ def run(out: Path, jobs: int, trackers: Sequence[str] = (), *, as_json: bool) ->
     page = write_tuning_page(tuning.experiment, outcome, out)
     if not as_json:
         typer.echo(f"report: {page}")
+
+
+def leave(out: Path) -> None:
+    """Write what an interrupted search has come to so far, and say how to go on with it."""
+    from simulations.tuning.outcome import write_outcome
+    from simulations.tuning.page import write_tuning_page
+    from simulations.tuning.search import open_search
+
+    try:
+        tuning = open_search(out)
+        page = write_tuning_page(tuning.experiment, write_outcome(tuning), out)
+        told = f"What is done so far: {page}"
+    except FedMTLError:  # such as no trial that is done
+        told = "No trial is done yet."
+    typer.echo(told, err=True)
+    typer.echo(f"Go on with: fedmtl tune --resume {shlex.quote(str(out))}", err=True)

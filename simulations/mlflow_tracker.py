@@ -18,6 +18,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from common.experiment import Experiment
+from server.checkpoint import replace_text
 from simulations.run_list import flatten
 from simulations.tracking import Point
 
@@ -49,7 +50,7 @@ class MLflow:
         number = known.experiment_id if known else self.client.create_experiment(experiment.name)
         tags = {GROUP: group} if group else {}
         self.run: str = self.client.create_run(number, tags=tags, run_name=name).info.run_id
-        memory.write_text(self.run, encoding="utf-8")
+        replace_text(memory, self.run)
         settings = flatten(experiment.model_dump(mode="json", by_alias=True, exclude_none=True))
         params = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in settings.items()]
         for start in range(0, len(params), MOST_PARAMS):

@@ -17,6 +17,7 @@ os.environ["WANDB_ERROR_REPORTING"] = "false"
 import wandb
 
 from common.experiment import Experiment
+from server.checkpoint import replace_text
 from simulations.run_list import flatten
 from simulations.tracking import Point
 
@@ -43,7 +44,7 @@ class WeightsAndBiases:
         number = known or secrets.token_hex(4)
         for old in files.glob(f"offline-run-*-{number}"):
             shutil.rmtree(old)
-        memory.write_text(number, encoding="utf-8")
+        replace_text(memory, number)
         files.mkdir(exist_ok=True)  # else the library takes a folder for temporary files
         os.environ["WANDB_CACHE_DIR"] = str(files)  # a log of its own, once a process
         settings = experiment.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -262,19 +262,14 @@ def run_search(
     Raises:
         FedMTLError: the folder cannot be used, or another process is at work in it.
     """
-    require_optuna()
-    search = Search.load(folder)
     with locked(folder):
-        with told_where(folder):
-            replace_text(folder / EXPERIMENT, search.experiment)
-        experiment = load_experiment(str(folder / EXPERIMENT))
-        objectives = parse_objectives(search.objectives, experiment)
-        study, space = open_study(folder, objectives), parse_space(search.space)
-        queue_lost(study)
-        total = queue_grid(study, space) if search.sampler == "grid" else search.trials
         track = Track(trackers, folder)
+        tuning = open_search(folder, track)
+        queue_lost(tuning.study)
+        total = tuning.search.trials
+        if tuning.search.sampler == "grid":
+            total = queue_grid(tuning.study, tuning.space)
         track.prepare()
-        tuning = Tuning(search, folder, study, experiment, objectives, space, track)
 
         def keep(job: Job, outcome: Outcome) -> None:
             tuning.keep(job, outcome)
@@ -288,6 +283,22 @@ def run_search(
                 f"fewer at a time: fedmtl tune --resume {folder} --jobs 1"
             ) from error
         return tuning
+
+
+def open_search(folder: Path, track: Track = UNTRACKED) -> Tuning:
+    """Open a search as it stands, done or not.
+
+    Raises:
+        FedMTLError: the folder cannot be used.
+    """
+    require_optuna()
+    search = Search.load(folder)
+    with told_where(folder):
+        replace_text(folder / EXPERIMENT, search.experiment)
+    experiment = load_experiment(str(folder / EXPERIMENT))
+    objectives = parse_objectives(search.objectives, experiment)
+    study, space = open_study(folder, objectives), parse_space(search.space)
+    return Tuning(search, folder, study, experiment, objectives, space, track)
 
 
 @contextmanager
