@@ -277,7 +277,7 @@ class RoundLoop:
                 "sent-bytes": self.progress.sent_bytes,
                 "received-bytes": self.progress.received_bytes,
             },
-            "affinity": self.exchange.strategy.affinity.figures(),
+            "affinity": self.exchange.strategy.next.affinity.figures(),
             **self.exchange.strategy.rule.figures(),
             **self.accounts.results(),
             "warnings": [

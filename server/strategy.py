@@ -10,29 +10,24 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
-from common.errors import CheckpointError, ConfigError, ShapeError
+from common.errors import ConfigError, ShapeError
 from common.experiment import Experiment
 from common.methods import make_options
 from common.secure_aggregation.layout import Sum
 from common.strategies import STRATEGIES
 from common.wire import ARRAYS, CONFIG, FloatArray, pack_arrays, unpack_arrays
-from server.affinity import Affinity
-from server.aggregation.rule import Rule, Updates, weighted_mean
+from server.aggregation.rule import Rule
 from server.bulk import BulkReplies
-from server.checkpoint import RESTORE
 from server.client_weights import ClientWeights, Counts
-from server.control_variates import step_control
 from server.flat_trunk import FlatTrunk, model_arrays
-from server.private_mean import PrivateMean, Total
-from server.replies import NO_NUMBER, ReplyReader, RoundReplies, read_sums, row_faults
+from server.next_trunk import NextTrunk, Sent, Trunk
+from server.private_mean import PrivateMean
+from server.replies import ReplyReader, RoundReplies, read_sums, row_faults
 from server.roster import Roster
 from server.sampling import choose_clients
-from server.sums import EVERYBODY, SumTable, mean_losses
-from server.task_parts import TaskParts
+from server.sums import SumTable
 
 logger = logging.getLogger("fedmtl.server")
-
-Trunk = Mapping[str, FloatArray]
 
 
 class TrunkStrategy(Strategy):
@@ -63,16 +58,13 @@ class TrunkStrategy(Strategy):
         trunk: ArrayRecord,
         private: PrivateMean | None = None,
     ) -> None:
-        self.private = private
-        self.rule, self.experiment, self.roster = rule, experiment, roster
+        self.rule, self.experiment, self.roster, self.private = rule, experiment, roster, private
         self.form = FlatTrunk(trunk)
         self.reader = ReplyReader(experiment, roster, self.form)
-        self.weights = ClientWeights(experiment.federation.weight_by, roster)
-        self.affinity = Affinity(list(experiment.tasks), experiment.federation.affinity_every)
+        weights = ClientWeights(experiment.federation.weight_by, roster)
+        self.next = NextTrunk(rule, experiment, self.form, weights, private)
         self.last = RoundReplies()
-        self._parts = TaskParts(self.form.columns)
-        self._sent: Trunk = unpack_arrays(trunk)
-        self._own_sent: dict[str, FloatArray] = {}  # clients that were sent another trunk
+        self._sent = Sent(unpack_arrays(trunk))
 
     def choose(self, server_round: int) -> list[str]:
         """Draw this round's clients by the run's seed; their names, sorted."""
@@ -112,8 +104,8 @@ class TrunkStrategy(Strategy):
 
     def address_train(self, names: Sequence[str], trunk: Trunk) -> list[tuple[list[str], Trunk]]:
         """Address a round's trunk, and keep what was sent until the replies are there."""
-        self._sent, own = trunk, {name: self.rule.trunk_of(name) for name in names}
-        self._own_sent = {name: sent for name, sent in own.items() if sent is not None}
+        own = {name: self.rule.trunk_of(name) for name in names}
+        self._sent = Sent(trunk, {name: sent for name, sent in own.items() if sent is not None})
         return self.address(names, trunk)
 
     def configure_train(
@@ -142,14 +134,10 @@ class TrunkStrategy(Strategy):
         self.last, rows = self.reader.read(replies, with_arrays=True)
         clients, examples = list(self.last.examples), np.array([*self.last.examples.values()])
         if not clients:
-            trunk = self.combine_nobody(server_round, self._sent)
-            return None if trunk is None else pack_arrays(trunk), None
-        if self._is_plain and not self.affinity.is_due(server_round):
-            mean = self._mean(clients, examples, rows)
-            if np.isfinite(mean).all():
-                return pack_arrays(self.form.cut(mean)), None
-        sums = SumTable.of(self.last.sums)
-        trunk = self._combine(server_round, clients, examples, rows, sums)
+            trunk = self.combine_nobody(server_round, self._sent.trunk)
+        elif (trunk := self.next.plain_mean(server_round, clients, examples, rows)) is None:
+            sums = SumTable.of(self.last.sums)
+            trunk = self._combine(server_round, clients, examples, rows, sums)
         return None if trunk is None else pack_arrays(trunk), None
 
     def aggregate_evaluate(
@@ -171,12 +159,13 @@ class TrunkStrategy(Strategy):
         """
         if replies.rows is None:
             raise ShapeError("replies to a training round hold trunks")
-        self._sent = trunk
-        faults = self.leave_out(replies)
-        if self._is_plain and not faults and not self.affinity.is_due(server_round):
-            mean = self._mean(replies.clients, replies.examples, replies.rows)
-            if np.isfinite(mean).all():
-                return self.form.cut(mean)  # what is not finite in a row is not in the mean
+        self._sent = Sent(trunk, self._sent.own)
+        if not self.leave_out(replies):
+            mean = self.next.plain_mean(
+                server_round, replies.clients, replies.examples, replies.rows
+            )
+            if mean is not None:
+                return mean
         usable = self._usable(replies)
         if not usable.any():
             return self.combine_nobody(server_round, trunk)
@@ -188,6 +177,19 @@ class TrunkStrategy(Strategy):
             replies.examples if everybody else replies.examples[usable],
             replies.rows if everybody else replies.rows[usable],
             replies.sums if everybody else replies.sums.without(self.last.left_out),
+        )
+
+    def _combine(
+        self,
+        server_round: int,
+        clients: Sequence[str],
+        examples: Counts,
+        rows: FloatArray,
+        sums: SumTable,
+    ) -> dict[str, FloatArray] | None:
+        """Let the rule combine usable rows, [K, Q] with control variates behind."""
+        return self.next.of_rows(
+            server_round, self.attempt, self.last, self._sent, clients, examples, rows, sums
         )
 
     def leave_out(self, replies: BulkReplies) -> dict[str, str]:
@@ -202,73 +204,9 @@ class TrunkStrategy(Strategy):
                 self.last.leave_out(name, reason)
         return np.array([name not in self.last.left_out for name in replies.clients])
 
-    @property
-    def _is_plain(self) -> bool:
-        """Whether the next trunk is the mean of the rows as they came, and nothing else."""
-        model_only = self.form.width == self.form.full_width
-        plain = self.rule.is_mean and self.private is None
-        return plain and model_only and not self._parts.columns
-
-    def _mean(self, clients: Sequence[str], examples: Counts, rows: FloatArray) -> FloatArray:
-        counts = self.weights.of(clients, examples)
-        with np.errstate(all="ignore"):  # huge numbers may overflow; what comes of them is checked
-            return weighted_mean(rows, counts / counts.sum())
-
-    def _combine(
-        self,
-        server_round: int,
-        clients: Sequence[str],
-        examples: Counts,
-        rows: FloatArray,
-        sums: SumTable,
-    ) -> dict[str, FloatArray] | None:
-        """Make the next trunk of usable rows, [K, Q] with control variates behind."""
-        name, needed = self.experiment.federation.strategy, self.rule.needed(len(self.last.faulty))
-        if len(clients) < needed:
-            self.last.loss = f"strategy '{name}' needs {needed} replies, {len(clients)} are usable"
-            return None
-        sent, width = self.form.flatten(self._sent), self.form.width
-        with np.errstate(all="ignore"):  # as above
-            if self.private is not None:
-                return self._release(server_round, sent, self.private.total(rows, sent))
-            updates, unheld = self._updates(
-                server_round, clients, examples, rows[:, :width], sent[:width], sums
-            )
-            self.affinity.observe(updates)
-            following = self._apply(updates)
-        if following is None:
-            return None
-        for task in unheld:
-            following[self._parts.columns[task]] = sent[self._parts.columns[task]]
-        control = step_control(rows[:, width:], sent[width:], len(self.roster.node_ids))
-        return self.form.cut(np.concatenate([following, control]) if len(control) else following)
-
     def combine_nobody(self, server_round: int, trunk: Trunk) -> dict[str, FloatArray] | None:
-        """Make the next trunk of a round without a usable update; None where it stays as it was.
-
-        A private round releases its noise all the same: that nobody was drawn, or that what came
-        could not be used, is nobody's business.
-        """
-        if self.private is None or self.private.level.noise != "server":
-            return None
-        sent = self.form.flatten(trunk)
-        return self._release(server_round, sent, self.private.total(sent[None][:0], sent))
-
-    def _release(
-        self, server_round: int, sent: FloatArray, total: Total
-    ) -> dict[str, FloatArray] | None:
-        """Make the next trunk of the private mean of a total, which the rule takes for a client's.
-
-        Returns:
-            None where the rule makes no number.
-        """
-        if self.private is None:
-            raise RuntimeError("no private mean in a private round")
-        mean = self.private.release(total, sent, server_round, self.attempt)
-        following = self._step(server_round, sent, mean)
-        if following is None:
-            self.last.loss += ", as may a smaller max-norm, less noise, or more clients"
-        return None if following is None else self.form.cut(following)
+        """Make the next trunk of a round without a usable update; None where it stays as it was."""
+        return self.next.of_nobody(server_round, self.attempt, self.last, trunk)
 
     def combine_sum(
         self, server_round: int, trunk: Trunk, total: Sum, clients: int
@@ -285,107 +223,11 @@ class TrunkStrategy(Strategy):
             None where the rule makes no number.
         """
         self.last = RoundReplies()
-        sent = self.form.flatten(trunk)
-        with np.errstate(all="ignore"):
-            if self.private is not None:
-                whole = Total(total.update, clients, total.within)
-                return self._release(server_round, sent, whole)
-            update, unheld = total.update / total.weight, []
-            for task, columns in self._parts.columns.items():
-                held = total.held[task]
-                update[columns] = total.update[columns] / held if held else 0.0
-                unheld += [columns] if not held else []
-            following = self._step(server_round, sent, (sent + update).astype(sent.dtype))
-        if following is None:
-            return None
-        for columns in unheld:  # a rule with momentum would move them
-            following[columns] = sent[columns]
-        return self.form.cut(following)
-
-    def _step(self, server_round: int, sent: FloatArray, mean: FloatArray) -> FloatArray | None:
-        """Let the rule step from the trunk that was sent by a mean, [Q]; None where it cannot."""
-        updates = Updates(
-            round=server_round,
-            clients=[EVERYBODY],
-            before=sent,
-            rows=mean[None],
-            weights=np.ones(1),
-            labelled=np.ones((1, len(self.experiment.tasks)), np.int64),
-            tasks=tuple(self.experiment.tasks),
-            losses=np.full(1, np.nan),
-            columns=self.form.columns,
-        )
-        return self._apply(updates)
-
-    def _apply(self, updates: Updates) -> FloatArray | None:
-        """Let the rule combine, [Q], and keep its notes; None where it made no number."""
-        following = self.rule.combine(updates)
-        self.last.notes, self.rule.notes = self.rule.notes, []
-        if np.isfinite(following).all():
-            return following
-        self.last.loss = f"strategy '{self.experiment.federation.strategy}' made {NO_NUMBER}"
-        return None
-
-    def _updates(
-        self,
-        server_round: int,
-        clients: Sequence[str],
-        examples: Counts,
-        rows: FloatArray,
-        sent: FloatArray,
-        sums: SumTable,
-    ) -> tuple[Updates, Sequence[str]]:
-        """Lay out for the rule what a round brought; also names the tasks that nobody holds."""
-        counts = self.weights.of(clients, examples)
-        by_task = {t: self.weights.of_task(t, clients, counts) for t in self._parts.columns}
-        before = self._starts(clients, sent)
-        model, unheld = self._parts.stand_in(rows, before, by_task, by_median=self.rule.is_robust)
-        updates = Updates(
-            round=server_round,
-            clients=clients,
-            before=before,
-            rows=model,
-            weights=counts / counts.sum(),
-            labelled=self._labelled(clients),
-            tasks=tuple(self.experiment.tasks),
-            losses=mean_losses(sums, self.experiment.task_weights()),
-            columns=self.form.columns,
-            parts=self._shares(by_task),
-        )
-        return updates, unheld
-
-    def _starts(self, clients: Sequence[str], sent: FloatArray) -> FloatArray:
-        """Get the trunk that all were sent, [Q], or each client's own, [K, Q]."""
-        if not self._own_sent:
-            return sent
-        return np.stack([self._own_sent.get(name, sent) for name in clients])
-
-    def _labelled(self, clients: Sequence[str]) -> Counts:
-        tasks = self.experiment.tasks
-        labelled = [[self.weights.labelled(name, task) for task in tasks] for name in clients]
-        return np.array(labelled, np.int64)
-
-    def _shares(
-        self, by_task: Mapping[str, Counts]
-    ) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-        """Get tasks' own columns and the clients' shares there, where they are others."""
-        if self.weights.weight_by != "labelled":
-            return []
-        return [
-            (self._parts.columns[task], counts / counts.sum())
-            for task, counts in by_task.items()
-            if counts.any()
-        ]
+        return self.next.of_sum(server_round, self.attempt, self.last, trunk, total, clients)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Get what rule and affinity remember from round to round, for the checkpoint."""
-        private = {} if self.private is None else self.private.state()
-        parts = {
-            "rule": self.rule.state(),
-            "affinity": self.affinity.state(),
-            "private": private,
-        }
-        return {f"{part}.{n}": array for part, kept in parts.items() for n, array in kept.items()}
+        """Get what is remembered from round to round, for the checkpoint."""
+        return self.next.state()
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Go on from what `state` returned.
@@ -393,24 +235,7 @@ class TrunkStrategy(Strategy):
         Raises:
             CheckpointError: it is not what this strategy remembers.
         """
-        parts = ("rule", "affinity", "private")
-        kept: dict[str, dict[str, NDArray[Any]]] = {part: {} for part in parts}
-        try:
-            for name, array in state.items():
-                part, _, own = name.partition(".")
-                kept[part][own] = array
-            self.rule.restore(kept["rule"])
-            self.affinity.restore(kept["affinity"])
-            if self.private is not None:
-                self.private.restore(kept["private"])
-            found = self.state()
-            if {n: a.shape for n, a in found.items()} != {n: a.shape for n, a in state.items()}:
-                raise ValueError("other names or shapes")
-        except (LookupError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"the checkpoint's strategy file holds {sorted(state)}, which strategy "
-                f"'{self.experiment.federation.strategy}' cannot go on from ({error}); {RESTORE}"
-            ) from error
+        self.next.restore(state)
 
     def summary(self) -> None:
         """Log which rule combines trunks."""

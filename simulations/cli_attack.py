@@ -100,13 +100,14 @@ def inversion(
     update: the mean of other rows, and other rows.
     """
     with told_in_lines():
-        from simulations.attacks.inversion import Settings, invert
+        from simulations.attacks.inversion import invert
         from simulations.attacks.inversion_result import (
             describe_inversion,
             notes_of,
             table_of,
             write_inversion,
         )
+        from simulations.attacks.inversion_settings import Settings
         from simulations.attacks.wire import open_wire
 
         wire = open_wire(run, data)

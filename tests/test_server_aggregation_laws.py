@@ -387,6 +387,6 @@ OTHERS = [pair for pair in permutations(REMEMBER, 2) if pair[1] != "fedavg"]
 def test_another_strategys_memory_is_refused_in_a_line(strategy, other):
     rule = strategy_for(other)
     by_messages(rule, 1, SENT, rows_of(1), CLIENTS)
-    rule.affinity.rounds = 0  # the rule's own memory alone
+    rule.next.affinity.rounds = 0  # the rule's own memory alone
     with pytest.raises(CheckpointError, match=f"strategy '{strategy}' cannot go on from"):
         strategy_for(strategy).restore(rule.state())

@@ -169,9 +169,9 @@ LARGEST = np.finfo(np.float32).max
 def test_a_mean_that_overflows_is_not_taken(way):
     plain = {name: SENT[name] for name in ("trunk.w", "trunk.b")}
     strategy = strategy_for(plain, Mean)
-    strategy.affinity.every = 0
+    strategy.next.affinity.every = 0
     # As shares in single precision these sum to a little more than 1.
-    strategy.weights.of = lambda clients, examples: np.array([1, 4, 1])
+    strategy.next.weights.of = lambda clients, examples: np.array([1, 4, 1])
     assert way(strategy, plain, np.full((3, 3), LARGEST, np.float32)) is None
     assert "strategy 'fedavg' made NaN or infinity" in strategy.last.loss
 

@@ -9,8 +9,9 @@ import torch
 
 from common.errors import ConfigError
 from simulations.attacks.guesses import make_model
-from simulations.attacks.inversion import Settings, invert, start, true_heads
+from simulations.attacks.inversion import invert, start, true_heads
 from simulations.attacks.inversion_result import describe_inversion, write_inversion
+from simulations.attacks.inversion_settings import Settings
 from simulations.attacks.local_steps import one_gradient, unrolled
 from simulations.attacks.observed import observe
 from simulations.attacks.scoring import match, ssim

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from common.json_gaps import without_gaps
-from simulations.attacks.inversion import Reconstruction, Settings
+from simulations.attacks.inversion import Reconstruction
+from simulations.attacks.inversion_settings import Settings
 from simulations.attacks.pictures import inline, pair_png
 from simulations.attacks.results import tell, write_attack_page, write_figures
 from simulations.attacks.wire import EVERYBODY, Wire

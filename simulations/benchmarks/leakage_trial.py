@@ -17,6 +17,7 @@ from common.privacy.accounting import epsilon_of
 from common.privacy.client_level import client_events
 from common.privacy.example_level import example_events
 from simulations.attacks import inversion, labels, membership, task_inference
+from simulations.attacks.inversion_settings import Settings
 from simulations.attacks.truth import trained_rows
 from simulations.attacks.wire import EVERYBODY, Wire, open_wire
 from simulations.benchmarks.leakage_arms import (
@@ -188,7 +189,7 @@ def invert_updates(wire: Wire, effort: Effort) -> Outcome:
 
 
 def _invert(wire: Wire, client: str, attack: str, effort: Effort) -> inversion.Reconstruction:
-    settings = inversion.Settings(
+    settings = Settings(
         **INVERSIONS[attack],
         # What the wire tells of the number of rows, or would tell without secure aggregation.
         rows=len(trained_rows(wire, ATTACKED, client)),
