@@ -19,8 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from common.experiment import Experiment
 from server.checkpoint import replace_text
-from simulations.run_list import flatten
-from simulations.tracking import Point
+from simulations.tracking import Point, settings_of
 
 DATABASE = "mlflow.db"
 MEMORY = "mlflow-run"  # in the run folder: which of MLflow's runs it is
@@ -51,7 +50,7 @@ class MLflow:
         tags = {GROUP: group} if group else {}
         self.run: str = self.client.create_run(number, tags=tags, run_name=name).info.run_id
         replace_text(memory, self.run)
-        settings = flatten(experiment.model_dump(mode="json", by_alias=True, exclude_none=True))
+        settings = settings_of(experiment)
         params = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in settings.items()]
         for start in range(0, len(params), MOST_PARAMS):
             self.client.log_batch(self.run, params=params[start : start + MOST_PARAMS])

@@ -18,6 +18,7 @@ from common.experiment import Experiment
 from common.experiment_problems import suggest
 from common.journal import describe_error
 from simulations.charts import is_figure
+from simulations.run_list import flatten
 from simulations.run_record import Figures, read_rounds
 
 logger = logging.getLogger("fedmtl.tracking")
@@ -69,6 +70,7 @@ TRACKERS: Mapping[str, Kind] = {
         "Weights & Biases' offline files in RUN/wandb", ("wandb",), "simulations.wandb_tracker"
     ),
 }
+NAMING = ("data.clients", "federation.availability")  # settings that name clients
 INSTALL = 'pip install "fedmtl[tracking]"'
 
 
@@ -175,6 +177,12 @@ class Tracking:
                 name,
                 describe_error(error),
             )
+
+
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    """Give a tracker an experiment's settings by dotted key, without those that name clients."""
+    settings = flatten(experiment.model_dump(mode="json", by_alias=True, exclude_none=True))
+    return {key: value for key, value in settings.items() if key not in NAMING}
 
 
 def points_of(line: Figures) -> Iterator[Point]:

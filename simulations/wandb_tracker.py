@@ -18,8 +18,7 @@ import wandb
 
 from common.experiment import Experiment
 from server.checkpoint import replace_text
-from simulations.run_list import flatten
-from simulations.tracking import Point
+from simulations.tracking import Point, settings_of
 
 FOLDER = "wandb"
 MEMORY = "wandb-run"  # in the run folder: which of Weights & Biases' runs it is
@@ -47,14 +46,13 @@ class WeightsAndBiases:
         replace_text(memory, number)
         files.mkdir(exist_ok=True)  # else the library takes a folder for temporary files
         os.environ["WANDB_CACHE_DIR"] = str(files)  # a log of its own, once a process
-        settings = experiment.model_dump(mode="json", by_alias=True, exclude_none=True)
         self.run = wandb.init(
             dir=str(folder),
             id=number,
             name=name,
             group=group or None,
             project=experiment.name,
-            config=flatten(settings),
+            config=settings_of(experiment),
             settings=silent_settings(),
         )
         self.run.define_metric("*", step_metric=STEP)

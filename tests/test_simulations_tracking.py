@@ -6,10 +6,11 @@ import pytest
 from typer.testing import CliRunner
 
 from common.errors import ConfigError
+from common.experiment_file import load_experiment
 from simulations import tracking
 from simulations.cli import app
 from simulations.run_record import read_run
-from simulations.tracking import Kind, Tracking, parse_trackers, points_of
+from simulations.tracking import Kind, Tracking, parse_trackers, points_of, settings_of
 from tests.test_simulations_report import evaluation, fabricate_run
 
 ROUNDS = ["--set", "federation.rounds=3", "--engine", "batched", "-q"]
@@ -64,6 +65,15 @@ def test_a_line_is_told_figure_by_figure(run):
     assert told["privacy/client/epsilon"] == (1.5, 3)
     assert "privacy/client/budget" not in told
     assert "train/digit/loss" not in told
+
+
+def test_no_tracker_is_told_the_names_of_clients():
+    trace = "federation.availability=['client,from-round,to-round', 'ward-7,1,3']"
+    experiment = load_experiment("digits", [trace, "data.clients=['ward-7', 'ward-8']"])
+    settings = settings_of(experiment)
+    assert "ward-7" in str(experiment)
+    assert "ward" not in str(settings)
+    assert settings["training.lr"] == experiment.training.lr
 
 
 def test_trackers_are_told_of_every_round_and_of_the_last_evaluation(run, recorders):
