@@ -1,31 +1,34 @@
-"""Local training by autograd, one client at a time: for what has no stacked form.
+"""Local training by autograd, one client at a time: for what has no stacked form."""
 
-The gradient of every step is left in the flat vector. A plain weighting needs one backward pass;
-one that asks for the tasks' own gradients takes a pass per task.
-"""
-
+import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from client.batches import Index, epoch_order, label_patterns, shuffle_key
-from client.flat import TRUNK, FlatParameters
+from client.batch_gradient import BatchGradient
+from client.batch_source import BatchSource
+from client.batches import Index, epoch_order, row_patterns, shuffle_key
+from client.flat import TRUNK, FlatParameters, still_places
 from client.optimisers import Optimiser
 from client.phases import Parts, Phase
+from client.pieces import Batch
+from client.precision import NotFiniteError
 from client.private_autograd import PrivateAutograd, RowGradients
 from client.rates import StepSchedule
 from client.row_privacy import NO_DRAWS, Draws, RowPrivacy, is_private
-from common.dataset import ClientData, Rows
+from common.dataset import ClientData
 from common.experiment import Experiment
-from common.losses import ROW_LOSSES, combine_losses
 from common.metrics import Sums
 from common.model import MultiTaskModel
 from common.schedules.rates import settings_of_round
 from common.seeding import derive_key
 from common.weighting.balance import Balance
+
+logger = logging.getLogger("fedmtl.client")
 
 
 @dataclass
@@ -39,6 +42,7 @@ class Taught:
 
     means: dict[str, list[Tensor]] = field(default_factory=dict)
     counts: dict[str, list[int]] = field(default_factory=dict)
+    skipped: int = 0
 
     def add(self, task: str, mean: Tensor, count: int) -> None:
         """Note one batch."""
@@ -74,12 +78,11 @@ class AutogradTrainer:
     ) -> None:
         self.experiment, self.model, self.flat, self.parts = experiment, model, flat, parts
         self.compute = compute
-        self.places = {task: place for place, task in enumerate(experiment.tasks)}
-        trunk = flat.shared_trunk()
-        # Experts side by side have no last layer that all tasks read.
-        last = flat.last_shared_layer() if experiment.trunk.sharing == "hard" else trunk
-        self._watched = {"last": last, "trunk": trunk}
+        self._gradient = BatchGradient(experiment, model, flat, compute)
         self._row_gradients: RowGradients | None = None
+        self._may_skip = experiment.training.precision == "float16"
+        # What a forward pass moves: running statistics.
+        self._running = [flat.values[place] for place in still_places(flat.layout)]
         self._schedule = StepSchedule(experiment.training)
 
     def train(
@@ -108,15 +111,17 @@ class AutogradTrainer:
         """
         settings, seed = self.experiment.training, self.experiment.seed
         key, count = shuffle_key(seed, data.name), len(data.train)
-        patterns = label_patterns(data.train.labelled)
+        patterns = row_patterns(data.train, self.experiment)
         if draws and is_private(self.experiment, phase.moves):
             return self._train_privately(data, weights, round_number, generator, phase, draws)
         parts = self.parts[phase.moves]
         batches = np.array([-(-count // settings.batch_size)], np.int64)
         optimiser = self._make_optimiser(round_number, phase, batches)
         taught = Taught()
+        source = BatchSource(data.train, self.flat.values.device, resident=data.resident)
         self.model.train()
         self.model.give_generator(generator)
+        self._gradient.backward.begin()
         # Some ways to balance gradients draw from PyTorch's global state.
         later = (phase.first,) if phase.first else ()
         unseeded = balance is not None and balance.rules.gradients is not None
@@ -127,15 +132,56 @@ class AutogradTrainer:
                 if balance is not None:
                     balance.start_epoch(round_number, epoch)
                 order = epoch_order(count, patterns, settings.balance, key, round_number, epoch)
-                rows = data.train.select(torch.from_numpy(order)).to(self.flat.values.device)
-                for start in range(0, len(order), settings.batch_size):
-                    batch = rows.select(slice(start, start + settings.batch_size))
-                    losses, penalty = self._forward(batch, taught)
-                    self._backward(losses, penalty, weights, balance)
-                    optimiser.step(1, [parts[name] for name in (TRUNK, *losses)])
-                    if balance is not None:
-                        self._learn(batch, balance)
+                with source.batches(torch.from_numpy(order), settings.batch_size) as found:
+                    for rows in found:
+                        batch = Batch.of(rows, settings.micro_batch)
+                        if self._find_gradient(batch, weights, balance, taught):
+                            optimiser.step(1, [parts[name] for name in (TRUNK, *batch.counts)])
+                            self._learn(batch, balance)
+                if phase.stopping and not phase.stopping.goes_on(self.flat.values.unsqueeze(0)):
+                    break
+            if phase.stopping:
+                phase.stopping.finish(self.flat.values.unsqueeze(0))
+        if taught.skipped:
+            logger.warning(
+                "%s: %d steps left out in round %d: their gradients are not finite in float16; "
+                "lower training.lr, or set training.precision to 'bfloat16'",
+                data.name,
+                taught.skipped,
+                round_number,
+            )
         return {task: taught.sums(task) for task in data.tasks}
+
+    def _find_gradient(
+        self,
+        batch: Batch,
+        weights: Mapping[str, float],
+        balance: Balance | None,
+        taught: Taught,
+    ) -> bool:
+        """Leave a batch's gradient in the flat vector, and note its losses.
+
+        Returns:
+            Whether there is one to step along; else everything is as before the batch.
+        """
+        moved = [*self._running, *(balance.state.values() if balance else ())]
+        before = [(place, place.clone()) for place in moved] if self._may_skip else []
+        try:
+            losses = self._gradient.find(batch, weights, balance)
+        except NotFiniteError:
+            for place, values in before:
+                place.copy_(values)
+            taught.skipped += 1
+            return False
+        for task, count in batch.counts.items():
+            taught.add(task, losses[task], count)
+        return True
+
+    def _learn(self, batch: Batch, balance: Balance | None) -> None:
+        """Let the weighting learn from a step, unless float16 cannot hold what came of it."""
+        if balance is not None:
+            with suppress(NotFiniteError):
+                self._gradient.learn(batch, balance)
 
     def _train_privately(
         self,
@@ -157,7 +203,7 @@ class AutogradTrainer:
         steps = PrivateAutograd(
             self._row_gradients,
             self.parts[phase.moves],
-            data.train,
+            BatchSource(data.train, self.flat.values.device, resident=data.resident),
             weights,
             optimiser,
             privacy,
@@ -175,119 +221,3 @@ class AutogradTrainer:
             self.flat.gradients.unsqueeze(0),
             self._schedule.rates(batches * phase.epochs),
         )
-
-    def _forward(
-        self, rows: Rows, taught: Taught | None = None
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Compute the mean loss of each task that one batch teaches, and note it in `taught`.
-
-        Returns:
-            Task -> []; and what the sharing architecture adds, [] or None.
-        """
-        outputs, penalty = self.compute(rows.inputs, tuple(rows.targets), rows.labelled)
-        losses: dict[str, Tensor] = {}
-        for task, mask in rows.labelled.items():
-            count = int(mask.sum())
-            if not count:
-                continue
-            output, truth = outputs[task], rows.targets[task]
-            if count < len(mask):
-                output, truth = output[mask], truth[mask]
-            losses[task] = ROW_LOSSES[self.experiment.tasks[task].kind](output, truth).mean()
-            if taught is not None:
-                taught.add(task, losses[task], count)
-        return losses, penalty
-
-    def _backward(
-        self,
-        losses: Mapping[str, Tensor],
-        penalty: Tensor | None,
-        weights: Mapping[str, float],
-        balance: Balance | None,
-    ) -> None:
-        """Leave the gradient of the weighted losses and the penalty in the flat vector."""
-        self.flat.gradients.zero_()
-        total: Tensor | None
-        if balance is not None and balance.rules.gradients is not None:
-            if losses:
-                self._combine_gradients(losses, balance)
-            total = penalty
-        else:
-            total = self._weigh(losses, weights, balance)
-            if penalty is not None:
-                total = penalty if total is None else total + penalty
-        if total is not None:
-            torch.autograd.backward(total)
-
-    def _weigh(
-        self, losses: Mapping[str, Tensor], weights: Mapping[str, float], balance: Balance | None
-    ) -> Tensor | None:
-        """Weigh the losses and sum them, []; None in a batch without a label."""
-        if balance is None:
-            return combine_losses(losses, weights) if losses else None
-        norms = {where: self._norms(losses, where) for where in balance.rules.norms}
-        values, taught = self._lay_out(losses)
-        found = balance.weigh(values, taught, norms)[0]
-        if not losses:
-            return None
-        # A dot product would be in half precision under autocast; a product and a sum are not.
-        return (torch.stack(list(losses.values())) * found[self._columns(losses)]).sum()
-
-    def _combine_gradients(self, losses: Mapping[str, Tensor], balance: Balance) -> None:
-        """Leave the combined gradient on the trunk, and each task's own on what belongs to it."""
-        gradients = balance.rules.gradients
-        if gradients is None:
-            raise RuntimeError("a loss weighting has no gradients to combine")
-        values, taught = self._lay_out(losses)
-        _, slopes = balance.scale(values, taught)
-        places, trunk = self._columns(losses), self.flat.layout.segments[TRUNK]
-        jacobian = []
-        for loss, place in zip(losses.values(), places, strict=True):
-            torch.autograd.backward(loss * slopes[0, place], retain_graph=True)
-            jacobian.append(torch.cat([self.flat.gradients[cut] for cut in trunk]))
-            for cut in trunk:
-                self.flat.gradients[cut] = 0
-        rows = torch.stack(jacobian)
-        combined, weights = gradients.combine(rows, places)
-        used, norms = torch.zeros_like(values), torch.zeros_like(values)
-        scales = slopes[0, places]
-        used[0, places] = weights * scales
-        norms[0, places] = torch.where(scales > 0, rows.norm(dim=1) / scales, 0)  # unscaled
-        balance.record(used, taught, norms)
-        start = 0
-        for cut in trunk:
-            stop = start + cut.stop - cut.start
-            self.flat.gradients[cut] = combined[start:stop]
-            start = stop
-
-    def _norms(self, losses: Mapping[str, Tensor], where: str) -> Tensor:
-        """Compute the norms of the losses' gradients on "last" shared layer or "trunk", [1, T]."""
-        found, parameters = self.flat.values.new_zeros(1, len(self.places)), self._watched[where]
-        for task, loss in losses.items():
-            slopes = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            squares = [slope.square().sum() for slope in slopes if slope is not None]
-            if squares:
-                found[0, self.places[task]] = torch.stack(squares).sum().sqrt()
-        return found
-
-    def _learn(self, batch: Rows, balance: Balance) -> None:
-        """Let the weighting learn from the step."""
-        after = None
-        if balance.rules.weighting.needs_after:
-            with torch.no_grad():
-                after, _ = self._lay_out(self._forward(batch)[0])
-        if balance.rules.gradients is None:
-            balance.learn(after)
-
-    def _lay_out(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Lay losses out over all tasks, [1, T], and say which are there."""
-        values = self.flat.values.new_zeros(1, len(self.places))
-        taught = torch.zeros_like(values, dtype=torch.bool)
-        columns = self._columns(losses)
-        if losses:
-            values[0, columns] = torch.stack([loss.detach().float() for loss in losses.values()])
-            taught[0, columns] = True
-        return values, taught
-
-    def _columns(self, losses: Mapping[str, Tensor]) -> list[int]:
-        return [self.places[task] for task in losses]

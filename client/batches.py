@@ -1,4 +1,4 @@
-"""The order in which clients visit their rows: shuffled anew each epoch, balanced over tasks."""
+"""The order in which clients visit their rows: shuffled anew each epoch, balanced if wanted."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,10 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client.class_groups import ClassGroups, group_classes
+from common.dataset import Rows
+from common.experiment import Experiment
 from common.seeding import UInt64Array, derive_key, fork_keys, permutation_keys
 
 Index = NDArray[np.int64]
+Patterns = Index | ClassGroups | None  # of one client's rows
 LAST = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+
+
+def row_patterns(rows: Rows, experiment: Experiment) -> Patterns:
+    """Tell a client's rows apart by what its batches are to be balanced over."""
+    if experiment.training.balance == "classes":
+        kinds = {name: task.kind for name, task in experiment.tasks.items()}
+        return group_classes(rows, kinds)
+    return label_patterns(rows.labelled)
 
 
 def label_patterns(labelled: Mapping[str, Tensor]) -> Index | None:
@@ -26,7 +38,7 @@ def shuffle_key(seed: int, client: str) -> int:
 
 
 def epoch_order(
-    rows: int, patterns: Index | None, balance: str, key: int, round_number: int, epoch: int
+    rows: int, patterns: Patterns, balance: str, key: int, round_number: int, epoch: int
 ) -> Index:
     """Shuffle one client's rows: `epoch_orders` for a client alone."""
     keys, counts = np.array([key], np.uint64), np.array([rows])
@@ -37,7 +49,7 @@ def epoch_order(
 def epoch_orders(
     client_keys: UInt64Array,
     counts: Index,
-    patterns: Sequence[Index | None],
+    patterns: Sequence[Patterns],
     balance: str,
     round_number: int,
     epoch: int,
@@ -49,14 +61,15 @@ def epoch_orders(
     Args:
         client_keys: [K], of `shuffle_key`.
         counts: [K], numbers of rows n_k.
-        patterns: each client's [n_k] from `label_patterns`.
-        balance: "tasks" or "none"; see `balanced_order`.
+        patterns: each client's, from `row_patterns`.
+        balance: "tasks", see `balanced_order`; "classes", see `ClassGroups`; or "none".
         round_number: names the stream.
         epoch: names the stream.
 
     Returns:
-        int64 [K, max n_k]: row k begins with a permutation of ``range(n_k)``; the rest is padding
-        by numbers of rows that do not exist at that client.
+        int64 [K, max n_k]: row k begins with a permutation of ``range(n_k)``, under "classes" with
+        n_k numbers of its rows; the rest is padding by numbers of rows that do not exist at that
+        client.
     """
     longest = int(counts.max())
     keys = permutation_keys(fork_keys(client_keys, round_number, epoch), longest + 1)
@@ -64,11 +77,12 @@ def epoch_orders(
     if counts.min() < longest:
         hashes = np.where(np.arange(longest) < counts[:, None], hashes, LAST)
     orders: Index = np.argsort(hashes, axis=1, kind="stable")
-    if balance == "tasks":
-        for row, own in enumerate(patterns):
-            if own is not None:
-                count = len(own)
-                orders[row, :count] = balanced_order(own, keys[row, :count], keys[row, count:])
+    for row, own in enumerate(patterns):
+        count = int(counts[row])
+        if isinstance(own, ClassGroups):
+            orders[row, :count] = own.order(keys[row, :count], keys[row, count:])
+        elif balance == "tasks" and own is not None:
+            orders[row, :count] = balanced_order(own, keys[row, :count], keys[row, count:])
     return orders
 
 

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.batches import Index, epoch_orders
+from client.batches import Index, Patterns, epoch_orders
+from client.cohort_evaluation import EvaluationStore, evaluate_cohort
 from client.cohort_steps import Scales, Steps, Stretch, WeighedSteps
 from client.compiling import Compiled
 from client.flat import TRUNK, FlatLayout
@@ -44,13 +45,13 @@ class Cohort:
         store: rows of these clients, and maybe of others.
         members: [K] int64, their places in the store.
         keys: [K] of `client.batches.shuffle_key`.
-        patterns: each one's [n_k] of `client.batches.label_patterns`.
+        patterns: each one's, of `client.batches.row_patterns`.
     """
 
     store: RowStore
     members: Index
     keys: UInt64Array
-    patterns: Sequence[Index | None]
+    patterns: Sequence[Patterns]
 
 
 def largest_first(counts: Sequence[int] | Index) -> Index:
@@ -112,12 +113,8 @@ class CohortTrainer:
                 cohort, values, weights, round_number, phase, draws
             )
         else:
-            losses = self._train(cohort, values, weights, round_number, balance, phase)
-            counts = (store.label_counts[cohort.members] * phase.epochs).astype(np.float64)
-        for dropout in self.model.dropouts:
-            dropout.generators = []
-        for layer in self.model.counting:
-            layer.counts = NO_COUNTS
+            losses, counts = self._train(cohort, values, weights, round_number, balance, phase)
+        self._rest()
         sums = np.stack([losses.cpu().numpy(), counts], 2)
         return {task: sums[:, place] for place, task in enumerate(store.tasks)}
 
@@ -129,8 +126,8 @@ class CohortTrainer:
         round_number: int,
         balance: Balance | None,
         phase: Phase,
-    ) -> Tensor:
-        """Train on every row of every epoch; returns the summed losses, [K, T]."""
+    ) -> tuple[Tensor, NDArray[np.float64]]:
+        """Train epoch after epoch; returns the summed losses and the rows in them, [K, T] both."""
         store = cohort.store
         size, step = self.settings.batch_size, self._compiled or self.model.step
         steps_of = -(-store.counts[cohort.members] // size) * phase.epochs
@@ -142,12 +139,52 @@ class CohortTrainer:
         arguments = (self.model, step, parts, store, values, size, scales, optimiser)
         steps = Steps(*arguments) if balance is None else WeighedSteps(*arguments, balance=balance)
         width = self.model.tasks.width
+        # Where rows are not visited once each, nor are their labels.
+        recounted = self.settings.balance == "classes" and store.labelled is not None
+        labels = store.label_counts[cohort.members].astype(np.float64)
+        counts, losses, stopping = np.zeros_like(labels), steps.sums, phase.stopping
         for epoch in range(phase.first, phase.first + phase.epochs):
             if balance is not None:
                 balance.start_epoch(round_number, epoch)
+            if recounted:
+                labels[:] = 0
             for stretch in stretches(cohort, self.settings, round_number, epoch, width):
                 steps.take(stretch)
-        return steps.sums
+                if recounted:
+                    labels[: len(stretch.left)] += count_labels(store, stretch)
+            if stopping is None:
+                counts += labels
+                continue
+            active = stopping.active if len(stopping.active) else np.ones(len(values), np.bool_)
+            counts[active] += labels[active]
+            losses = torch.where(_column(active, losses), steps.sums, losses)
+            if not stopping.goes_on(values):
+                break
+            steps.rebind()
+        if stopping is not None:
+            stopping.finish(values)
+        return losses, counts
+
+    def losses(self, store: EvaluationStore, members: Index, values: Tensor) -> dict[str, Tensor]:
+        """Sum clients' losses on held out rows in the midst of training: task -> [K, 2]."""
+        generators = [dropout.generators for dropout in self.model.dropouts]
+        counts = [layer.counts for layer in self.model.counting]
+        self._rest()
+        found = evaluate_cohort(
+            self.model, self.experiment, store, members, values, losses_only=True
+        )
+        for dropout, own in zip(self.model.dropouts, generators, strict=True):
+            dropout.generators = own
+        for layer, seen in zip(self.model.counting, counts, strict=True):
+            layer.counts = seen
+        return {task: sums["loss"] for task, sums in found.items()}
+
+    def _rest(self) -> None:
+        """Let layers act as in evaluation."""
+        for dropout in self.model.dropouts:
+            dropout.generators = []
+        for layer in self.model.counting:
+            layer.counts = NO_COUNTS
 
     def _train_privately(
         self,
@@ -202,6 +239,21 @@ class CohortTrainer:
             factors = scales.to(device) if (scales != 1).any() else None
             self._scales[key] = Scales(spread, owners.to(device), factors, everything)
         return self._scales[key]
+
+
+def _column(active: NDArray[np.bool_], like: Tensor) -> Tensor:
+    return torch.from_numpy(active[:, None].copy()).to(like.device)
+
+
+def count_labels(store: RowStore, stretch: Stretch) -> NDArray[np.float64]:
+    """Count the labels of a stretch's rows, [K', T]."""
+    if store.labelled is None:
+        raise RuntimeError("every row has every label: there is nothing to count")
+    real = torch.from_numpy(np.arange(stretch.rows.shape[1]) < stretch.left[:, None])
+    labelled = store.labelled[stretch.rows]
+    seen = labelled * real.to(labelled).unsqueeze(2)
+    counts: NDArray[np.float64] = seen.double().sum(1).cpu().numpy()
+    return counts
 
 
 def stretches(

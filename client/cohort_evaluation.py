@@ -65,6 +65,8 @@ def evaluate_cohort(
     store: EvaluationStore,
     members: Index,
     values: Tensor,
+    *,
+    losses_only: bool = False,
 ) -> GroupedSums:
     """Sum loss and metric per task and client.
 
@@ -74,6 +76,7 @@ def evaluate_cohort(
         store: rows of these clients, and maybe of others.
         members: [K], their places in the store.
         values: [K, P], their parameters.
+        losses_only: leave the metrics out.
     """
     counts, starts = store.counts[members], store.starts[members]
     model.bind(values)
@@ -98,7 +101,14 @@ def evaluate_cohort(
         here, whose = torch.cat(places), torch.cat(owners)
         return {
             task: _sum_task(
-                experiment.tasks[task], task, store, found[task][0], here, whose, members
+                experiment.tasks[task],
+                task,
+                store,
+                found[task][0],
+                here,
+                whose,
+                members,
+                losses_only,
             )
             for task in store.rows.targets
         }
@@ -112,6 +122,7 @@ def _sum_task(
     places: Tensor,
     owners: Tensor,
     members: Index,
+    losses_only: bool,
 ) -> dict[str, Tensor]:
     """Sum one task's loss and metric.
 
@@ -123,6 +134,7 @@ def _sum_task(
         places: int64 [N], the rows' numbers in the store.
         owners: int64 [N], each row's client among the members.
         members: [K].
+        losses_only: leave the metric out.
     """
     labelled = store.rows.labelled[task][places]
     output, owners = output[labelled], owners[labelled]
@@ -130,6 +142,8 @@ def _sum_task(
     losses = ROW_LOSSES[settings.kind](output, target).double()
     both = torch.stack([losses, torch.ones_like(losses)], 1)
     loss = both.new_zeros(len(members), 2).index_add_(0, owners, both)
+    if losses_only:
+        return {"loss": loss}
     scale = store.scales.get(task)
     if scale is not None:
         own = torch.from_numpy(members).to(owners.device)[owners]

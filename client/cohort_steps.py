@@ -117,28 +117,32 @@ class Steps:
             shares = torch.split(share_out(padded, taught, self.scales.spread), size, 1)
         whole, rest = divmod(stretch.rows.shape[1], size)
         widths = [size] * whole + [rest] * (rest > 0)
-        batches = zip(
-            stretch.rows.split_with_sizes(widths, 1),
-            targets.split_with_sizes(widths, 1),
-            outputs.split_with_sizes(widths, 1),
-            strict=True,
-        )
-        for number, (rows, truth, result) in enumerate(batches):
-            clients, width = rows.shape
-            if left[-1] <= number * size:  # some are done
-                clients = int((left > number * size).sum())
-                rows, truth, result = rows[:clients], truth[:clients], result[:clients]
-            share = shares[number][:clients, :width] if shares else self.scales.share(width)
-            here = slice(number * size, number * size + width)
-            seen = None if counted is None else counted[:clients, here]
-            batch = Batch(store.inputs[rows], truth, share, seen)
-            self._bind(clients)
-            for layer in self.model.counting:
-                layer.counts = np.minimum(left[:clients] - number * size, width)
-            self._step(batch, result)
-            if self.optimiser.steps_late:
-                self.optimiser.step(clients, self._parts(taught, number, clients))
-            self._learn(batch)
+        numbers = [
+            rows[: int((left > number * size).sum())] if left[-1] <= number * size else rows
+            for number, rows in enumerate(stretch.rows.split_with_sizes(widths, 1))
+        ]  # of the rows in each batch, of the clients that are not done
+        with store.open_inputs(numbers) as inputs:
+            batches = zip(
+                inputs,
+                targets.split_with_sizes(widths, 1),
+                outputs.split_with_sizes(widths, 1),
+                strict=True,
+            )
+            for number, (values, truth, result) in enumerate(batches):
+                clients, width = values.shape[:2]
+                if clients < len(truth):
+                    truth, result = truth[:clients], result[:clients]
+                share = shares[number][:clients, :width] if shares else self.scales.share(width)
+                here = slice(number * size, number * size + width)
+                seen = None if counted is None else counted[:clients, here]
+                batch = Batch(values, truth, share, seen)
+                self._bind(clients)
+                for layer in self.model.counting:
+                    layer.counts = np.minimum(left[:clients] - number * size, width)
+                self._step(batch, result)
+                if self.optimiser.steps_late:
+                    self.optimiser.step(clients, self._parts(taught, number, clients))
+                self._learn(batch)
         losses = self._sum_losses(outputs, targets, counted)
         self.sums[: len(losses)] += losses
 
@@ -160,6 +164,10 @@ class Steps:
         if counted is None:
             return real.expand(-1, -1, len(self.store.tasks))
         return counted * real
+
+    def rebind(self) -> None:
+        """Bind the model anew at the next step: it was lent to others."""
+        self._bound = 0
 
     def _bind(self, clients: int) -> None:
         if clients != self._bound:

@@ -9,6 +9,8 @@ import torch
 
 from common.errors import ConfigError
 
+MOST_COMPILATIONS = 64  # of one function, in a process
+
 logger = logging.getLogger("fedmtl.client")
 
 
@@ -24,8 +26,11 @@ class Compiled:
     """
 
     def __init__(self, function: Callable[..., Any], what: str) -> None:
+        import torch._dynamo.config as dynamo
         import torch._functorch.config as functorch
 
+        # A process that trains a ninth model, such as a comparison, would train it uncompiled.
+        dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_COMPILATIONS)
         # Gradients task by task go backward through one forward several times.
         functorch.donated_buffer = False
         self._function, self._what = torch.compile(function), what

@@ -6,7 +6,7 @@ import numpy as np
 
 from common.experiment import Experiment
 from common.privacy.randomness import secret_generator
-from common.sums_form import LARGEST
+from common.sums_form import EPOCHS, LARGEST
 from common.weighting.balance import FIGURES, STATE
 from common.wire import SplitSums
 
@@ -66,7 +66,7 @@ class Discretion:
             for split, tasks in sums.items()
             for task, own in tasks.items()
             for name in own
-            if name not in FIGURES and not name.startswith(STATE)
+            if name not in (*FIGURES, EPOCHS) and not name.startswith(STATE)
         ]
         figures = np.array([_mean(sums[split][task][name]) for split, task, name in places])
         longest, norm = self.privacy.sums_max_norm, float(np.sqrt((figures**2).sum()))

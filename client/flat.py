@@ -142,6 +142,15 @@ class FlatParameters:
                 self.values[place] = torch.tensor(array.reshape(-1)).to(self.values)
 
 
+def still_places(layout: FlatLayout) -> list[slice]:
+    """Find the columns of what is not trained: running statistics."""
+    trained = [place for places in layout.segments.values() for place in places]
+    names = layout.slices.values()
+    return merge_neighbours(
+        place for place in names if not any(t.start <= place.start < t.stop for t in trained)
+    )
+
+
 def merge_neighbours(places: Iterable[slice]) -> list[slice]:
     """Join slices that touch, so that a step over them takes fewer operations.
 

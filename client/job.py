@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from client import secure
 from client.discretion import Discretion
 from client.learners import Learners
+from client.own_arrays import as_of_best, set_aside
 from client.place import Place
 from client.privacy_ledger import PrivacyLedger
 from client.protection import Protection
@@ -55,10 +56,14 @@ class Job:
     def begin(self, message: Message, round_number: int) -> Learners:
         """Put what was received, and the client's own parameters before a round, to work."""
         received = unpack_arrays(arrays_of(message.content) or ArrayRecord())
+        best, returns = self.instruction.best, self.instruction.returns
+        own = self.state.load(round_number)
+        own = as_of_best(own, best) if returns else {**own, **set_aside(own, best)}
+        round_number = best + 1 if returns else round_number
         if isinstance(self.state, FolderState) and self.instruction.run:
             self.state.save_run(self._about(), self.data.fitted.to_json())
             self.state.save_trunk(round_number - 1, received)
-        self.session.trainer.load(received, self.state.load(round_number))
+        self.session.trainer.load(received, own)
         weights, memory = self.instruction.weights or {}, self.instruction.memory
         return self.session.trainer.begin(self.data, weights, round_number, memory)
 

@@ -5,6 +5,7 @@ The state folder has one folder for each run and client, ``runs/<run>/<client>``
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from client.flat import FloatArray
-from client.own_arrays import used_arrays
+from client.own_arrays import as_of_best, best_round, used_arrays
 from common.agreement import Agreement, input_shapes
 from common.algorithms import ALGORITHMS
 from common.cells import list_names
@@ -142,7 +143,7 @@ def _read(about: Mapping[str, Any], place: Path) -> KeptModel:
     with safe_open(place / "trunk.safetensors", framework="numpy") as file:
         seen = int((file.metadata() or {})["round"])
         trunk: dict[str, FloatArray] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    own = load_file(_generation(place, seen))
+    own = _load_own(place, seen)
     experiment = Experiment.model_validate_json(json.dumps(about["experiment"]))
     return KeptModel(
         run=str(about["run"]),
@@ -153,6 +154,13 @@ def _read(about: Mapping[str, Any], place: Path) -> KeptModel:
         fitted=Fitted.from_json((place / "fitted.json").read_text(encoding="utf-8")),
         arrays=used_arrays(experiment, trunk, own),
     )
+
+
+def _load_own(place: Path, seen: int) -> dict[str, FloatArray]:
+    """Read the heads that a trunk was evaluated with, also where the run returned to it."""
+    own = load_file(_generation(place, seen))
+    newest = load_file(_generation(place, sys.maxsize))
+    return as_of_best(newest if seen and best_round(newest) == seen else own, seen)
 
 
 def _generation(place: Path, seen: int) -> Path:

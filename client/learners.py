@@ -64,10 +64,12 @@ class Lesson(Protocol):
     Attributes:
         balance: weighs the losses; None where the round's weights are all.
         round: its number.
+        epochs: int64 [K], how many were done, where clients may stop before all are.
     """
 
     balance: Balance | None
     round: int
+    epochs: Index
 
     def train(self, values: Tensor, phase: Phase) -> LossSums:
         """Train rows [K, P] in place; returns task -> [K, 2], summed loss and labelled rows."""

@@ -19,15 +19,15 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from client.flat import TRUNK, FlatLayout, merge_neighbours
 from client.rates import Factors, StepRates
 from client.stacked_layers import Dense
 from common.experiment import Experiment
+from common.methods import make_options
+from common.optimisers.table import OPTIMISERS
 from common.sections.training import STACKED_OPTIMISERS, Training
 
 
@@ -211,7 +211,7 @@ def clip_gradients(gradients: Tensor, parts: Sequence[Part], max_norm: float) ->
         gradients[:, place] *= factors
 
 
-def _column(numbers: float | Factors, like: Tensor) -> float | Tensor:
+def column(numbers: float | Factors, like: Tensor) -> float | Tensor:
     """Lay clients' numbers, [K], beside their parameters: [K, 1]; one number stays one."""
     if isinstance(numbers, float):
         return numbers
@@ -219,28 +219,35 @@ def _column(numbers: float | Factors, like: Tensor) -> float | Tensor:
 
 
 class SGD(GradientStore):
-    """Stochastic gradient descent with momentum, as torch.optim.SGD (dampening 0).
+    """Stochastic gradient descent with momentum, as torch.optim.SGD.
 
-    ``v <- momentum * v + g + d w + a sign(w)``, ``w <- w - lr * v`` (Sutskever et al. 2013, in the
-    form documented for torch.optim.SGD).
+    ``v <- momentum * v + (1 - dampening) * g``, ``w <- w - lr * v`` with ``g`` the gradient and its
+    penalties; a part's first g is not dampened. With ``nesterov`` the step is ``g + momentum * v``
+    (Sutskever et al. 2013, in the form documented for torch.optim.SGD).
     """
 
     def __init__(self, values: Tensor, settings: Training, gradients: Tensor | None = None) -> None:
         super().__init__(values, gradients)
         self.settings = settings
         self.velocity = torch.zeros_like(values) if settings.momentum else values
+        options = make_options(OPTIMISERS, settings.optimiser, settings.optimiser_options)
+        self.nesterov, self.dampening = options.nesterov, options.dampening
+        self.moved: dict[str, Tensor] = {}  # part -> bool [K, 1], who has stepped; for dampening
 
     def step(self, rows: int, parts: Sequence[Part]) -> None:
         """Move the first `rows` clients' parameters of these parts against their gradients."""
         settings = self.settings
-        rate = _column(self.begin(rows, parts, settings), self.values)
+        rate = column(self.begin(rows, parts, settings), self.values)
         for part in parts:
+            share = self._share(rows, part) if self.dampening else None
             for place in part.places:
                 weight = self.values[:rows, place]
                 slope = self.slope(rows, place, part.decay, part.l1)
                 if settings.momentum:
                     speed = self.velocity[:rows, place]
-                    slope = _keep(speed, torch.add(slope, speed, alpha=settings.momentum), part)
+                    added = slope if share is None else slope * share
+                    keep_state(speed, torch.add(added, speed, alpha=settings.momentum), part)
+                    slope = slope.add(speed, alpha=settings.momentum) if self.nesterov else speed
                 if part.active is not None:
                     slope = slope * part.active.unsqueeze(1)
                 if isinstance(rate, Tensor):
@@ -248,103 +255,18 @@ class SGD(GradientStore):
                 else:
                     weight.sub_(slope, alpha=rate)
 
-
-class Adam(GradientStore):
-    """Adam (Kingma & Ba 2015, Algorithm 1) and AdamW (Loshchilov & Hutter 2019, Algorithm 2).
-
-    The published defaults: beta1 0.9, beta2 0.999, epsilon 1e-8. With `decoupled` the weight decay
-    is AdamW's ``w <- w - lr * decay * w``; else it is added to the gradient.
-    """
-
-    BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-
-    def __init__(
-        self,
-        values: Tensor,
-        settings: Training,
-        gradients: Tensor | None = None,
-        *,
-        decoupled: bool,
-    ) -> None:
-        super().__init__(values, gradients)
-        self.settings, self.decoupled = settings, decoupled
-        self.first, self.second = torch.zeros_like(values), torch.zeros_like(values)
-        # Steps taken by client, of parts that step for all clients and of those by `Part.active`.
-        self.taken: dict[str, NDArray[np.int64]] = {}  # part -> [K]
-        self.some_taken: dict[str, Tensor] = {}  # part -> float64 [K, 1]
-
-    def step(self, rows: int, parts: Sequence[Part]) -> None:
-        """Move the first `rows` clients' parameters of these parts against their gradients.
-
-        A part steps either always for all clients, or always by `Part.active`.
-        """
-        rate = self.begin(rows, parts, self.settings)
-        for part in parts:
-            if part.active is None:
-                self._step_all(rows, part, rate)
-            else:
-                self._step_some(rows, part, part.active, rate)
-
-    def _step_all(self, rows: int, part: Part, rate: float | Factors) -> None:
-        """Step in place, in the order of torch.optim's operations."""
-        if part.name not in self.taken:
-            self.taken[part.name] = np.zeros(len(self.values), np.int64)
-        taken = self.taken[part.name][:rows]
-        taken += 1
-        size, root = self._corrections(taken, rate)
-        shrink = _column(1 - rate * part.decay, self.values)
-        for place in part.places:
-            weight, slope, first, second = self._cut(rows, place, part)
-            if part.decay and self.decoupled:
-                weight.mul_(shrink)
-            first.lerp_(slope, 1 - self.BETA1)
-            second.mul_(self.BETA2).addcmul_(slope, slope, value=1 - self.BETA2)
-            below = second.sqrt().div_(root).add_(self.EPSILON)
-            if isinstance(size, Tensor):
-                weight.sub_((first / below).mul_(size))
-            else:
-                weight.addcdiv_(first, below, value=-size)
-
-    def _corrections(
-        self, taken: NDArray[np.int64], rate: float | Factors
-    ) -> tuple[float | Tensor, float | Tensor]:
-        """Correct the bias of the moments: step size and root, [K, 1] where clients differ."""
-        first = int(taken[0])
-        if (taken == first).all() and isinstance(rate, float):
-            return rate / (1 - self.BETA1**first), float((1 - self.BETA2**first) ** 0.5)
-        size = rate / (1 - self.BETA1 ** taken.astype(np.float64))
-        root = np.sqrt(1 - self.BETA2 ** taken.astype(np.float64))
-        both = torch.from_numpy(np.stack([size, root])[:, :, None]).to(self.values)
-        return both[0], both[1]
-
-    def _step_some(self, rows: int, part: Part, active: Tensor, rate: float | Factors) -> None:
-        """Step for the active clients; the state of the others stays as it is."""
-        values = self.values
-        if part.name not in self.some_taken:
-            zeros = torch.zeros(len(values), 1, dtype=torch.float64)
-            self.some_taken[part.name] = zeros.to(values.device)
-        chosen = active.unsqueeze(1)
-        taken = self.some_taken[part.name][:rows].add_(chosen).clamp(min=1)
-        size = (_column(rate, taken) / (1 - self.BETA1**taken)).to(values.dtype) * chosen
-        root = (1 - self.BETA2**taken).sqrt().to(values.dtype)
-        decay = _column(rate * part.decay * self.decoupled, values)
-        for place in part.places:
-            weight, slope, first, second = self._cut(rows, place, part)
-            if part.decay and self.decoupled:
-                weight.sub_(weight * chosen * decay)
-            _keep(first, torch.lerp(first, slope, 1 - self.BETA1), part)
-            squares = (second * self.BETA2).addcmul_(slope, slope, value=1 - self.BETA2)
-            _keep(second, squares, part)
-            weight.sub_(first / (second.sqrt() / root).add_(self.EPSILON) * size)
-
-    def _cut(self, rows: int, place: slice, part: Part) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Cut out parameters, their gradient with the part's penalties, and both moments."""
-        slope = self.slope(rows, place, 0.0 if self.decoupled else part.decay, part.l1)
-        weight = self.values[:rows, place]
-        return weight, slope, self.first[:rows, place], self.second[:rows, place]
+    def _share(self, rows: int, part: Part) -> Tensor:
+        """Tell how much of a gradient is taken, [rows, 1]: all of the first, then less."""
+        if part.name not in self.moved:
+            nobody = torch.zeros(len(self.values), 1, dtype=torch.bool)
+            self.moved[part.name] = nobody.to(self.values.device)
+        moved = self.moved[part.name][:rows]
+        share: Tensor = 1 - self.dampening * moved.to(self.values.dtype)
+        moved |= True if part.active is None else part.active.unsqueeze(1)
+        return share
 
 
-def _keep(state: Tensor, changed: Tensor, part: Part) -> Tensor:
+def keep_state(state: Tensor, changed: Tensor, part: Part) -> Tensor:
     """Write a state's new values, for active clients only; returns the state."""
     if part.active is not None:
         changed = torch.where(part.active.unsqueeze(1), changed, state)
@@ -365,7 +287,7 @@ def make_optimiser(
 
     Args:
         values: [K, P], moved in place.
-        settings: optimiser, lr, momentum, clip_norm.
+        settings: optimiser, its options, lr, momentum, clip_norm.
         parts: all that may be asked to step.
         gradients: [K, P] where autograd fills them in; else they are taken by `weight`, `vector`.
         correction: what is made of every gradient.
@@ -380,6 +302,8 @@ def make_optimiser(
             raise RuntimeError(f"'{settings.optimiser}' steps for one client, by autograd")
         store = TorchOptimiser(values, settings, gradients, parts)
     elif settings.optimiser != "sgd":
+        from client.adam import Adam  # it builds on this module
+
         decoupled = settings.optimiser == "adamw"
         store = Adam(values, settings, gradients, decoupled=decoupled)
     else:

@@ -2,6 +2,8 @@
 
 A parameter has its own name. ``loss-memory.task-T`` is what the client remembers of a task's loss,
 ``kept.KIND.PARAMETER`` what its algorithm keeps beside a parameter, such as ``kept.personal.``.
+Where the run will return to its best trunk, ``best.NAME`` is what a client kept by NAME when that
+trunk was evaluated, and ``best.round`` after how many rounds that was.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,6 +19,8 @@ from common.weighting.balance import Memory
 
 MEMORY = "loss-memory.task-"
 KEPT = "kept."
+BEST = "best."
+BEST_ROUND = f"{BEST}round"
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,13 @@ class OwnArrays:
         parameters: by name.
         memory: by task.
         kept: kind -> parameter name -> array.
+        best: what is set aside, by its whole names.
     """
 
     parameters: dict[str, FloatArray] = field(default_factory=dict)
     memory: dict[str, FloatArray] = field(default_factory=dict)
     kept: dict[str, dict[str, FloatArray]] = field(default_factory=dict)
+    best: dict[str, FloatArray] = field(default_factory=dict)
 
 
 def divide_own(own: Mapping[str, FloatArray]) -> OwnArrays:
@@ -43,7 +49,9 @@ def divide_own(own: Mapping[str, FloatArray]) -> OwnArrays:
     """
     found = OwnArrays()
     for name, array in own.items():
-        if name.startswith(MEMORY):
+        if name.startswith(BEST):
+            found.best[name] = array
+        elif name.startswith(MEMORY):
             found.memory[name.removeprefix(MEMORY)] = array
         elif name.startswith(KEPT):
             kind, _, parameter = name.removeprefix(KEPT).partition(".")
@@ -51,6 +59,39 @@ def divide_own(own: Mapping[str, FloatArray]) -> OwnArrays:
         else:
             found.parameters[name] = array
     return found
+
+
+def set_aside(own: Mapping[str, FloatArray], best: int) -> dict[str, FloatArray]:
+    """Get what is to be set aside for a return to the best trunk.
+
+    A client that did not train since the best trunk was evaluated copies what it keeps. One that
+    did had done so before it trained: the best trunk is told with every message.
+
+    Args:
+        own: what the client keeps, before it trains.
+        best: after how many rounds the best trunk was there; 0 for none yet.
+
+    >>> first = set_aside({"w": np.ones(1)}, 3)
+    >>> set_aside({"w": np.zeros(1), **first}, 3)["best.w"], set_aside({"w": np.zeros(1)}, 0)
+    (array([1.]), {})
+    """
+    if best in (0, best_round(own)):
+        return {name: array for name, array in own.items() if name.startswith(BEST)}
+    copies = {f"{BEST}{n}": array.copy() for n, array in own.items() if not n.startswith(BEST)}
+    return {**copies, BEST_ROUND: np.array([best], np.float32)}
+
+
+def as_of_best(own: Mapping[str, FloatArray], best: int) -> dict[str, FloatArray]:
+    """Get what a client kept when the trunk of these rounds, the best, was evaluated."""
+    if not best or best_round(own) != best:  # it has not trained since
+        return {name: array for name, array in own.items() if not name.startswith(BEST)}
+    aside = {n.removeprefix(BEST): a for n, a in own.items() if n.startswith(BEST)}
+    return {name: array for name, array in aside.items() if f"{BEST}{name}" != BEST_ROUND}
+
+
+def best_round(own: Mapping[str, FloatArray]) -> int:
+    """Tell for which trunk something is set aside: that after so many rounds; 0 for none."""
+    return int(own[BEST_ROUND][0]) if BEST_ROUND in own else 0
 
 
 def memory_arrays(memory: Memory, tasks: Iterable[str]) -> dict[str, FloatArray]:

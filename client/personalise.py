@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from client.batches import epoch_order, label_patterns, shuffle_key
+from client.batches import epoch_order, row_patterns, shuffle_key
 from client.flat import TRUNK, FloatArray
 from client.optimisers import make_optimiser
 from client.phases import within
-from client.training import TaskSums, Trainer
+from client.tally import TaskSums
+from client.training import Trainer
 from common.dataset import ClientData, Rows
 from common.encoder import SeededDropout
 from common.losses import ROW_LOSSES, combine_losses
@@ -121,7 +122,7 @@ class Fitting:
         self.experiment, self.model, self.flat = trainer.experiment, trainer.model, trainer.flat
         self.weights = self.experiment.task_weights()
         self.key = shuffle_key(self.experiment.seed, data.name)
-        self.patterns = label_patterns(data.train.labelled)
+        self.patterns = row_patterns(data.train, self.experiment)
         self.moving = _moving_modules(self.model, set(names))
         self.model.give_generator(
             torch_generator(self.experiment.seed, "dropout", data.name, NO_ROUND)
@@ -165,9 +166,9 @@ class Fitting:
             module.train()
         settings, count = self.experiment.training, len(self.train)
         order = epoch_order(count, self.patterns, settings.balance, self.key, NO_ROUND, epoch)
-        rows = self.train.select(torch.from_numpy(order).to(self.flat.values.device))
-        for start in range(0, count, settings.batch_size):
-            losses, penalty = self._losses(rows.select(slice(start, start + settings.batch_size)))
+        index = torch.from_numpy(order).to(self.flat.values.device)
+        for own in torch.split(index, settings.batch_size):
+            losses, penalty = self._losses(self.train.select(own))
             if not losses:
                 continue
             self.flat.gradients.zero_()

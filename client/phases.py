@@ -10,6 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from client.early_stopping import Stopping
 from client.flat import HEADS, FlatLayout, merge_neighbours
 from client.optimisers import Correction, Optimiser, Part, make_optimiser, make_parts
 from client.rates import StepRates
@@ -33,6 +34,8 @@ class Phase:
             one task and stay home; trunk: the rest.
         correction: what is made of every gradient.
         make: makes an optimiser of another kind; None for the experiment's.
+        stopping: stops clients whose own validation loss no longer falls; None where all epochs are
+            done.
     """
 
     epochs: int
@@ -40,6 +43,7 @@ class Phase:
     moves: Moves = "all"
     correction: Correction | None = None
     make: MakeOptimiser | None = None
+    stopping: Stopping | None = None
 
     def optimiser(
         self,

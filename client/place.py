@@ -3,6 +3,7 @@
 Flower hands a node's ``--node-config`` to the client; these keys of it are ours::
 
     data="/srv/data"        folder or file with the node's rows
+    memory="disk"           rows in a mapped file (disk) or in memory (ram), as data.memory
     state="/srv/state"      folder for what stays home; without one, heads last as long as the node
     client="ward-7"         which client of the data this node is, where there are several
     device="cuda:1"         auto, cpu, mps, cuda or cuda:N
@@ -21,10 +22,12 @@ from typing import Any
 
 from common.errors import ConfigError
 from common.experiment import Experiment
+from common.idle_settings import memory_problems
 
 PRECISIONS = ("highest", "high", "medium")
 LIMITS = ("largest-epsilon", "delta", "least-noise-multiplier")
-KEYS = ("data", "state", "client", "device", "threads", "precision", *LIMITS)
+MEMORIES = ("ram", "disk")
+KEYS = ("data", "memory", "state", "client", "device", "threads", "precision", *LIMITS)
 DELTA = 1e-5
 FLOWER_KEYS = ("partition-id", "num-partitions")  # of a simulated node
 # A real node may have a partition-id as well, and must not make its noise from the seed, which the
@@ -38,6 +41,7 @@ class Place:
 
     Attributes:
         data: folder or file with its rows.
+        memory: "ram" or "disk", as `data.memory`.
         device: where it computes.
         threads: CPU threads it computes with.
         precision: of float32 matrix products, as `torch.set_float32_matmul_precision` takes it.
@@ -54,6 +58,7 @@ class Place:
     precision: str = ""
     state: str = ""
     simulated: bool = False
+    memory: str = ""
     largest_epsilon: float = 0.0
     delta: float = DELTA
     least_noise_multiplier: float = 0.0
@@ -82,6 +87,11 @@ class Place:
             raise ConfigError(
                 f"node config: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}"
             )
+        memory = node_config.get("memory", "")
+        if memory and memory not in MEMORIES:
+            raise ConfigError(
+                f"node config: memory must be one of {', '.join(MEMORIES)}, got {memory!r}"
+            )
         texts = {key: str(node_config.get(key, "")) for key in ("data", "device", "state")}
         return cls(
             data=texts["data"],
@@ -89,6 +99,7 @@ class Place:
             threads=threads,
             precision=str(precision),
             state=texts["state"],
+            memory=str(memory),
             simulated=bool(node_config.get(SIMULATED) or os.environ.get(SIMULATION)),
             largest_epsilon=_limit(node_config, "largest-epsilon"),
             delta=_limit(node_config, "delta", DELTA),
@@ -96,14 +107,22 @@ class Place:
         )
 
     def settle(self, experiment: Experiment) -> Experiment:
-        """Put the node's decisions in the place of the experiment's settings."""
+        """Put the node's decisions in the place of the experiment's settings.
+
+        Raises:
+            ConfigError: the experiment's rows cannot be where the node wants them.
+        """
         training = {"device": self.device, "threads": self.threads}
         chosen = {key: value for key, value in training.items() if value}
         update: dict[str, Any] = {}
         if chosen:
             update["training"] = experiment.training.model_copy(update=chosen)
-        if self.data:
-            update["data"] = experiment.data.model_copy(update={"path": self.data})
+        rows = {"path": self.data, "memory": self.memory}
+        if any(rows.values()):
+            own = {key: value for key, value in rows.items() if value}
+            update["data"] = experiment.data.model_copy(update=own)
+            for problem in memory_problems(update["data"], experiment.partition):
+                raise ConfigError(f"node config: {problem}")
         return experiment.model_copy(update=update) if update else experiment
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from client.batch_source import BatchSource
 from client.batches import Index
 from client.flat import TRUNK, FlatParameters
 from client.optimisers import Optimiser, Part
@@ -121,12 +122,13 @@ class PrivateAutograd:
         self,
         rows: RowGradients,
         parts: Mapping[str, Part],
-        data: Rows,
+        source: BatchSource,
         weights: Mapping[str, float],
         optimiser: Optimiser,
         privacy: RowPrivacy,
     ) -> None:
-        self.rows, self.data, self.weights = rows, data, weights
+        self.rows, self.source, self.weights = rows, source, weights
+        data = source.rows
         self.optimiser, self.privacy, self.flat = optimiser, privacy, rows.flat
         held = [task for task, mask in data.labelled.items() if bool(mask.any())]
         self.parts = [parts[name] for name in (TRUNK, *held)]
@@ -137,7 +139,7 @@ class PrivateAutograd:
     def take_epoch(self) -> None:
         """Take an epoch's steps."""
         for _ in range(int(self.privacy.steps[0])):
-            drawn = self.privacy.draw_rows(0, len(self.data))
+            drawn = self.privacy.draw_rows(0, len(self.source.rows))
             total = self._sum_clipped(drawn) / float(self.privacy.expected[0])
             noise = self.privacy.draw_noise(1, int(self._moves.sum()))[0].to(total.device)
             total[self._moves] += noise
@@ -151,11 +153,21 @@ class PrivateAutograd:
         total = torch.zeros_like(self.flat.values)
         if not len(drawn):
             return total
-        batch = self.data.select(torch.from_numpy(drawn)).to(total.device)
-        gradients, losses = self.rows.find(batch, self.weights)
+        batch = self.source.take(torch.from_numpy(drawn))
+        size = self.rows.experiment.training.micro_batch or len(batch)
+        self.rows.model.begin_batch()
+        for start in range(0, len(batch), size):
+            if size < len(batch) and not self.rows.by_row:
+                self.rows.model.take_piece(len(batch), slice(start, start + size))
+            total += self._sum_piece(batch.select(slice(start, start + size)))
+        return total
+
+    def _sum_piece(self, piece: Rows) -> Tensor:
+        """Sum the clipped gradients of some rows of a batch, [P], whose memory is [rows, P]."""
+        gradients, losses = self.rows.find(piece, self.weights)
         for task, own in losses.items():
             self.sums[task][0] += float(own.double().sum())
-            self.sums[task][1] += float(batch.labelled[task].sum())
+            self.sums[task][1] += float(piece.labelled[task].sum())
         return clipped_sum(gradients * self._holds, self.privacy.max_norm)
 
     def _add_penalty(self) -> None:

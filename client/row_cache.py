@@ -23,10 +23,12 @@ from torch import Tensor
 
 from client.state import folder_name, replace_file
 from common.agreement import Agreement, Description
+from common.blocks import rows_at_once
 from common.dataset import SPLITS, ClientData, Rows, TargetScale
 from common.errors import StateError
 from common.experiment import Experiment
 from common.fitted import Fitted
+from common.tensor_file import TensorFile, as_tensor, map_file
 
 logger = logging.getLogger("fedmtl.client")
 FORMAT = 1  # of the files; another one is not found
@@ -45,6 +47,7 @@ class RowCache:
 
     def __init__(self, folder: Path, experiment: Experiment, signature: str) -> None:
         settings = experiment.model_dump(mode="json", include=ROW_SETTINGS)
+        self.resident = experiment.data.memory == "ram"
         self.folder = folder / _hash(FORMAT, _own_version(), settings, signature)
 
     def names(self, make: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
@@ -72,14 +75,33 @@ class RowCache:
         if path.exists():
             try:
                 path.touch()
-                return _load(path, name)
+                return _load(path, name, resident=self.resident)
             except (OSError, SafetensorError, KeyError, ValueError) as error:
                 logger.warning("%s cannot be read (%s): rows are encoded anew", path, error)
         data = make()
         tensors, info = _flatten(data)
-        _put(path, save(tensors, metadata={"info": json.dumps(info)}))
+        metadata = {"info": json.dumps(info)}
+        if self.resident:
+            _put(path, save(tensors, metadata=metadata))
+        elif _put_in_pieces(path, tensors, metadata):
+            data = _load(path, name, resident=False)  # the file that it came from can go
         _forget_old(self.folder.parent)
         return data
+
+    def scratch(self) -> Path:
+        """Get the folder, made where it is not there, for files without a name.
+
+        Raises:
+            StateError: it cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StateError(
+                f"state: {self.folder} cannot be made: {error.strerror or error}; correct the "
+                "permissions of the state folder"
+            ) from error
+        return self.folder
 
 
 def _flatten(data: ClientData) -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -106,24 +128,56 @@ def _parts(rows: Rows) -> Iterator[tuple[str, dict[str, Tensor]]]:
     yield "labelled", rows.labelled
 
 
-def _load(path: Path, name: str) -> ClientData:
-    with safe_open(path, framework="pt") as file:
-        info = json.loads(file.metadata()["info"])
+def _load(path: Path, name: str, *, resident: bool) -> ClientData:
+    tensors, metadata = _read_resident(path) if resident else _read_mapped(path)
+    info = json.loads(metadata["info"])
 
-        def part(split: str, kind: str) -> dict[str, Tensor]:
-            names = info["inputs"] if kind == "inputs" else info["tasks"]
-            return {key: file.get_tensor(f"{split}/{kind}/{key}") for key in names}
+    def part(split: str, kind: str) -> dict[str, Tensor]:
+        names = info["inputs"] if kind == "inputs" else info["tasks"]
+        return {key: tensors[f"{split}/{kind}/{key}"] for key in names}
 
-        splits = {
-            split: Rows(part(split, "inputs"), part(split, "targets"), part(split, "labelled"))
-            for split in SPLITS
-        }
-        scales = {
-            task: TargetScale(*(file.get_tensor(f"scale/{task}/{k}") for k in ("mean", "dev")))
-            for task in info["scaled"]
-        }
+    splits = {
+        split: Rows(part(split, "inputs"), part(split, "targets"), part(split, "labelled"))
+        for split in SPLITS
+    }
+    scales = {
+        task: TargetScale(*(tensors[f"scale/{task}/{k}"] for k in ("mean", "dev")))
+        for task in info["scaled"]
+    }
     fitted = Fitted.from_json(info["fitted"])
-    return ClientData(name, splits, scales, tuple(info["notes"]), fitted)
+    return ClientData(name, splits, scales, tuple(info["notes"]), fitted, resident)
+
+
+def _read_resident(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Map a file so that writing into the tensors changes memory alone, which may hold them all."""
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def _read_mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    arrays, metadata = map_file(path)
+    return {key: as_tensor(array) for key, array in arrays.items()}, metadata
+
+
+def _put_in_pieces(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> bool:
+    """Write an entry block by block; without room for it, False."""
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    layout = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.unlink(missing_ok=True)
+        with TensorFile(layout, path=partial, metadata=metadata) as file:
+            for name, array in arrays.items():
+                size = rows_at_once(array.shape)
+                for start in range(0, len(array), size):
+                    file.write(name, start, array[start : start + size])
+        partial.replace(path)
+    except (OSError, StateError) as error:
+        logger.warning("no cache of the rows: %s", error)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        return False
+    return True
 
 
 @cache

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from client.prediction import Predictions
 from common.errors import ConfigError, DataError
-from common.sources.files import READERS, Columns, frame_columns, read_columns
+from common.sources.files import READERS, frame_columns, read_columns
+from common.tables import Columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +68,10 @@ def read_rows(path: Path) -> RowFile:
             raise DataError(
                 f"file '{path.name}' cannot be read as PARQUET ({type(error).__name__}); repair or "
                 "replace it"
+            ) from error
+        except MemoryError as error:
+            raise DataError(
+                f"file '{path.name}' does not fit in memory; divide it, and predict its parts"
             ) from error
         if not len(frame):
             raise DataError(f"file '{path.name}' has no rows; fill it")

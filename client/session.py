@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from flwr.app import Context
 
+from client.batch_source import fits_device
 from client.place import Place
 from client.row_cache import RowCache
 from client.training import Trainer, choose_device
@@ -24,7 +25,7 @@ from common.errors import DataError
 from common.experiment import Experiment
 from common.preparation import PreparedClient, prepare
 from common.sources.registry import source_signature
-from common.tables import TableSource
+from common.tables import ClientTable, StreamedTable, TableSource
 
 KEPT_BYTES = 2**28  # of prepared rows that wait to be encoded
 _LENT: dict[str, "LocalRows"] = {}  # experiment as clients are sent it -> rows in its data's place
@@ -59,7 +60,8 @@ class LocalRows:
         """Describe a client."""
 
         def make() -> Description:
-            return describe_prepared(name, lambda: self._prepare(name), self.experiment)
+            with _enough_memory(name, self.experiment):
+                return describe_prepared(name, lambda: self._prepare(name), self.experiment)
 
         return make() if self.cache is None else self.cache.description(name, make)
 
@@ -67,26 +69,47 @@ class LocalRows:
         """Encode a client's rows."""
 
         def make() -> ClientData:
-            return self._encode(name, agreement)
+            with _enough_memory(name, self.experiment):
+                return self._encode(name, agreement)
 
         return make() if self.cache is None else self.cache.rows(name, agreement, make)
 
     def _encode(self, name: str, agreement: Agreement) -> ClientData:
         prepared = self._kept.pop(name, None)
         if prepared is None:
-            prepared = prepare(self.source.read(name), self.experiment)
+            prepared = prepare(self._read(name), self.experiment)
         else:
             self._free += prepared.nbytes
         return encode_prepared(prepared, self.experiment, agreement)
 
+    def _read(self, name: str) -> ClientTable:
+        table = self.source.read(name)
+        if self.cache is not None and isinstance(table, StreamedTable):
+            return table.beside(self.cache.scratch())  # a node's rows stay in its state folder
+        return table
+
     def _prepare(self, name: str) -> PreparedClient:
         before = self._kept.pop(name, None)
         self._free += before.nbytes if before else 0
-        prepared = prepare(self.source.read(name), self.experiment)
+        prepared = prepare(self._read(name), self.experiment)
         if prepared.nbytes <= self._free:
             self._kept[name] = prepared
             self._free -= prepared.nbytes
         return prepared
+
+
+@contextmanager
+def _enough_memory(name: str, experiment: Experiment) -> Iterator[None]:
+    """Say in a line that a client's rows are too many for the memory there is."""
+    try:
+        yield
+    except MemoryError as error:
+        if experiment.data.memory == "disk":
+            raise
+        raise DataError(
+            f"client '{name}': its rows do not fit in memory; set data.memory to 'disk' (a node: "
+            """--node-config 'memory="disk"')"""
+        ) from error
 
 
 class Session:
@@ -104,8 +127,11 @@ class Session:
         """Read, split and encode a client's rows; the second call is free."""
         if name not in self._clients:
             data = self.rows.encode(name, self.agreement)
-            splits = {key: rows.to(self.trainer.device) for key, rows in data.splits.items()}
-            self._clients[name] = replace(data, splits=splits)
+            if fits_device(data, self.trainer.device):
+                splits = {key: rows.to(self.trainer.device) for key, rows in data.splits.items()}
+                self._clients[name] = replace(data, splits=splits)
+            else:
+                self._clients[name] = replace(data, resident=False)
         return self._clients[name]
 
     def name_of(self, context: Context) -> str:

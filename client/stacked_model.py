@@ -24,12 +24,28 @@ def find_obstacle(experiment: Experiment) -> str | None:
         return f"trunk.architecture '{experiment.trunk.architecture}' has no stacked form"
     if experiment.training.optimiser not in STACKED_OPTIMISERS:
         return f"training.optimiser '{experiment.training.optimiser}' has no stacked form"
+    if experiment.training.patience is not None:
+        drops = experiment.trunk.dropout or any(t.dropout for t in experiment.tasks.values())
+        if drops or not Rules(experiment).is_fixed:  # clients that stopped would go on with these
+            what = "dropout" if drops else f"loss.weighting '{experiment.loss.weighting}'"
+            return f"{what} has no stacked form with training.patience"
+    for name in ("precision", "micro_batch", "recompute_activations"):
+        if (value := getattr(experiment.training, name)) not in ("float32", None, False):
+            key = name.replace("_", "-")
+            return f"training.{key} {str(value).lower()!r} has no stacked form"
     for name, task in experiment.tasks.items():
         if (task.class_count or 0) > MOST_CLASSES:
             return (
                 f"task '{name}' has more than {MOST_CLASSES} classes, too many for one-hot targets"
             )
     return None
+
+
+def find_batched_obstacle(experiment: Experiment) -> str | None:
+    """Say why the batched engine, which has all clients in memory, cannot train an experiment."""
+    if experiment.data.memory == "disk":
+        return "data.memory 'disk' leaves rows out of memory, and the engine has all clients' there"
+    return find_obstacle(experiment)
 
 
 def _find_loss_obstacle(experiment: Experiment) -> str | None:

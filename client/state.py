@@ -28,6 +28,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
+from client.own_arrays import BEST
 from client.place import Place
 from common.algorithms import CONTROL
 from common.errors import StateError
@@ -125,8 +126,9 @@ class FolderState:
                 logger.warning("no heads of the earlier run in %s: starting new ones", self.earlier)
                 return {}
             # A new run's server starts its control variate at 0, which is their mean only at 0.
+            # Nor is there a best trunk yet that something could be set aside for.
             arrays = _read(kept[-1])
-            return {n: a for n, a in arrays.items() if not n.startswith(VARIATES)}
+            return {n: a for n, a in arrays.items() if not n.startswith((VARIATES, BEST))}
         return _read(kept[-1]) if kept else {}
 
     def save(self, round_number: int, arrays: Mapping[str, FloatArray]) -> None:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from client.optimisers import GradientStore, Part
+from common.methods import make_options
+from common.optimisers.table import OPTIMISERS
 from common.sections.training import Training
 
 # Each moves every number by itself, so that it does not matter how parameters are laid out.
@@ -22,13 +24,13 @@ CLASSES = {
 
 
 class TorchOptimiser(GradientStore):
-    """Steps by a class of torch.optim, with its defaults but for the learning rate.
+    """Steps by a class of torch.optim, with the options that the experiment gives it.
 
     Weight decay and L1 are terms of the gradient, as everywhere but under AdamW.
 
     Args:
         values: [1, P], moved in place.
-        settings: optimiser, lr, clip_norm.
+        settings: optimiser, its options, lr, clip_norm.
         gradients: [1, P], which autograd fills in.
         parts: all that may be asked to step.
     """
@@ -44,7 +46,8 @@ class TorchOptimiser(GradientStore):
         }
         everything = [view for views in self.own.values() for view in views]
         made = getattr(torch.optim, CLASSES[settings.optimiser])
-        self.optimiser = made(everything, lr=settings.lr) if everything else None
+        told = make_options(OPTIMISERS, settings.optimiser, settings.optimiser_options).model_dump()
+        self.optimiser = made(everything, lr=settings.lr, **told) if everything else None
 
     def step(self, rows: int, parts: Sequence[Part]) -> None:
         """Move the parameters of these parts against their gradients; others keep their state."""

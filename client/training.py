@@ -5,9 +5,10 @@ parameters it was sent and the client's own are written in, trained, and read ou
 stacked form (`client.stacked_model`) train there, as a cohort of one; any other trains by autograd.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,31 +16,34 @@ from torch import Tensor
 
 from client.algorithms.algorithm import open_algorithm
 from client.autograd import AutogradTrainer
-from client.batches import label_patterns, shuffle_key
+from client.batch_source import BatchSource
+from client.batches import row_patterns, shuffle_key
 from client.cohort import Cohort, CohortTrainer, LossSums
+from client.cohort_evaluation import EvaluationStore
 from client.compiling import Compiled
 from client.flat import HEADS, FlatParameters, FloatArray
 from client.learners import Columns, Learners
 from client.own_arrays import KEPT, divide_own, memory_arrays
 from client.phases import Parts, Phase, divide_parts
+from client.precision import require_precision
 from client.row_privacy import Draws, open_draws
 from client.row_store import RowStore
 from client.solo_lesson import SoloLesson
 from client.stacked_model import StackedModel, find_obstacle
+from client.tally import Tally, TaskSums
 from common.dataset import ClientData, Rows
 from common.encoder import InputShapes
 from common.errors import ConfigError
 from common.experiment import Experiment
-from common.losses import ROW_LOSSES
-from common.metrics import Sums, metric_sums
 from common.model import build_model
 from common.privacy.randomness import secret_key
 from common.seeding import torch_generator
 from common.sharing import divide_beside, shared_names, task_of, task_parts_travel
+from common.sums_form import EPOCHS
 from common.threads import set_threads
 from common.weighting.balance import Balance, Memory, Rules
 
-TaskSums = dict[str, dict[str, Sums]]  # task -> "loss" or metric -> additive numbers
+AT_ONCE = 2**20  # inputs of the rows that are evaluated together, in numbers: bounds the memory
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -94,6 +98,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         set_threads(self.experiment.training.threads)
+        require_precision(self.experiment.training.precision, self.device)
         self.model = build_model(self.experiment, self.shapes).to(self.device)
         self.flat = FlatParameters(self.model)
         self.initial = self.flat.values.clone()
@@ -106,7 +111,9 @@ class Trainer:
         self._received: dict[str, Tensor] = {}  # what came beside the trunk, name -> [P]
         self._row = self.flat.values.unsqueeze(0)
         self._cohorts: dict[str, tuple[ClientData, Cohort]] = {}
+        self._held_out: dict[str, tuple[ClientData, EvaluationStore]] = {}
         self.rules = Rules(self.experiment)
+        self._best: dict[str, FloatArray] = {}  # what the client set aside
         self._memory: dict[str, dict[str, float]] = {}  # the client's own, under scope "local"
         if find_obstacle(self.experiment) is None:
             stacked = StackedModel(self.experiment, self.model, self.flat.layout)
@@ -148,6 +155,7 @@ class Trainer:
         self.flat.write(kinds.parameters)
         # What an earlier run's algorithm kept is of no use to another.
         self.kept = {k: kinds.kept[k] for k in self.algorithm.KEEPS if k in kinds.kept}
+        self._best = kinds.best
         self._received = {
             kind: self._lay_out(arrays, torch.zeros_like(self.flat.values))
             for kind, arrays in beside.items()
@@ -171,7 +179,7 @@ class Trainer:
         for kind, arrays in self.kept.items():
             names = self.kept_names(kind, tasks)
             own |= {f"{KEPT}{kind}.{name}": arrays[name] for name in names}
-        return own
+        return own | self._best
 
     def kept_names(self, kind: str, tasks: tuple[str, ...]) -> list[str]:
         """Name the parameters of which the algorithm keeps something at such a client.
@@ -226,6 +234,10 @@ class Trainer:
         written: TaskSums = {t: {"loss": both[0].tolist()} for t, both in learners.sums.items()}
         if learners.lesson.balance is not None:
             self._write_up(learners.lesson.balance, learners.sums, written)
+        if self.experiment.training.patience is not None:
+            for own in written.values():
+                if own["loss"][1]:
+                    own[EPOCHS] = [float(learners.lesson.epochs[0]), 1.0]
         return written
 
     def keep(self, learners: Learners) -> None:
@@ -313,18 +325,18 @@ class Trainer:
             if self.experiment.loss.scope == "local":
                 self._memory[task] = recalled[task]
 
-    def evaluate(self, data: ClientData, split: str) -> TaskSums:
+    def evaluate(self, data: ClientData, split: str, *, losses_only: bool = False) -> TaskSums:
         """Sum loss and metric per task over one split; tasks without a label there are absent."""
-        rows = data.splits[split].to(self.device)
-        if not len(rows):
-            return {}
+        tally = Tally(self.experiment, data, losses_only=losses_only)
+        source = BatchSource(data.splits[split], self.device, resident=data.resident)
+        width = sum(math.prod(shape) for shape in self.shapes.values())
         with torch.inference_mode():
-            outputs = self._outputs(rows)
-            return {
-                task: self._task_sums(task, outputs[task][mask], rows.targets[task][mask], data)
-                for task, mask in rows.labelled.items()
-                if bool(mask.any())
-            }
+            for rows in source.stretches(max(1, AT_ONCE // max(1, width))):
+                outputs = self._outputs(rows)
+                for task, mask in rows.labelled.items():
+                    if bool(mask.any()):
+                        tally.add(task, outputs[task][mask], rows.targets[task][mask])
+            return tally.sums()
 
     def generator(self, client: str, round_number: int) -> torch.Generator | None:
         """Make the generator of a client's dropout masks, where the model has any.
@@ -346,14 +358,26 @@ class Trainer:
         """Make a cohort of one client; the second call for the same data is free."""
         kept = self._cohorts.get(data.name)
         if kept is None or kept[0] is not data:
-            rows = data.train.to(self.device)
+            rows, names = data.train, tuple(self.experiment.inputs)
             cohort = Cohort(
-                store=RowStore.of([rows], tuple(self.experiment.inputs), stack.tasks),
+                store=RowStore.of([rows.to(self.device)], names, stack.tasks)
+                if data.resident
+                else RowStore.gathering(rows, names, stack.tasks, self.device),
                 members=np.zeros(1, np.int64),
                 keys=np.array([shuffle_key(self.experiment.seed, data.name)], np.uint64),
-                patterns=[label_patterns(rows.labelled)],
+                patterns=[row_patterns(rows, self.experiment)],
             )
             kept = self._cohorts[data.name] = (data, cohort)
+        return kept[1]
+
+    def held_out(self, data: ClientData) -> EvaluationStore:
+        """Make a store of one client's validation rows; the second call for the same is free."""
+        kept = self._held_out.get(data.name)
+        if kept is None or kept[0] is not data:
+            splits = {name: rows.to(self.device) for name, rows in data.splits.items()}
+            own = replace(data, splits=splits)
+            store = EvaluationStore.of([own], "validation", tuple(self.experiment.inputs))
+            kept = self._held_out[data.name] = (data, store)
         return kept[1]
 
     def _outputs(self, rows: Rows) -> dict[str, Tensor]:
@@ -366,16 +390,3 @@ class Trainer:
         stacked.bind(self._row)
         side_by_side = stacked.outputs(inputs)
         return {task: own[0] for task, own in stacked.tasks.cut(side_by_side).items()}
-
-    def _task_sums(
-        self, task: str, output: Tensor, target: Tensor, data: ClientData
-    ) -> dict[str, Sums]:
-        settings = self.experiment.tasks[task]
-        losses = ROW_LOSSES[settings.kind](output, target)
-        scale = data.target_scales.get(task)
-        return {
-            "loss": [float(losses.double().sum()), float(len(target))],
-            settings.metric_name: metric_sums(
-                settings.metric_name, settings.kind, output, target, scale
-            ),
-        }

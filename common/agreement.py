@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from common.blocks import blocks
 from common.cells import list_names
 from common.errors import ConfigError, DataError
 from common.experiment import Experiment
@@ -296,7 +297,7 @@ def collects_categories(settings: Input) -> bool:
 
 
 def _sum_input(prepared: PreparedClient, features: Features) -> Sums:
-    count, total, squares = column_sums(prepared.train(features.values))
+    count, total, squares = column_sums(features.values, prepared.splits["train"])
     return Sums(
         count=tuple(count.tolist()), total=tuple(total.tolist()), squares=tuple(squares.tolist())
     )
@@ -305,11 +306,11 @@ def _sum_input(prepared: PreparedClient, features: Features) -> Sums:
 def _categories_of(
     prepared: PreparedClient, features: Features, client: str, name: str
 ) -> Categories:
-    cells = prepared.train(features.values)
-    found = {
-        column: tuple(sorted(set(cells[:, i]) - {None}))
-        for i, column in enumerate(features.columns)
-    }
+    seen: list[set[str]] = [set() for _ in features.columns]
+    for cells in blocks(features.values, prepared.splits["train"]):
+        for i, own in enumerate(seen):
+            own.update(set(cells[:, i]) - {None})
+    found = {c: tuple(sorted(own)) for c, own in zip(features.columns, seen, strict=True)}
     for column, categories in found.items():
         if len(categories) > MOST_CATEGORIES:
             raise DataError(

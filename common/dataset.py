@@ -97,6 +97,8 @@ class ClientData:
             `splits` are standardised already, so a metric must undo it.
         notes: one line each on what was left out, for the log; counts and names only.
         fitted: what encoding learned from the training rows; new rows are encoded by it.
+        resident: whether rows may be copied whole, to where they are computed with; otherwise they
+            stay where they are, such as in a mapped file, and are taken batch by batch.
     """
 
     name: str
@@ -104,6 +106,7 @@ class ClientData:
     target_scales: Mapping[str, TargetScale] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     fitted: Fitted = field(default_factory=Fitted)
+    resident: bool = True
 
     @property
     def train(self) -> Rows:

@@ -5,19 +5,21 @@ where it can tie them.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from common.norms import make_norm, needs_bias
+from common.recomputing import forget
 from common.sections.model import Trunk
 
 Shapes = tuple[tuple[int, ...], ...]
 InputShapes = Mapping[str, tuple[int, ...]]  # input name -> shape of one row
 State = tuple[Tensor, ...]  # what a stage hands on: an image of each image input, or one vector
 
+BY_PIXEL = frozenset({"cpu"})  # kinds of devices whose images lie pixel by pixel
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -30,13 +32,24 @@ class SeededDropout(nn.Module):
     """Dropout (Srivastava et al. 2014) whose masks come from a generator of the caller's.
 
     PyTorch's own draws from a global state, so that a result would depend on which client a
-    process trained before.
+    process trained before. A batch that comes in pieces gets the masks that it gets as a whole:
+    they are drawn for all its rows at once and kept until the next batch.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
         self.generator: torch.Generator | None = None
+        self._piece: tuple[int, slice] | None = None
+        self._kept: Tensor | None = None
+
+    def begin_batch(self) -> None:
+        """Draw anew from here on, for batches that come as a whole."""
+        self._piece = self._kept = None
+
+    def take_piece(self, rows: int, place: slice) -> None:
+        """Expect these rows next, of a batch of so many."""
+        self._piece = rows, place
 
     def forward(self, features: Tensor) -> Tensor:
         """Zero each entry with probability `rate` and scale the rest, in training only."""
@@ -44,8 +57,17 @@ class SeededDropout(nn.Module):
             return features
         if self.generator is None:
             raise RuntimeError("SeededDropout needs a generator before training")
-        keep = torch.rand(features.shape, generator=self.generator) >= self.rate
+        keep = self._draw(features.shape)
         return features * keep.to(features.device) / (1 - self.rate)
+
+    def _draw(self, shape: torch.Size) -> Tensor:
+        """Draw what is kept of [N, ...]."""
+        if self._piece is None:
+            return torch.rand(shape, generator=self.generator) >= self.rate
+        rows, place = self._piece
+        if self._kept is None:
+            self._kept = torch.rand((rows, *shape[1:]), generator=self.generator) >= self.rate
+        return self._kept[place]
 
 
 def dense_block(width: int, out: int, settings: Trunk) -> list[nn.Module]:
@@ -97,7 +119,8 @@ class Encoder(nn.Module):
     """Convolutions over some inputs, a stack each; then all inputs through fully connected layers.
 
     Its stages are the places where encoders can be tied: first every stack's first convolution,
-    then their second, and so on; then one fully connected layer after another.
+    then their second, and so on; then one fully connected layer after another. An encoder of
+    another kind says what its stages are by `stage_shapes`, `compute_stage` and `finish`.
 
     Args:
         settings: sizes of the fully connected layers.
@@ -109,7 +132,11 @@ class Encoder(nn.Module):
         width: number of features it gives.
         stage_shapes: per stage, the shapes of what it gives for one row: an image for each stack,
             or one vector.
+        recomputes: whether training forgets what stages gave and computes it again for the
+            backward pass, a stretch of stages at a time; see `common.recomputing`.
     """
+
+    recomputes = False
 
     def __init__(
         self,
@@ -132,12 +159,41 @@ class Encoder(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Map input name -> [N, ...] to features [N, width]."""
         state: State = ()
-        for stage in range(len(self.stage_shapes)):
-            state = self.run_stage(stage, state, inputs)
+        for stages in self._stretches():
+            state = self._run(stages, state, inputs)
         return self.finish(state, inputs)
 
     def run_stage(self, stage: int, state: State, inputs: Mapping[str, Tensor]) -> State:
-        """Do one stage.
+        """Do one stage, for a trunk that ties encoders together; as `compute_stage`."""
+        return self._run(range(stage, stage + 1), state, inputs)
+
+    def _stretches(self) -> Iterator[range]:
+        """Part the stages into stretches: as many, about, as there are stages in each.
+
+        What stands between stretches is kept and one stretch is computed again at a time, so that
+        of L stages about ``2 sqrt(L)`` are in memory (Chen et al. 2016, section 4.1).
+        """
+        stages = len(self.stage_shapes)
+        length = max(1, math.isqrt(stages))
+        for start in range(0, stages, length):
+            yield range(start, min(start + length, stages))
+
+    def _run(self, stages: range, state: State, inputs: Mapping[str, Tensor]) -> State:
+        """Do some stages, one after another."""
+
+        def run() -> State:
+            done = state
+            for stage in stages:
+                done = self.compute_stage(stage, done, inputs)
+            return done
+
+        if not (self.recomputes and self.training and torch.is_grad_enabled()):
+            return run()
+        drops = (module for module in self.modules() if isinstance(module, SeededDropout))
+        return forget(run, list({d.generator for d in drops if d.generator is not None}))
+
+    def compute_stage(self, stage: int, state: State, inputs: Mapping[str, Tensor]) -> State:
+        """Compute one stage.
 
         Args:
             stage: its number, from 0.
@@ -208,7 +264,7 @@ def side_by_side(inputs: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
 
 def _channels_last(images: Tensor) -> Tensor:
     """Lay images [N, C, H, W] out pixel by pixel: on a CPU, pooling takes half the time then."""
-    if images.device.type != "cpu":
+    if images.device.type not in BY_PIXEL:
         return images
     if images.shape[1] > 1:
         return images.contiguous(memory_format=torch.channels_last)

@@ -6,7 +6,7 @@ kept in `Fitted`: rows that come later are encoded by the same numbers.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.agreement import Agreement, columns_misfit
+from common.blocks import blocks, rows_at_once
 from common.cells import count_rows
 from common.dataset import ClientData, Rows, TargetScale
 from common.errors import DataError
@@ -22,9 +23,10 @@ from common.features import Features, read_named
 from common.fitted import Fitted
 from common.preparation import PreparedClient, prepare
 from common.scaling import Scaling, scaling_of
-from common.sections.rows import Input, Task
+from common.sections.rows import Input
 from common.tables import ClientTable
 from common.targets import Target
+from common.tensor_file import Layout, TensorFile, as_tensor
 
 Places = tuple[str | None, ...]  # of a column: its categories, then None where empty is one
 
@@ -45,36 +47,50 @@ def encode_prepared(
     Raises:
         DataError: the data cannot serve the experiment, or does not fit the agreement.
     """
+    for name, features in prepared.inputs.items():
+        if reason := columns_misfit(name, features.columns, agreement.columns[name]):
+            raise DataError(f"client '{prepared.name}': {reason}")
     fitted = fit(prepared, experiment)
-    inputs = {
-        name: _encode_own(prepared, name, experiment, agreement, fitted) for name in prepared.inputs
+    with _open_store(prepared, experiment, agreement) as store:
+        for split, rows in prepared.splits.items():
+            for name in prepared.inputs:
+                _write_input(store, prepared, split, name, experiment, agreement, fitted)
+            for name, target in prepared.targets.items():
+                _write_target(store, target, f"{split}/targets/{name}", rows, fitted, name)
+                store.write(f"{split}/labelled/{name}", 0, target.labelled[rows])
+        tensors = {key: as_tensor(array) for key, array in store.map().items()}
+    splits = {
+        split: Rows(
+            {name: tensors[f"{split}/inputs/{name}"] for name in prepared.inputs},
+            {task: tensors[f"{split}/targets/{task}"] for task in prepared.targets},
+            {task: tensors[f"{split}/labelled/{task}"] for task in prepared.targets},
+        )
+        for split in prepared.splits
     }
-    targets = {}
-    for name, target in prepared.targets.items():
-        if name in fitted.targets:
-            target = _standardise_target(target, fitted.targets[name])
-        targets[name] = _target_tensor(target, experiment.tasks[name])
-    labelled = {n: torch.from_numpy(t.labelled) for n, t in prepared.targets.items()}
-    rows = Rows(inputs, targets, labelled)
-    splits = {key: _take(rows, index) for key, index in prepared.splits.items()}
-    scales = target_scales(fitted)
-    return ClientData(prepared.name, splits, scales, prepared.notes, fitted)
+    scales, resident = target_scales(fitted), prepared.disk is None
+    return ClientData(prepared.name, splits, scales, prepared.notes, fitted, resident)
 
 
 def fit(prepared: PreparedClient, experiment: Experiment) -> Fitted:
     """Fit what the experiment leaves to the client: scalings of inputs and of targets."""
     return Fitted(
         {
-            name: scaling_of(prepared.train(features.values))
+            name: scaling_of(features.values, prepared.splits["train"])
             for name, features in prepared.inputs.items()
             if is_fitted(experiment.inputs[name])
         },
         {
-            name: scaling_of(prepared.train(target.values)[prepared.train(target.labelled)])
+            name: scaling_of(target.values, _labelled_rows(prepared, target))
             for name, target in prepared.targets.items()
             if experiment.tasks[name].standardise == "client"
         },
     )
+
+
+def _labelled_rows(prepared: PreparedClient, target: Target) -> NDArray[np.int64]:
+    train = prepared.splits["train"]
+    rows: NDArray[np.int64] = train[target.labelled[train]]
+    return rows
 
 
 def is_fitted(settings: Input) -> bool:
@@ -126,7 +142,7 @@ def encode_rows(
     if not usable.all():
         features = {n: Features(f.columns, f.values[usable], usable) for n, f in features.items()}
     inputs = {
-        name: _encode_input(own, name, experiment, agreement, fitted)
+        name: _encode_input(own.values[:], name, experiment, agreement, fitted)
         for name, own in features.items()
     }
     unknown = {
@@ -145,44 +161,98 @@ def places_of(name: str, experiment: Experiment, agreement: Agreement) -> list[P
     return [(*known.get(column, settings.categories), *empty) for column in agreement.columns[name]]
 
 
-def _take(rows: Rows, index: NDArray[np.int64]) -> Rows:
-    """Take rows by their numbers in ascending order; all or none of them cost nothing."""
-    if len(index) in (0, len(rows)):
-        return rows.select(slice(len(index)))
-    return rows.select(torch.from_numpy(index))
+class _Memory:
+    """Arrays in memory, filled as a `TensorFile` is."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.arrays = {name: np.empty(shape, dtype) for name, (dtype, shape) in layout.items()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, name: str, start: int, rows: NDArray[Any]) -> None:
+        self.arrays[name][start : start + len(rows)] = rows
+
+    def map(self) -> dict[str, NDArray[Any]]:
+        return self.arrays
 
 
-def _encode_own(
+def _open_store(
+    prepared: PreparedClient, experiment: Experiment, agreement: Agreement
+) -> _Memory | TensorFile:
+    """Make room for a client's encoded rows, in memory or in a file."""
+    layout: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+    single = np.dtype(np.float32)
+    for split, rows in prepared.splits.items():
+        for name, features in prepared.inputs.items():
+            shape = features.values.shape[1:]
+            if experiment.inputs[name].kind == "categorical":
+                shape = (sum(map(len, places_of(name, experiment, agreement))),)
+            layout[f"{split}/inputs/{name}"] = single, (len(rows), *shape)
+        for name, target in prepared.targets.items():
+            is_code = experiment.tasks[name].kind == "multiclass"
+            dtype = target.values.dtype if is_code else single
+            layout[f"{split}/targets/{name}"] = dtype, (len(rows), *target.values.shape[1:])
+            layout[f"{split}/labelled/{name}"] = np.dtype(np.bool_), (len(rows),)
+    return _Memory(layout) if prepared.disk is None else TensorFile(layout, prepared.disk.folder)
+
+
+def _write_input(
+    store: _Memory | TensorFile,
     prepared: PreparedClient,
+    split: str,
     name: str,
     experiment: Experiment,
     agreement: Agreement,
     fitted: Fitted,
-) -> Tensor:
+) -> None:
     """Encode one input of a client's own rows.
 
     Raises:
-        DataError: its columns are not the agreed ones, or a training row has a category that is not
-            known.
+        DataError: a training row has a category that is not known.
     """
-    features, where = prepared.inputs[name], f"client '{prepared.name}'"
-    if reason := columns_misfit(name, features.columns, agreement.columns[name]):
-        raise DataError(f"{where}: {reason}")
-    encoded = _encode_input(features, name, experiment, agreement, fitted)
-    for i, rows in enumerate(_unknown_rows(encoded, name, experiment, agreement)):
-        if unknown := int(prepared.train(rows).sum()):
-            raise DataError(
-                f"{where}, column '{features.columns[i]}' (inputs.{name}): "
-                f"a category that is not known in {count_rows(unknown)} of training; add it to "
-                f"inputs.{name}.categories"
-            )
-    return encoded
+    own, start = prepared.inputs[name], 0
+    unknown = np.zeros(len(own.columns), np.int64)
+    for values in blocks(own.values, prepared.splits[split]):
+        encoded = _encode_input(values, name, experiment, agreement, fitted)
+        store.write(f"{split}/inputs/{name}", start, encoded.numpy())
+        for i, rows in enumerate(_unknown_rows(encoded, name, experiment, agreement)):
+            unknown[i] += rows.sum()
+        start += len(values)
+    if split == "train" and unknown.any():
+        column = int(unknown.nonzero()[0][0])
+        raise DataError(
+            f"client '{prepared.name}', column '{own.columns[column]}' (inputs.{name}): "
+            f"a category that is not known in {count_rows(int(unknown[column]))} of training; add "
+            f"it to inputs.{name}.categories"
+        )
+
+
+def _write_target(
+    store: _Memory | TensorFile,
+    target: Target,
+    key: str,
+    rows: NDArray[np.int64],
+    fitted: Fitted,
+    name: str,
+) -> None:
+    """Write labels, standardised where they are; rows without a label stay 0."""
+    start, size = 0, rows_at_once(target.values.shape)
+    for values in blocks(target.values, rows):
+        if name in fitted.targets:
+            labelled = target.labelled[rows[start : start + size]]
+            values = np.where(labelled[:, None], fitted.targets[name].apply(values), 0.0)
+        store.write(key, start, values)
+        start += len(values)
 
 
 def _encode_input(
-    features: Features, name: str, experiment: Experiment, agreement: Agreement, fitted: Fitted
+    values: NDArray[Any], name: str, experiment: Experiment, agreement: Agreement, fitted: Fitted
 ) -> Tensor:
-    settings, values = experiment.inputs[name], features.values
+    settings = experiment.inputs[name]
     if settings.kind == "categorical":
         return _float_tensor(_one_hot(values, places_of(name, experiment, agreement)))
     if settings.standardise == "none" and settings.missing != "mean":
@@ -222,20 +292,6 @@ def _unknown_rows(
     widths = [len(places) for places in places_of(name, experiment, agreement)]
     for block in np.split(encoded.numpy(), np.cumsum(widths)[:-1], axis=1):
         yield np.logical_not(block.any(axis=1))
-
-
-def _standardise_target(target: Target, scaling: Scaling) -> Target:
-    """Standardise; rows without a label stay 0."""
-    values = np.where(target.labelled[:, None], scaling.apply(target.values), 0.0)
-    return Target(values, target.labelled)
-
-
-def _target_tensor(target: Target, task: Task) -> Tensor:
-    return (
-        torch.from_numpy(target.values)
-        if task.kind == "multiclass"
-        else _float_tensor(target.values)
-    )
 
 
 def _float_tensor(values: NDArray[Any]) -> Tensor:

@@ -24,7 +24,7 @@ class NothingLearnedError(FedMTLError):
 
     Args:
         message: the commonest reason, and a way out.
-        best: the evaluation with the lowest validation loss on the way there, if any.
+        best: the best evaluation on the way there, if any.
     """
 
     def __init__(self, message: str, best: dict[str, Any] | None = None) -> None:

@@ -16,8 +16,10 @@ from pydantic import Field, field_validator, model_validator
 from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.availability import seal, trace_problems
+from common.evaluation_problems import evaluation_problems
 from common.idle_settings import idle_settings
 from common.methods import Method, method_problems
+from common.optimisers.table import OPTIMISERS
 from common.privacy.problems import privacy_problems
 from common.privacy.settings import Privacy
 from common.schedules.rates import round_schedule
@@ -28,6 +30,7 @@ from common.sections.rows import Data, Input, Partition, Task
 from common.sections.training import Training
 from common.settings import Settings
 from common.strategies import STRATEGIES
+from common.training_problems import training_problems
 from common.weighting.table import WEIGHTINGS
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -35,6 +38,7 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 METHODS: dict[str, tuple[Mapping[str, Method], str]] = {
     "trunk.sharing": (SHARINGS, "options"),
     "loss.weighting": (WEIGHTINGS, "options"),
+    "training.optimiser": (OPTIMISERS, "optimiser-options"),
     "training.schedule": (SCHEDULES, "schedule-options"),
     "training.step-schedule": (SCHEDULES, "step-schedule-options"),
     "federation.algorithm": (ALGORITHMS, "algorithm-options"),
@@ -73,7 +77,8 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _means_what_it_says(self) -> Self:
         traces = trace_problems(self.federation.availability)
-        problems = [*self._leaks(), *idle_settings(self), *privacy_problems(self), *traces]
+        problems = [*self._leaks(), *idle_settings(self), *training_problems(self)]
+        problems += [*evaluation_problems(self), *privacy_problems(self), *traces]
         for setting, (table, key) in METHODS.items():
             place, name = setting.replace("-", "_").split(".")
             settings = getattr(self, place)
@@ -147,12 +152,17 @@ class Experiment(Settings):
         Two runs with one fingerprint (and the same data) pass through the same trunks.
         """
         content = self.model_dump(mode="json")
-        del content["description"], content["data"]["path"], content["federation"]["rounds"]
+        del content["description"], content["federation"]["rounds"]
+        del content["data"]["path"], content["data"]["memory"]
         del content["training"]["device"], content["federation"]["affinity_every"]
         if self.data.seed is None:  # checkpoints of versions without it go on
             del content["data"]["seed"]
         for name in ("checkpoint_interval_s", "snapshot_every", "snapshots"):
             del content["federation"][name]
+        # The same steps, but for rounding, in less memory.
+        del content["training"]["micro_batch"], content["training"]["recompute_activations"]
+        if self.training.precision == "float32":
+            del content["training"]["precision"]
         ends = round_schedule(self.training).ENDS
         if ends or any(level and level.noise_multiplier is None for level in self.privacy.levels):
             # Rates, or noise, are worked out for them.

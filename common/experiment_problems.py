@@ -172,6 +172,8 @@ def _text(node: Node, _: Node, plural: bool) -> str:
 def _list(node: Node, schema: Node, plural: bool) -> str:
     kind = "lists" if plural else "a list"
     size = " (not empty)" if node.get("minItems") else ""
+    if node.get("minItems", 0) > 1:
+        size = f" ({node['minItems']} of them)"
     return f"{kind} of {_expectation(node['items'], schema, plural=True)}{size}"
 
 

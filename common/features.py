@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.blocks import RowArray
 from common.cells import NUMBER_KINDS, list_names, read_names, read_numbers
 from common.columns import expand_columns
 from common.errors import DataError
@@ -27,7 +28,7 @@ class Features:
     """
 
     columns: tuple[str, ...]
-    values: NDArray[Any]
+    values: RowArray
     usable: NDArray[np.bool_]
 
 

@@ -31,13 +31,14 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_weights(experiment),
         *_idle_loss(experiment),
         *_idle_data(experiment.data),
+        *memory_problems(experiment.data, experiment.partition),
         *_idle_data_seed(experiment.data, experiment.partition),
-        *_idle_evaluation(experiment),
         *_idle_inputs(experiment),
         *_idle_trunk(experiment),
         *_idle_participation(experiment.federation),
         *_idle_snapshots(experiment.federation),
         *_idle_client_weights(experiment.federation),
+        *_idle_balance(experiment),
         *_idle_rates(experiment),
         *_idle_schedules(experiment),
         *_idle_task_parts(experiment),
@@ -114,6 +115,23 @@ def _idle_data(data: "Data") -> Iterator[str]:
         )
 
 
+def memory_problems(data: "Data", partition: "Partition | None") -> Iterator[str]:
+    """Refuse rows on disk where they come from no file of a client's own, read as it stands."""
+    if data.memory == "ram":
+        return
+    if data.source not in ("table", "folder"):
+        yield (
+            "data.memory 'disk' is for data.source 'table' or 'folder', got source "
+            f"'{data.source}', which is read whole; set memory to 'ram'"
+        )
+    if partition is not None:
+        yield (
+            "data.memory must be 'ram' with a [partition], which deals out the rows of all clients "
+            "in memory, got 'disk'; set it to 'ram', or write a file for each client and take "
+            "data.source 'folder'"
+        )
+
+
 def _idle_data_seed(data: "Data", partition: "Partition | None") -> Iterator[str]:
     """Refuse `data.seed` where neither clients nor tasks nor splits are drawn by a seed."""
     dealt = partition is not None and (
@@ -125,16 +143,6 @@ def _idle_data_seed(data: "Data", partition: "Partition | None") -> Iterator[str
             f"data.seed must be left out, got {data.seed}: data.split '{data.split}' with "
             f"data.validation = {data.validation:g} and data.test = {data.test:g}, and no "
             "[partition] that draws, are the same for every seed; remove it"
-        )
-
-
-def _idle_evaluation(experiment: "Experiment") -> Iterator[str]:
-    data, patience = experiment.data, experiment.evaluation.patience
-    # A split column may name validation rows of its own.
-    if patience is not None and not data.validation and data.split != "column":
-        yield (
-            "evaluation.patience needs validation rows, got "
-            f"{patience} with data.validation = 0; set data.validation above 0, or remove patience"
         )
 
 
@@ -236,6 +244,15 @@ def _idle_client_weights(federation: "Federation") -> Iterator[str]:
             f"federation.weight-by must be left out under federation.strategy "
             f"'{federation.strategy}', which does not weigh clients by it, got "
             f"'{federation.weight_by}'; remove it"
+        )
+
+
+def _idle_balance(experiment: "Experiment") -> Iterator[str]:
+    kinds = {task.kind for task in experiment.tasks.values()}
+    if experiment.training.balance == "classes" and kinds.isdisjoint(("multiclass", "binary")):
+        yield (
+            "training.balance 'classes' needs a multiclass or binary task, whose rows have one "
+            f"class each, got tasks of kind {', '.join(sorted(kinds))}; remove it"
         )
 
 

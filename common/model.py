@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from common.architectures.table import SHARINGS
 from common.architectures.trunk import SharedTrunk
-from common.encoder import InputShapes, SeededDropout
+from common.encoder import Encoder, InputShapes, SeededDropout
 from common.experiment import Experiment
 from common.sections.rows import Task
 from common.seeding import derive_key
@@ -63,14 +63,26 @@ class MultiTaskModel(nn.Module):
 
     def give_generator(self, generator: torch.Generator | None) -> None:
         """Let dropout draw its masks from a generator."""
+        self.begin_batch()
         for dropout in self.dropouts:
             dropout.generator = generator
+
+    def begin_batch(self) -> None:
+        """Let dropout forget the masks of the batch before."""
+        for dropout in self.dropouts:
+            dropout.begin_batch()
+
+    def take_piece(self, rows: int, place: slice) -> None:
+        """Let dropout expect a piece of a batch of so many rows, as if that came as a whole."""
+        for dropout in self.dropouts:
+            dropout.take_piece(rows, place)
 
     def forward(
         self,
         inputs: Mapping[str, Tensor],
         tasks: Sequence[str],
         labelled: Mapping[str, Tensor] | None = None,
+        precision: torch.dtype | None = None,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """Compute the outputs of the tasks asked for.
 
@@ -78,14 +90,28 @@ class MultiTaskModel(nn.Module):
             inputs: input name -> [N, ...].
             tasks: names of tasks.
             labelled: in training, task name -> bool [N].
+            precision: of the trunk's products, by PyTorch's automatic mixed precision
+                (Micikevicius et al., "Mixed precision training", ICLR 2018). Parameters, heads and
+                what the architecture adds to the loss are float32 in any case.
 
         Returns:
             Task name -> [N, outputs]; and, where `labelled` is given, what the sharing architecture
             adds to the weighted loss, [] or None.
         """
-        features = self.trunk(inputs, tasks)
+        if precision is None:
+            features = self.trunk(inputs, tasks)
+        else:
+            with torch.autocast(next(iter(inputs.values())).device.type, precision):
+                features = self.trunk(inputs, tasks)
+            features = _to_float32(features)
         outputs = {name: self.heads[f"task-{name}"](features[name]) for name in tasks}
         return outputs, None if labelled is None else self.trunk.penalty(features, labelled)
+
+
+def _to_float32(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert features; those that tasks have in common once, and their gradients add up so."""
+    found = {id(values): values.float() for values in features.values()}
+    return {task: found[id(values)] for task, values in features.items()}
 
 
 def build_model(experiment: Experiment, shapes: InputShapes) -> MultiTaskModel:
@@ -107,4 +133,8 @@ def build_model(experiment: Experiment, shapes: InputShapes) -> MultiTaskModel:
         for name, task in experiment.tasks.items():
             torch.manual_seed(derive_key(seed, "init", "head", name))
             heads[name] = build_head(task, trunk.width, len(experiment.targets(name)))
+    if experiment.training.recompute_activations:
+        for module in trunk.modules():
+            if isinstance(module, Encoder):
+                module.recomputes = True
     return MultiTaskModel(trunk, heads)

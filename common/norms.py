@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
+from common.recomputing import is_again
 from common.sections.model import Trunk
 
 EPSILON = 1e-5
@@ -62,10 +63,12 @@ class BatchNorm(nn.Module):
         return self._normalise(features, by_batch=False)
 
     def _normalise(self, features: Tensor, *, by_batch: bool) -> Tensor:
+        running: tuple[Tensor, Tensor] = self.norm_mean, self.norm_variance
+        if is_again():  # this batch has moved them already
+            running = self.norm_mean.clone(), self.norm_variance.clone()
         return batch_norm(
             features,
-            self.norm_mean,
-            self.norm_variance,
+            *running,
             self.norm_weight,
             self.norm_bias,
             by_batch,

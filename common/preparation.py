@@ -5,19 +5,22 @@ What a client tells the server and what it trains on both start here, so both se
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.blocks import RowArray
 from common.cells import count_rows, list_names
 from common.errors import DataError
 from common.experiment import Experiment
 from common.features import Features, read_features
 from common.privacy.example_level import check_delta
 from common.splits import IndexArray, split_rows
-from common.tables import ClientTable
-from common.targets import Target, class_names, read_target
+from common.spooling import spool
+from common.tables import ClientTable, StreamedTable
+from common.targets import Target, class_names, read_labels
 
 
 class UnusableClientError(DataError):
@@ -33,6 +36,17 @@ class UnusableClientError(DataError):
 
 
 @dataclass(frozen=True)
+class Disk:
+    """Where rows are that are not in memory.
+
+    Attributes:
+        folder: of the files without a name; None for the system's temporary folder.
+    """
+
+    folder: Path | None
+
+
+@dataclass(frozen=True)
 class PreparedClient:
     """One client's rows.
 
@@ -43,6 +57,7 @@ class PreparedClient:
         inputs: input name -> raw values of all N rows.
         targets: tasks that the client holds -> labels of all N rows.
         notes: one line each on what was left out; counts and names only.
+        disk: where values lie, and encoded rows are to; None for memory.
     """
 
     name: str
@@ -50,15 +65,18 @@ class PreparedClient:
     inputs: Mapping[str, Features]
     targets: Mapping[str, Target]
     notes: tuple[str, ...]
+    disk: Disk | None = None
 
     @property
     def nbytes(self) -> int:
         """Memory of the raw values."""
-        parts = [features.values for features in self.inputs.values()]
+        if self.disk is not None:
+            return 0
+        parts: list[RowArray] = [features.values for features in self.inputs.values()]
         parts += [target.values for target in self.targets.values()]
         return sum(values.nbytes for values in parts)
 
-    def train(self, values: NDArray[Any]) -> NDArray[Any]:
+    def train(self, values: RowArray) -> NDArray[Any]:
         """Take the training rows of an array [N, ...]."""
         taken: NDArray[Any] = values[self.splits["train"]]
         return taken
@@ -73,9 +91,9 @@ def prepare(table: ClientTable, experiment: Experiment) -> PreparedClient:
         ConfigError: too many rows for the delta of example-level privacy.
     """
     _require_rows(len(table), table, experiment)
-    inputs = {name: read_features(table, experiment, name) for name in experiment.inputs}
-    targets = _read_targets(table, experiment)
-    all_rows = split_rows(table, experiment)
+    inputs, labels, split_by = _read(table, experiment)
+    targets = _require_targets(labels, table, experiment)
+    all_rows = split_rows(split_by, experiment)
     complete, notes = _complete_rows(inputs, all_rows, len(table))
     targets, untrained = _trainable_targets(targets, all_rows["train"], complete, table, experiment)
     notes += [f"task '{task}' left out: no label falls into training" for task in untrained]
@@ -84,7 +102,8 @@ def prepare(table: ClientTable, experiment: Experiment) -> PreparedClient:
     usable = complete & has_label
     splits = {split: rows[usable[rows]] for split, rows in all_rows.items()}
     _require_rows(int(usable.sum()), table, experiment, "usable ")
-    prepared = PreparedClient(table.name, splits, inputs, targets, tuple(notes))
+    disk = Disk(table.scratch) if isinstance(table, StreamedTable) else None
+    prepared = PreparedClient(table.name, splits, inputs, targets, tuple(notes), disk)
     _check_unseen_classes(prepared, experiment)
     check_delta(experiment, len(splits["train"]), table.name)
     return prepared
@@ -115,9 +134,22 @@ def _require_rows(rows: int, table: ClientTable, experiment: Experiment, kind: s
         )
 
 
-def _read_targets(table: ClientTable, experiment: Experiment) -> dict[str, Target]:
-    targets = {task: read_target(table, experiment, task) for task in experiment.tasks}
-    held = {task: target for task, target in targets.items() if target is not None}
+def _read(
+    table: ClientTable, experiment: Experiment
+) -> tuple[dict[str, Features], dict[str, Target], ClientTable]:
+    """Read inputs, labels, and what rows are split by; in pieces, where the table comes so."""
+    if isinstance(table, StreamedTable):
+        read = spool(table, experiment)
+        return read.inputs, read.labels, read.split_by
+    inputs = {name: read_features(table, experiment, name) for name in experiment.inputs}
+    targets = {task: read_labels(table, experiment, task) for task in experiment.tasks}
+    return inputs, {task: t for task, t in targets.items() if t is not None}, table
+
+
+def _require_targets(
+    labels: Mapping[str, Target], table: ClientTable, experiment: Experiment
+) -> dict[str, Target]:
+    held = {task: target for task, target in labels.items() if target.labelled.any()}
     if not held:
         columns = [column for task in experiment.tasks for column in experiment.targets(task)]
         raise UnusableClientError(

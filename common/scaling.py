@@ -4,12 +4,14 @@ A column is the second axis: [N, columns] for numbers, [N, channels, height, wid
 NaN counts for nothing.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.blocks import IndexArray, RowArray, blocks
 from common.cells import FloatArray
 
 # Sums of squares in float64 lose deviations below about 3e-8 of the mean to rounding.
@@ -43,28 +45,47 @@ class Scaling:
         return self.mean.reshape(shape), self.deviation.reshape(shape)
 
 
-def scaling_of(values: NDArray[Any]) -> Scaling:
-    """Compute the scaling of one client's rows.
+def scaling_of(values: RowArray, rows: IndexArray | None = None) -> Scaling:
+    """Compute the scaling of one client's rows; with `rows`, of these.
 
     >>> scaling_of(np.array([[1.0, 7.0], [3.0, 7.0], [np.nan, 7.0]]))
     Scaling(mean=array([2., 7.]), deviation=array([1., 1.]))
     """
-    count, total, _ = column_sums(values)
+    count, total, _ = column_sums(values, rows)
     mean = total / np.maximum(count, 1)
-    centred = Scaling(mean, np.ones_like(mean)).apply(values)
-    return _scaling(mean, column_sums(centred)[2] / np.maximum(count, 1))
+    centre = Scaling(mean, np.ones_like(mean))
+    squares = _sum_blocks(centre.apply(block) for block in _blocks(values, rows))[2]
+    return _scaling(mean, squares / np.maximum(count, 1))
 
 
-def column_sums(values: NDArray[Any]) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Count, sum and sum of squares of every column, in float64, NaN left out: [columns] each."""
-    axes = tuple(axis for axis in range(values.ndim) if axis != 1)
-    present = ~np.isnan(values)
-    filled = np.where(present, values, 0).astype(np.float64)
-    return (
-        present.sum(axis=axes).astype(np.float64),
-        np.asarray(filled.sum(axis=axes)),
-        np.asarray(np.square(filled).sum(axis=axes)),
-    )
+def column_sums(
+    values: RowArray, rows: IndexArray | None = None
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Count, sum and sum of squares of every column, in float64, NaN left out: [columns] each.
+
+    Args:
+        values: [N, columns, ...].
+        rows: numbers of the rows that count; None for all.
+    """
+    return _sum_blocks(_blocks(values, rows))
+
+
+def _blocks(values: RowArray, rows: IndexArray | None) -> Iterator[NDArray[Any]]:
+    return blocks(values, np.arange(len(values)) if rows is None else rows)
+
+
+def _sum_blocks(
+    parts: Iterable[NDArray[Any]],
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    counts, totals, squares = np.float64(0), np.float64(0), np.float64(0)
+    for part in parts:
+        axes = tuple(axis for axis in range(part.ndim) if axis != 1)
+        present = ~np.isnan(part)
+        filled = np.where(present, part, 0).astype(np.float64)
+        counts = counts + present.sum(axis=axes).astype(np.float64)
+        totals = totals + filled.sum(axis=axes)
+        squares = squares + np.square(filled).sum(axis=axes)
+    return np.asarray(counts), np.asarray(totals), np.asarray(squares)
 
 
 def scaling_from_sums(count: FloatArray, total: FloatArray, squares: FloatArray) -> Scaling:

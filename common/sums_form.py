@@ -10,6 +10,7 @@ from common.model import output_width
 from common.weighting.balance import FIGURES, STATE, Rules
 
 NOT_FINITE = "is not finite; a smaller training.lr may help"
+EPOCHS = "epochs"  # how many were done, summed over clients that may stop before all; and clients
 LARGEST = 1e100  # no honest error is larger, and the squares of such sums can still be added up
 
 
@@ -21,16 +22,18 @@ class SumsForm:
         rules = Rules(experiment)
         self._is_fixed = rules.is_fixed
         self._weighting = dict.fromkeys((*FIGURES, *(STATE + n for n in rules.initial)), 2)
+        self._stopping = {} if experiment.training.patience is None else {EPOCHS: 2}
         # Name -> its first number that counts something, and cannot be negative; so are the rest.
         # Noise makes any figure negative, and its count is 1.
         first = int(experiment.privacy.sums_regime == "noised")
         self._counts = dict.fromkeys(METRICS, first) | dict.fromkeys(("loss", *self._weighting), 1)
+        self._counts[EPOCHS] = 0
 
     def lengths(self, task: str, split: str) -> dict[str, int]:
         """Say which names one task's sums of a split can have, and how many numbers each."""
         if split != "train":
             return self._measured(task)
-        return {"loss": 2} | ({} if self._is_fixed else self._weighting)
+        return {"loss": 2} | ({} if self._is_fixed else self._weighting) | self._stopping
 
     def _measured(self, task: str) -> dict[str, int]:
         """Count the numbers of loss and metric."""
@@ -43,7 +46,7 @@ class SumsForm:
         settings = self.experiment.tasks.get(task)
         if settings is None:
             return "the experiment has no such task"
-        lengths = {**self._measured(task), **self._weighting}
+        lengths = {**self._measured(task), **self._weighting, **self._stopping}
         if "loss" not in numbers:
             return "loss is missing"
         for name, values in numbers.items():

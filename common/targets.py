@@ -33,8 +33,8 @@ class Target:
     labelled: NDArray[np.bool_]
 
 
-def read_target(table: ClientTable, experiment: Experiment, name: str) -> Target | None:
-    """Read the labels of one task; None where the client does not hold it.
+def read_labels(table: ClientTable, experiment: Experiment, name: str) -> Target | None:
+    """Read the labels of one task in some rows; None where the client lacks its columns.
 
     Raises:
         DataError: a label is not what the task's kind takes, or a row has some but not all columns
@@ -49,12 +49,9 @@ def read_target(table: ClientTable, experiment: Experiment, name: str) -> Target
             f"client '{table.name}', task '{name}' needs {len(columns)} target columns, lacks "
             f"{list_names(missing)}; add them, or remove all for a client without the task"
         )
-    target = (
-        _read_classes(table, task, name, columns[0])
-        if task.kind in ("multiclass", "binary")
-        else _read_vectors(table, task, name, columns)
-    )
-    return target if target.labelled.any() else None
+    if task.kind in ("multiclass", "binary"):
+        return _read_classes(table, task, name, columns[0])
+    return _read_vectors(table, task, name, columns)
 
 
 def class_names(task: Task, codes: NDArray[np.int64]) -> list[str]:

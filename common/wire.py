@@ -57,6 +57,9 @@ class Instruction:
         clients: how many clients are asked in this round.
         heads_from: name of an earlier run, with whose heads a client starts that has none yet.
         keep: whether what an evaluation fitted, such as heads under 'fedbabu', is kept at home.
+        best: after how many rounds the trunk was best so far, where the run will return to it; 0
+            where there is none.
+        returns: whether the message brings that trunk, to be used with the heads of its time.
         privacy: what the round's mechanisms need beside the experiment, such as "max-norm", to
             which updates are clipped, and "population", of which a Poisson sample is drawn.
     """
@@ -71,6 +74,8 @@ class Instruction:
     clients: int = 0
     heads_from: str = ""
     keep: bool = False
+    best: int = 0
+    returns: bool = False
     privacy: Mapping[str, float] = field(default_factory=dict)
 
     def to_record(self) -> ConfigRecord:
@@ -95,6 +100,8 @@ class Instruction:
             "clients": self.clients,
             "heads-from": self.heads_from,
             "keep": self.keep,
+            "best": self.best,
+            "returns": self.returns,
             "privacy": json.dumps(self.privacy) if self.privacy else "",
         }
 
@@ -124,6 +131,8 @@ class Instruction:
             clients=cast(int, record["clients"]),
             heads_from=cast(str, record["heads-from"]),
             keep=cast(bool, record["keep"]),
+            best=cast(int, record["best"]),
+            returns=cast(bool, record["returns"]),
             privacy=json.loads(cast(str, record["privacy"]) or "{}"),
         )
 

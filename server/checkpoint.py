@@ -22,6 +22,7 @@ from common.errors import CheckpointError
 from common.wire import FloatArray
 
 MANIFEST = "checkpoint.json"
+BEST = "best"  # role of the best trunk's file
 RESTORE = "restore it, or start the run anew with another --out"
 
 
@@ -35,8 +36,8 @@ class Progress:
         elapsed_s: time they took, over all sittings.
         sent_bytes: payload sent to clients so far.
         received_bytes: payload received from clients so far.
-        best: the evaluation with the lowest validation loss so far, as in metrics.jsonl.
-        lowest_loss: its validation loss.
+        best: the best evaluation by all clients so far, as in metrics.jsonl.
+        best_figure: the best figure so far, of ``evaluation.best-by``.
         waited: evaluations since then, of trunks that had moved.
         judged_moves: how often the trunk had moved when it was judged last.
         usable_rounds: rounds with at least one usable reply.
@@ -44,8 +45,9 @@ class Progress:
         repeats: how often a round was asked again, over all rounds.
         agreement: what the clients agreed on, as JSON.
         loss_memory: task -> name -> what loss scaling and weighting remember, for all clients.
-        files: role -> file name; "trunk"; "strategy", what the strategy remembers, where it does;
-            and what an engine keeps of its clients.
+        files: role -> file name; "trunk"; "best", where the run will return to its best trunk;
+            "strategy", what the strategy remembers, where it does; and what an engine keeps of its
+            clients.
         run: names the run to its clients, over all sittings.
         heads_from: name of the earlier run with whose heads clients start.
         privacy: what clients have paid so far; see `server.privacy_accounts`.
@@ -57,7 +59,7 @@ class Progress:
     sent_bytes: int = 0
     received_bytes: int = 0
     best: dict[str, Any] | None = None
-    lowest_loss: float | None = None
+    best_figure: float | None = None
     waited: int = 0
     judged_moves: int = 0
     usable_rounds: int = 0
@@ -100,6 +102,7 @@ class Checkpoints:
 
     Attributes:
         strategy_state: gets what the strategy remembers, by name; set once there is a strategy.
+        best: the best trunk so far, where the run will return to it.
     """
 
     def __init__(
@@ -107,6 +110,8 @@ class Checkpoints:
     ) -> None:
         self.folder, self.keep_clients, self.durable = folder, keep_clients, durable
         self.strategy_state: Callable[[], Mapping[str, NDArray[Any]]] = dict
+        self.best: Mapping[str, FloatArray] | None = None
+        self._written: Mapping[str, FloatArray] | None = None  # of these, the one that is on disk
 
     def save(self, progress: Progress, trunk: Mapping[str, FloatArray]) -> None:
         """Write a checkpoint and remove the files of earlier ones.
@@ -123,6 +128,11 @@ class Checkpoints:
         if state := self.strategy_state():
             tensors["strategy"] = state
         files = {role: f"{role}-{progress.round:08d}.safetensors" for role in tensors}
+        if self.best is not None:
+            files[BEST] = progress.files.get(BEST, "")
+            if self.best is not self._written:
+                tensors[BEST] = self.best
+                files[BEST] = f"{BEST}-{progress.round:08d}.safetensors"
         try:
             for role, arrays in tensors.items():
                 replace_arrays(self.folder / files[role], arrays, durable=self.durable)
@@ -131,6 +141,7 @@ class Checkpoints:
             progress.files = files
             manifest = json.dumps(asdict(progress), indent=1)
             replace_text(self.folder / MANIFEST, manifest, durable=self.durable)
+            self._written = self.best
         except BaseException:
             for name in {files[role] for role in tensors} - self._files_in_use():
                 (self.folder / name).unlink(missing_ok=True)  # it would only fill a full disk
@@ -153,9 +164,41 @@ class Checkpoints:
         """
         if "strategy" not in progress.files:
             return {}
-        path = self.folder / progress.files["strategy"]
+        return self._read(self.folder / progress.files["strategy"])
+
+    def load_best(self, progress: Progress) -> dict[str, FloatArray] | None:
+        """Read the best trunk so far; None where the run ends with its last one.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        if BEST not in progress.files:
+            return None
+        self.best = self._written = self._read(self.folder / progress.files[BEST])
+        return self.best
+
+    def choose(
+        self, progress: Progress, last: dict[str, FloatArray]
+    ) -> tuple[dict[str, FloatArray], int]:
+        """Choose the trunk that a run ends with, or would if it ended now.
+
+        Args:
+            progress: of the checkpoint.
+            last: its last trunk.
+
+        Returns:
+            The best where the run returns to it, else the last; and how many rounds it has seen.
+        """
+        best = self.load_best(progress)
+        if best is None or progress.best is None:
+            return last, progress.round
+        return best, int(progress.best["trunk-round"])
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any]:
         try:
-            return load_file(path)
+            found: dict[str, Any] = load_file(path)
+            return found
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}; {RESTORE}") from error
 

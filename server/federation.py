@@ -106,6 +106,7 @@ def federate(
     strategy = make_strategy(experiment, roster, pack_arrays(trunk), simulated=strict)
     if resume:
         strategy.restore(checkpoints.load_strategy(progress))
+        checkpoints.load_best(progress)
     checkpoints.strategy_state = strategy.state
     exchange = make_exchange(grid, strategy, roster)
     accounts = open_accounts(experiment, roster, progress, folder, simulated=strict)

@@ -7,6 +7,7 @@ import numpy as np
 
 from common.experiment import Experiment
 from common.metrics import METRICS, Sums
+from common.sums_form import EPOCHS
 from common.weighting.balance import FIGURES
 from server.sums import SumTable
 
@@ -20,7 +21,7 @@ def task_figures(metric: str, numbers: Mapping[str, Sums]) -> Figures:
     figures: Figures = {"loss": loss / rows, "examples": int(rows)}
     if metric in numbers:
         figures[metric] = METRICS[metric].figure(numbers[metric])
-    for name in FIGURES:  # of loss weighting, means over steps
+    for name in (*FIGURES, EPOCHS):  # of loss weighting, means over steps; of clients that stop
         if name in numbers:
             total, steps = numbers[name]
             figures[name] = total / steps if steps else float("nan")

@@ -15,6 +15,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from common.algorithms import ALGORITHMS
+from common.best import BestBy
 from common.errors import NothingLearnedError
 from common.experiment import Experiment
 from common.privacy.ledger import SUMS, UPDATE
@@ -73,12 +74,12 @@ class RoundLoop:
         self._losses: Counter[str] = Counter()  # why its rounds were skipped
         self._saved_at, self._saved_round = -math.inf, progress.round
         self.weights = experiment.task_weights()
-        self.rules = Rules(experiment)
+        self.rules, self.best_by = Rules(experiment), BestBy.of(experiment)
         self.experiment_json = experiment.for_clients()
         self.tells = experiment.privacy.sums_regime != "withheld"  # whether there are figures
 
     def run(self, trunk: dict[str, FloatArray]) -> Figures:
-        """Do the remaining rounds, evaluate the last trunk on all clients, write results.json.
+        """Do the remaining rounds, evaluate the trunk it ends with, write results.json.
 
         Args:
             trunk: the trunk that the progress belongs to.
@@ -97,7 +98,7 @@ class RoundLoop:
         patience = settings.evaluation.patience
         while self.progress.round < settings.federation.rounds:
             if patience is not None and self.progress.waited >= patience:
-                stopped = f"early: no better validation loss in {patience} evaluations"
+                stopped = f"early: no better {self.best_by.name} in {patience} evaluations"
                 break
             self._gather()
             if why := self.accounts.exhausted():
@@ -170,7 +171,8 @@ class RoundLoop:
         if is_due and evaluation.by == "message":
             line["evaluation"] = self._evaluation(number, self.evaluate(trunk))
             moves = self.progress.usable_rounds
-        self._judge(line["evaluation"], moves)
+        if self._judge(line["evaluation"], moves) and evaluation.keep == "best":
+            self.checkpoints.best = trunk
         if self.accounts.budgets:
             line["privacy"] = self.accounts.figures(max_norm)
         line["time_s"] = time.perf_counter() - started
@@ -221,9 +223,18 @@ class RoundLoop:
         progress.usable_rounds += 1
         return following
 
-    def evaluate(self, trunk: Mapping[str, FloatArray], *, keep: bool = False) -> Outcome:
-        """Ask all clients to evaluate a trunk with their own heads, maybe to keep what they fit."""
-        instruction = replace(self._instruct(self.progress.round, evaluate=True), keep=keep)
+    def evaluate(
+        self, trunk: Mapping[str, FloatArray], *, keep: bool = False, returns: bool = False
+    ) -> Outcome:
+        """Ask all clients to evaluate a trunk with their own heads.
+
+        Args:
+            trunk: to be evaluated.
+            keep: have them keep what they fit for it.
+            returns: it is the best trunk, to be used with the heads of its time.
+        """
+        instruction = self._instruct(self.progress.round, evaluate=True)
+        instruction = replace(instruction, keep=keep, returns=returns)
         outcome = self._count(self.exchange.evaluate(trunk, instruction))
         self._enter("evaluate", self.progress.round, outcome)
         return outcome
@@ -250,9 +261,10 @@ class RoundLoop:
             self.folder.append_ledgers(entries)
 
     def finish(self, trunk: Mapping[str, FloatArray], stopped: str) -> Figures:
-        """Evaluate the last trunk on all clients and write results.json."""
+        """Evaluate the last trunk, or the best, on all clients and write results.json."""
         fits = ALGORITHMS[self.experiment.federation.algorithm].fits_last
-        outcome = self.evaluate(trunk, keep=fits)
+        ends_with, returns = self._end(trunk)
+        outcome = self.evaluate(ends_with, keep=fits, returns=returns)
         fitted = fits and self.checkpoints.keep_clients is not None
         if fitted or self.experiment.privacy.sums_regime == "noised":  # which cost privacy
             self._checkpoint(trunk)
@@ -265,7 +277,9 @@ class RoundLoop:
             "rounds": self.progress.round,
             "stopped": stopped,
             "seconds": self.progress.elapsed_s,
-            "final": self._evaluation(self.progress.round, outcome),
+            "final": self._evaluation(
+                self._best_round() if returns else self.progress.round, outcome
+            ),
             "best": self.progress.best,
             "clients": {
                 name: self._client_figures(name, outcome.sums)
@@ -287,6 +301,20 @@ class RoundLoop:
         }
         self.folder.finish(results)
         return results
+
+    def _end(self, trunk: Mapping[str, FloatArray]) -> tuple[Mapping[str, FloatArray], bool]:
+        """Choose the trunk to end with; returns it, and whether clients go back to its time."""
+        best, number = self.checkpoints.best, self._best_round()
+        if self.experiment.evaluation.keep == "best" and not number:
+            logger.warning("no trunk was judged by all clients: the run ends with its last one")
+        if best is None or number in (0, self.progress.round):
+            return trunk, False
+        return {name: best[name] for name in trunk}, True  # a file keeps no order
+
+    def _best_round(self) -> int:
+        """Tell after how many rounds the trunk was best that the run will return to; 0 for none."""
+        best, keep = self.progress.best, self.experiment.evaluation.keep
+        return int(best["trunk-round"]) if best and keep == "best" else 0
 
     def _what_failed(self, loss: str) -> str:
         """Say in one line that no reply was usable, why, and what to do.
@@ -319,6 +347,7 @@ class RoundLoop:
             run=progress.run,
             clients=self.roster.asked_per_round,
             heads_from=progress.heads_from,
+            best=self._best_round(),
             privacy={**self.exchange.strategy.instruct(), **self.accounts.instruct()},
         )
 
@@ -344,24 +373,29 @@ class RoundLoop:
             figures[split] = split_figures(self.experiment, outcome.sums, split, self.weights)
         return figures
 
-    def _judge(self, evaluation: Figures | None, moves: int) -> None:
+    def _judge(self, evaluation: Figures | None, moves: int) -> bool:
         """Compare with the best so far; only evaluations by all clients can be the best.
 
         Args:
             evaluation: of a trunk.
             moves: how often the trunk had moved by then. Who judges the same one again, after
                 rounds that were skipped, waits no longer for a better one.
+
+        Returns:
+            Whether its trunk is the best now.
         """
         if not evaluation or not evaluation["validation"]:
-            return
-        loss, progress = evaluation["validation"]["loss"], self.progress
-        if progress.lowest_loss is None or loss < progress.lowest_loss:
-            progress.lowest_loss, progress.waited = loss, 0
+            return False
+        is_best = False
+        figure, progress = self.best_by.figure(evaluation["validation"]), self.progress
+        if self.best_by.is_better(figure, progress.best_figure):
+            progress.best_figure, progress.waited = figure, 0
             if evaluation["clients"] == len(self.roster.node_ids):
-                progress.best = evaluation
+                progress.best, is_best = evaluation, True
         elif moves > progress.judged_moves:
             progress.waited += 1
         progress.judged_moves = moves
+        return is_best
 
     def _client_figures(self, name: str, sums: SumTable) -> Figures:
         described = self.roster.descriptions[name]

@@ -1,9 +1,10 @@
 """What a federation is compared with: local training, alone per task or for all tasks, and pooling.
 
 All train with the client's own `Trainer` on the same splits, for as many epochs as the federation's
-clients train, and are read at the round with the lowest validation loss.
+clients train, and are read at the round that is best by ``evaluation.best-by``.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -17,10 +18,12 @@ from common.agreement import (
     require_clients,
     require_labels,
 )
+from common.best import BestBy
 from common.clients import open_clients
 from common.dataset import SPLITS, ClientData, Rows
 from common.encoding import encode
 from common.experiment import Experiment
+from common.metrics import METRICS, add_sums
 from common.sections.model import Loss
 from common.wire import SplitSums
 
@@ -120,14 +123,17 @@ def pool(clients: Sequence[ClientData]) -> ClientData:
 def _best_round(
     experiment: Experiment, trainer: Trainer, data: ClientData, judges: Sequence[ClientData]
 ) -> dict[str, SplitSums]:
-    """Train for all rounds and return the sums of the round with the lowest validation loss.
+    """Train for all rounds and return the sums of the best round.
 
-    Where no judge has validation rows, those of the last round.
+    Best is what ``evaluation.best-by`` says. Where it has no figure for this model, such as that of
+    a task which it does not learn, the loss decides; where no judge has validation rows, it is the
+    last round.
     """
     weights, patience = experiment.task_weights(), experiment.evaluation.patience
     is_judged = any(len(judge.splits["validation"]) for judge in judges)
     best: dict[str, SplitSums] = {}
-    lowest, waited = math.inf, 0
+    best_by, waited = BestBy.of(experiment), 0
+    top: float | None = None
     for number in range(1, experiment.federation.rounds + 1):
         trainer.train(data, weights, number)
         if number % experiment.evaluation.every and number != experiment.federation.rounds:
@@ -136,13 +142,31 @@ def _best_round(
             judge.name: {split: trainer.evaluate(judge, split) for split in EVALUATED}
             for judge in judges
         }
-        loss = validation_loss(sums.values(), weights)
-        waited = 0 if loss < lowest else waited + 1
-        if loss < lowest or not best or not is_judged:
-            best, lowest = sums, min(lowest, loss)  # NaN, of a model that diverged, is no lower
+        figure = judged_figure(best_by, sums.values(), weights)
+        if top is None and math.isnan(figure):
+            best_by = BestBy(min_delta=best_by.min_delta)
+            figure = judged_figure(best_by, sums.values(), weights)
+        is_better = best_by.is_better(figure, top)  # NaN, of a model that diverged, is not
+        waited = 0 if is_better else waited + 1
+        top = figure if is_better else top
+        if is_better or not best or not is_judged:
+            best = sums
         if is_judged and patience is not None and waited >= patience:
             break
     return best
+
+
+def judged_figure(
+    best_by: BestBy, clients: Iterable[SplitSums], weights: Mapping[str, float]
+) -> float:
+    """Compute the figure that decides which round is best; NaN where there is none."""
+    if not best_by.task:
+        return validation_loss(clients, weights)
+    judged = [sums.get("validation", {}).get(best_by.task) for sums in clients]
+    numbers = [own[best_by.metric] for own in judged if own is not None]
+    if not numbers:
+        return math.nan
+    return METRICS[best_by.metric].figure(functools.reduce(add_sums, numbers))
 
 
 def validation_loss(clients: Iterable[SplitSums], weights: Mapping[str, float]) -> float:

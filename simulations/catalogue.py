@@ -15,6 +15,7 @@ from common.errors import ConfigError
 from common.experiment_file import known_experiments
 from common.experiment_problems import suggest
 from common.methods import Method
+from common.optimisers.table import OPTIMISERS
 from common.schedules.table import SCHEDULES
 from common.sources.registry import SOURCES
 from common.strategies import STRATEGIES
@@ -126,26 +127,6 @@ SCALINGS = {
         "Lin et al., Dual-balancing for multi-task learning, 2023",
     ),
 }
-OPTIMISERS = {
-    "sgd": Choice("stochastic gradient descent, with momentum if set"),
-    "adam": Choice("adaptive moments", "Kingma & Ba, Adam, ICLR 2015"),
-    "adamw": Choice(
-        "Adam with decoupled weight decay",
-        "Loshchilov & Hutter, Decoupled weight decay regularization, ICLR 2019",
-    ),
-    "adadelta": Choice("steps by the root of past steps; lr is near 1", "Zeiler, 2012"),
-    "adagrad": Choice("each rate falls with its gradients", "Duchi et al., JMLR 2011"),
-    "adamax": Choice("Adam by the largest gradient", "Kingma & Ba, Adam, ICLR 2015, section 7"),
-    "asgd": Choice("stochastic gradient descent with a rate that falls", "Polyak & Juditsky, 1992"),
-    "nadam": Choice("Adam with Nesterov's momentum", "Dozat, ICLR workshops 2016"),
-    "radam": Choice("Adam whose first steps are rectified", "Liu et al., RAdam, ICLR 2020"),
-    "rmsprop": Choice(
-        "gradients by the root of their mean square", "Tieleman & Hinton, lecture 6.5, 2012"
-    ),
-    "rprop": Choice(
-        "by the gradients' signs alone; for whole batches", "Riedmiller & Braun, ICNN 1993"
-    ),
-}
 
 
 def catalogue() -> dict[str, Heading]:
@@ -170,7 +151,10 @@ def catalogue() -> dict[str, Heading]:
         "scalings": Heading("loss.scaling", SCALINGS),
         "norms": Heading("trunk.norm", NORMS),
         "norm-parameters": Heading("trunk.norm-parameters", NORM_PARAMETERS),
-        "optimisers": Heading("training.optimiser", OPTIMISERS),
+        "optimisers": Heading(
+            "training.optimiser",
+            {name: Choice.of(method) for name, method in OPTIMISERS.items()},
+        ),
         "schedules": Heading(
             "training.schedule",
             {name: Choice.of(method) for name, method in SCHEDULES.items()},

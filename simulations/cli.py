@@ -233,8 +233,9 @@ def compare(
     of all trainings. A second table tells how their heads do on the federated
     trunk against each of them alone, with all training rows and with fewer.
 
-    A run is read at its round of lowest validation loss. The folder gets
-    comparison.json, comparison.html, and a run folder for every federation.
+    A run is read at its best round: of lowest validation loss, unless
+    evaluation.best-by names a task. The folder gets comparison.json,
+    comparison.html, and a run folder for every federation.
     """
     with told_in_lines():
         if no_yardstick and not vary:

@@ -97,8 +97,9 @@ def tune(
     seed, and privacy. A trial that cannot run is pruned, with its reason.
 
     A trial is a run for each seed on the engine that --engine auto takes, read
-    at its round of lowest validation loss. The experiment's own settings run
-    first, to compare with; they are no trial. Pruning watches seed 0.
+    at its best round: of lowest validation loss, unless evaluation.best-by
+    names a task. The experiment's own settings run first, to compare with;
+    they are no trial. Pruning watches seed 0.
 
     The folder gets tune.json, tune.html, best.toml (fedmtl simulate
     DIR/best.toml), and with several objectives front/: the trials that none

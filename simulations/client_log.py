@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
+from client.own_arrays import as_of_best
 from common.wire import FloatArray
 from server.checkpoint import replace_arrays
 
@@ -23,6 +24,11 @@ class Own:
 
     round: int
     arrays: Mapping[str, FloatArray]
+
+
+def as_of(own: Own, number: int) -> Own:
+    """Get what a client kept when the trunk after so many rounds was there, last or best."""
+    return Own(own.round, as_of_best(own.arrays, number))
 
 
 @dataclass

@@ -50,9 +50,9 @@ def compare(
     """Train every contender for every seed and summarise the test figures.
 
     A seed decides splits, partition and initial parameters, for all contenders alike. Each is read
-    at its round of lowest validation loss (a federation whose evaluations do not cover all clients:
-    at its last round). A seed's figures are in ``out/seed-N/comparison.json`` as soon as it is
-    done, the whole in ``out/comparison.json``.
+    at its best round by ``evaluation.best-by`` (a federation whose evaluations do not cover all
+    clients: at its last round). A seed's figures are in ``out/seed-N/comparison.json`` as soon as
+    it is done, the whole in ``out/comparison.json``.
 
     Args:
         experiment: the resolved experiment; its own seed is not used.
@@ -74,6 +74,7 @@ def compare(
         FedMTLError: the settings or the data cannot be used, or `out` exists.
     """
     require_test_rows(experiment)
+    require_rows_in_memory(experiment)
     require_new_folder(out)
     check_holdout(experiment, holdout, seeds)
     done: dict[int, SeedFigures] = {}
@@ -174,6 +175,20 @@ def require_test_rows(experiment: Experiment) -> None:
         raise ConfigError(
             "data.test must be above 0 for a comparison, which is made on test rows, got 0; set "
             "it, as in data.test=0.2"
+        )
+
+
+def require_rows_in_memory(experiment: Experiment) -> None:
+    """Refuse to compare where rows stay on the disk.
+
+    Raises:
+        ConfigError: they do.
+    """
+    if experiment.data.memory != "ram":
+        raise ConfigError(
+            "data.memory must be 'ram' for a comparison, whose single-task and centralised "
+            f"contenders copy rows, got '{experiment.data.memory}'; set it, or simulate the "
+            "federations one by one"
         )
 
 

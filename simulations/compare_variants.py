@@ -84,7 +84,7 @@ def compare_variants(
     """Train every variant and yardstick for every seed and summarise the test figures.
 
     A seed decides splits, partition and initial parameters, for all variants alike. Each run is
-    read at its round of lowest validation loss, which is the weighted sum of the task losses: it
+    read at its best round by ``evaluation.best-by``. The loss, the weighted sum of the task losses,
     chooses a round within a run, and is no figure to compare variants of other weights by.
     The same summary of a seed alone is in ``out/seed-N/comparison.json`` as soon as it is done.
 

@@ -30,7 +30,7 @@ def train_baseline(
 def train_federation(
     experiment: Experiment, engine: str, out: Path, track: Track = UNTRACKED
 ) -> TaskFigures:
-    """Simulate a run and read it at its round of lowest validation loss, else at its last.
+    """Simulate a run and read it at its best round, else at its last.
 
     One that diverged has the figures of the best round before it did, or none: NaN.
     """

@@ -21,7 +21,7 @@ from server.checkpoint import Checkpoints
 from server.federation import initial_trunk
 from server.flat_trunk import FlatTrunk
 from server.run_folder import RunFolder
-from simulations.client_log import ClientLog, Own
+from simulations.client_log import ClientLog, Own, as_of
 from simulations.run_record import experiment_of
 
 Trunk = Mapping[str, FloatArray]
@@ -36,7 +36,8 @@ class KeptFederation:
         round: number of rounds that the trunk has seen.
         experiment: its settings.
         agreement: what its clients agreed on.
-        trunk: what travelled, as it stood then; of several groups their mean, as for newcomers.
+        trunk: what travelled, as the run ended with it, or as it stood then; of several groups
+            their mean, as for newcomers.
         own: client -> what it keeps at home; empty where the run's folder does not have it.
         groups: client -> the trunk of its group; empty where all had the same.
     """
@@ -105,15 +106,15 @@ def open_snapshots(folder: Path, data: str | None = None) -> list[KeptFederation
     """
     last = open_federation(folder, data)
     snapshots = RunFolder(folder).snapshots()
-    earlier = [number for number in snapshots.rounds() if number < last.round]
-    if not earlier:
+    others = [number for number in snapshots.rounds() if number != last.round]
+    if not others:
         every = last.experiment.federation.snapshot_every
         raise CheckpointError(
-            f"{folder} has no snapshot of an earlier round than its last, {last.round} "
+            f"{folder} has no snapshot of another round than that it ended with, {last.round} "
             f"(federation.snapshot-every {every}); train it anew with --set "
             "federation.snapshot-every=N, or choose another run"
         )
-    kept = [_read(snapshots.at(number), last.experiment, folder) for number in earlier]
+    kept = [_read(snapshots.at(number), last.experiment, folder) for number in others]
     return [*kept, last]
 
 
@@ -127,11 +128,14 @@ def _read(checkpoints: Checkpoints, experiment: Experiment, folder: Path) -> Kep
     if not progress.agreement or not progress.usable_rounds:
         raise CheckpointError(f"{folder} has done no round yet; resume the run first")
     agreement = Agreement.from_json(progress.agreement)
-    own = ClientLog().restore(checkpoints.folder, progress.files)
+    trunk, number = checkpoints.choose(progress, trunk)
+    everything = ClientLog().restore(checkpoints.folder, progress.files)
+    own = {name: as_of(kept, number) for name, kept in everything.items()}
+    # Strategies with groups end with their last trunks: evaluation.keep 'best' refuses them.
     state = checkpoints.load_strategy(progress)
     return KeptFederation(
         run=progress.run or folder.name,
-        round=progress.round,
+        round=number,
         experiment=experiment,
         agreement=agreement,
         trunk=trunk,

@@ -102,8 +102,8 @@ def newcomer_notes(comparison: Comparison) -> Iterator[str]:
     what = " Shown are heads on each variant's frozen trunk." if "vary" in comparison else ""
     yield (
         "All contenders alike: the same rows, batches, settings and steps, read after the epoch "
-        "of lowest loss on the client's validation rows; the trunk is that of the last round."
-        f"{what} Delta-m is the gain over trunk and heads from scratch on the same rows."
+        "of lowest loss on the client's validation rows; the trunk is that with which the run "
+        f"ended.{what} Delta-m is the gain over trunk and heads from scratch on the same rows."
     )
     fits = sum(summary["fits"] for summary in summaries)
     late = {

@@ -34,25 +34,25 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "client.cohort:epoch_orders",
         "client.cohort:Steps.take",  # less the steps themselves: inputs, targets, what rows count
         "client.training:Trainer.alone",
-        "client.autograd:label_patterns",
+        "client.autograd:row_patterns",
         "client.autograd:epoch_order",
         "common.dataset:Rows.select",
     ),
     "forward": (  # outputs and losses, in training
         "client.stacked_model:StackedModel.outputs",
         "client.cohort:Steps._sum_losses",
-        "client.autograd:AutogradTrainer._forward",
+        "client.batch_gradient:BatchGradient._forward",
     ),
     "backward": (
         "client.stacked_model:StackedModel.step",  # less its forward
-        "client.autograd:AutogradTrainer._backward",  # and the weighting of losses and gradients
+        "client.batch_gradient:BatchGradient.find",  # and the weighting of losses and gradients
     ),
     "optimiser": (
         "client.phases:Phase.optimiser",
         "client.optimisers:PlainSGD.weight",
         "client.optimisers:PlainSGD.vector",
         "client.optimisers:SGD.step",
-        "client.optimisers:Adam.step",
+        "client.adam:Adam.step",
         "client.torch_optimisers:TorchOptimiser.step",
     ),
     "records": (  # arrays and sums into messages and out of them; at batched, into rows and out

@@ -101,12 +101,8 @@ def options_of(setting: str, table: Mapping[str, Method], options: str) -> list[
     kept = f"{home}.{options}"
     rows = {name: list(rows_of(method.load().Options)) for name, method in table.items()}
     none = ", ".join(f"`{name}`" for name, own in rows.items() if not own)
-    lines = [
-        f"## [{kept}]",
-        "",
-        f"By `{setting}`; {none} {'take' if ',' in none else 'takes'} none.",
-        "",
-    ]
+    but = f"; {none} {'take' if ',' in none else 'takes'} none" if none else ""
+    lines = [f"## [{kept}]", "", f"By `{setting}`{but}.", ""]
     lines += [f"| {key} | key | what it is | default | meaning |", "|---|---|---|---|---|"]
     lines += [f"| `{name}` | {row} |" for name, own in rows.items() for row in own]
     return [*lines, ""]

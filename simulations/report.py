@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from common.best import BestBy
+from common.sums_form import EPOCHS
 from simulations import charts
 from simulations.affinity_charts import make_affinity
 from simulations.formats import (
@@ -134,8 +136,22 @@ def make_result(record: RunRecord) -> str:
         about += f" Each client has the trunk of its group, of which there are {count}."
     best = (record.results or {}).get("best")
     if best:
-        about += f" The lowest validation loss was that of round {best['trunk-round']}."
+        best_by = BestBy.of(record.experiment)
+        rank = "highest" if best_by.is_maximised else "lowest"
+        about += f" The {rank} {best_by.name} was that of round {best['trunk-round']}."
+    about += describe_epochs(record)
     return card(table(headings, rows, words=2)) + note(about) + make_warnings(record)
+
+
+def describe_epochs(record: RunRecord) -> str:
+    """Say how many epochs clients did in the last round, where they may stop early."""
+    tasks = record.rounds[-1]["train"]["tasks"].values() if record.rounds else ()
+    done = sorted(own[EPOCHS] for own in tasks if charts.is_figure(own.get(EPOCHS)))
+    if not done:
+        return ""
+    least, most = format_figure(done[0]), format_figure(done[-1])
+    many = least if least == most else f"{least} to {most}"
+    return f" Clients may stop early: in the last round they did {many} epochs on average."
 
 
 def describe_best(record: RunRecord, task: str) -> str:

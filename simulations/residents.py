@@ -15,12 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.batches import Index, label_patterns, shuffle_key
+from client.batches import Index, row_patterns, shuffle_key
 from client.cohort import largest_first
 from client.cohort_evaluation import EvaluationStore, evaluate_cohort
 from client.discretion import Discretion
 from client.learners import Learners
-from client.own_arrays import KEPT, memory_arrays
+from client.own_arrays import (
+    BEST,
+    KEPT,
+    as_of_best,
+    best_round,
+    memory_arrays,
+    set_aside,
+)
 from client.place import Place
 from client.protection import Protection
 from client.row_store import RowStore
@@ -29,6 +36,7 @@ from common.metrics import METRICS
 from common.model import output_width
 from common.preparation import UnusableClientError
 from common.sharing import divide_beside, task_of
+from common.sums_form import EPOCHS
 from common.wire import FloatArray, Instruction
 from server.bulk import BulkReplies
 from server.sums import Matrix, SumTable
@@ -71,13 +79,15 @@ class Residents:
         data = []
         for name in names:
             with suppress(UnusableClientError):  # left out; the roster never asks for it
-                data.append(session.client(name))
+                own, device = session.client(name), self.trainer.device
+                splits = {split: rows.to(device) for split, rows in own.splits.items()}
+                data.append(replace(own, splits=splits))  # also where one alone would stay outside
         self.place = {client.name: row for row, client in enumerate(data)}
         inputs = tuple(self.experiment.inputs)
         self.train_store = RowStore.of([d.train for d in data], inputs, cohorts.model.tasks)
         self.stores = {s: EvaluationStore.of(data, s, inputs) for s in EVALUATED}
         self.tasks = [d.tasks for d in data]
-        self.patterns = [label_patterns(d.train.labelled) for d in data]
+        self.patterns = [row_patterns(d.train, self.experiment) for d in data]
         seed = self.experiment.seed
         self.keys = np.array([shuffle_key(seed, name) for name in self.place], np.uint64)
         session.forget_clients()
@@ -97,6 +107,7 @@ class Residents:
         blank = self.trainer.initial.expand(len(data), self.layout.size)
         self.kept = {kind: blank.clone() for kind in self.algorithm.KEEPS}
         self.chunk = max(1, CHUNK_BYTES // (4 * self.layout.size))
+        self.best: dict[str, dict[str, FloatArray]] = {}  # what clients set aside
         # Kept from round to round: fresh memory costs a page fault per page.
         self._values = self.own.new_empty(0, self.layout.size)
         self._known_cuts: dict[tuple[str, ...], list[tuple[str, slice, tuple[int, ...]]]] = {}
@@ -109,6 +120,7 @@ class Residents:
         The replies' trunks are good until the next call.
         """
         members = self._members(clients)
+        self._set_aside(clients, instruction.best)
         order = largest_first(self.train_store.counts[members])
         arrived = self._read(received)
         values = self._get_values(len(members))
@@ -148,6 +160,8 @@ class Residents:
         self, clients: Sequence[str], received: Mapping[str, FloatArray], instruction: Instruction
     ) -> BulkReplies:
         """Evaluate clients, chunk by chunk; a personal model trains first and is thrown away."""
+        if instruction.returns:
+            return self._evaluate_best(clients, received, instruction)
         members = self._members(clients)
         order = largest_first(self.train_store.counts[members])
         arrived = self._read(received)
@@ -170,6 +184,34 @@ class Residents:
         stream = ("evaluation", instruction.round, int(instruction.keep))
         told = self._tell(members, clients, sums, *stream)
         return BulkReplies(clients, self._count(members), told)
+
+    def _evaluate_best(
+        self, clients: Sequence[str], received: Mapping[str, FloatArray], instruction: Instruction
+    ) -> BulkReplies:
+        """Evaluate clients as they were when the best trunk was; they stay as they are."""
+        now = {name: self._copy(own) for name, own in self.own_states(clients).items()}
+        then = {}
+        for name, own in now.items():
+            arrays = as_of_best(own.arrays, instruction.best)
+            then[name] = Own(own.round if arrays else 0, arrays)  # 0: it had not trained
+        try:
+            self.restore(then)
+            asked = replace(instruction, round=instruction.best, returns=False)
+            return self.evaluate(clients, received, asked)
+        finally:
+            self.restore(now)
+
+    def _set_aside(self, clients: Sequence[str], best: int) -> None:
+        """Let clients set aside what a return to the best trunk needs."""
+        if not best:
+            return
+        late = [name for name in clients if best_round(self.best.get(name, {})) != best]
+        for name, own in self.own_states(late).items():
+            self.best[name] = set_aside(own.arrays if own.round else {}, best)
+
+    @staticmethod
+    def _copy(own: Own) -> Own:
+        return Own(own.round, {name: array.copy() for name, array in own.arrays.items()})
 
     def _tell(
         self, members: Index, clients: Sequence[str], sums: Sums, *stream: str | int
@@ -232,6 +274,7 @@ class Residents:
                 names = self.trainer.kept_names(kind, self.tasks[place])
                 cut = self.layout.views(rows[place].cpu().numpy(), names)
                 arrays |= {f"{KEPT}{kind}.{name}": array for name, array in cut.items()}
+            arrays |= self.best.get(client, {})
             states[client] = Own(int(self.rounds[place]), arrays)
         return states
 
@@ -258,6 +301,7 @@ class Residents:
             place = self.place[client]
             self.rounds[place] = state.round
             self.trainer.load({}, state.arrays)
+            self.best[client] = {n: a for n, a in state.arrays.items() if n.startswith(BEST)}
             if self.memory:
                 for name, row in self.trainer.remember().items():
                     self.memory[name][place] = row[0]
@@ -347,6 +391,10 @@ class Residents:
             Task -> "loss" and what `Balance.report` adds -> [K, 2].
         """
         trained = {task: {"loss": numbers} for task, numbers in learners.sums.items()}
+        if self.experiment.training.patience is not None:
+            for own in trained.values():
+                taught = own["loss"][:, 1] > 0
+                own[EPOCHS] = np.stack([learners.lesson.epochs * taught, taught], 1).astype(float)
         balance = learners.lesson.balance
         if balance is None:
             return trained

@@ -154,7 +154,8 @@ def check_options(experiment: Experiment, engine: str, *, workers: int, profile:
     Raises:
         ConfigError: names the setting and a way out.
     """
-    from client.stacked_model import find_obstacle  # imports PyTorch
+    from client.precision import require_precision
+    from client.stacked_model import find_batched_obstacle  # imports PyTorch
     from client.training import choose_device
     from common.threads import why_not_fork
 
@@ -164,14 +165,15 @@ def check_options(experiment: Experiment, engine: str, *, workers: int, profile:
         raise ConfigError(f"--workers must be 1 in this process, got {workers}: {reason}")
     if profile:
         check_profiled(experiment, engine, workers)
-    if engine == "batched" and (obstacle := find_obstacle(experiment)):
+    if engine == "batched" and (obstacle := find_batched_obstacle(experiment)):
         raise ConfigError(
             f"engine 'batched' cannot train this model: {obstacle}; use --engine loopback"
         )
     if engine == "flower":
         refuse_delays(experiment, "on engine 'flower'")
         refuse_snapshots(experiment, "on engine 'flower'")
-    choose_device(experiment.training.device)  # else every client would refuse every round
+    device = choose_device(experiment.training.device)  # else every client would refuse each round
+    require_precision(experiment.training.precision, device)
 
 
 def check_profiled(experiment: Experiment, engine: str, workers: int) -> None:
@@ -202,11 +204,11 @@ def choose_engine(experiment: Experiment, workers: int = 1) -> tuple[str, str]:
     >>> choose_engine(load_experiment("digits"))[0]
     'batched'
     """
-    from client.stacked_model import find_obstacle  # imports PyTorch
+    from client.stacked_model import find_batched_obstacle  # imports PyTorch
 
     if workers > 1:
         return "loopback", f"--workers {workers} are for it"
-    if obstacle := find_obstacle(experiment):
+    if obstacle := find_batched_obstacle(experiment):
         return "loopback", obstacle
     wanted = experiment.federation.clients_per_round
     count = len(open_clients(experiment).names) if wanted == "all" else wanted

@@ -10,7 +10,7 @@ from common.errors import ConfigError, FedMTLError
 from common.experiment import Experiment
 from common.experiment_file import load_experiment, split_values
 from simulations.check import check_clients
-from simulations.compare import require_test_rows
+from simulations.compare import require_rows_in_memory, require_test_rows
 from simulations.gains import YARDSTICK
 from simulations.simulate import check_options, choose_engine
 
@@ -181,6 +181,7 @@ def check_variant(
         FedMTLError: it cannot; a line for every problem.
     """
     require_test_rows(experiment)
+    require_rows_in_memory(experiment)
     if measures(experiment) != measures(base):
         raise ConfigError(
             "tasks must be the same in all variants, whose figures stand in one column; of a task, "

@@ -16,8 +16,8 @@ SHAPES = {"x": (8,)}
 WEIGHTS = {"kind": 1.0, "flag": 0.5, "size": 2.0}
 
 
-def trained(norm: str, *, compiled: bool, stacked: bool, weighting="equal") -> torch.Tensor:
-    training = {"optimiser": "adam", "lr": 0.01, "batch-size": 4, "compile": compiled}
+def trained(norm: str, *, compiled: bool, stacked: bool, weighting="equal", **own) -> torch.Tensor:
+    training = {"optimiser": "adam", "lr": 0.01, "batch-size": 4, "compile": compiled, **own}
     trunk = {"widths": [6, 5], "norm": norm}
     experiment = make_experiment(training=training, trunk=trunk, loss={"weighting": weighting})
     trainer = Trainer(experiment, SHAPES, torch.device("cpu"))
@@ -54,3 +54,29 @@ def test_without_a_compiler_the_setting_is_named(monkeypatch):
     compiled = Compiled(lambda values: (values * 2).relu().sum(), "a sum")
     with pytest.raises(ConfigError, match=r"training\.compile must be false.*compiler"):
         compiled(torch.ones(3))
+
+
+COARSE = {
+    "bfloat16": {"precision": "bfloat16"},
+    "float16, in pieces": {"precision": "float16", "micro-batch": 3},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", COARSE)
+def test_precisions_and_pieces_train_compiled(settings):
+    """Fused operations round less often: the two agree to the precision's own rounding."""
+    own = COARSE[settings]
+    ours, theirs = (
+        trained("layer", compiled=compiled, stacked=False, **own) for compiled in (True, False)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0.02)
+    assert not torch.equal(theirs, trained("layer", compiled=False, stacked=False))
+
+
+def test_a_process_may_compile_many_models():
+    """Beyond the limit, PyTorch goes on uncompiled."""
+    from torch._dynamo import config
+
+    Compiled(lambda values: values, "nothing")
+    assert config.recompile_limit >= 64

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from client.batch_source import BatchSource
 from client.batches import label_patterns, shuffle_key
 from client.cohort import Cohort, largest_first
 from client.optimisers import SGD
@@ -306,7 +307,7 @@ def test_both_ways_of_stepping_agree():
     steps = PrivateAutograd(
         RowGradients(experiment, trainer.model, trainer.flat),
         trainer.parts["all"],
-        rows,
+        BatchSource(rows, trainer.device, resident=True),
         WEIGHTS,
         SGD(trainer.flat.values.unsqueeze(0), experiment.training, gradients),
         privacy,

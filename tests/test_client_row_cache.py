@@ -1,6 +1,9 @@
 """Rows from the cache are the rows themselves, and a change of file or settings is seen."""
 
 import os
+import stat
+from dataclasses import replace
+from tempfile import TemporaryFile
 
 import numpy as np
 import pandas as pd
@@ -11,10 +14,12 @@ from client.place import Place
 from client.row_cache import RowCache
 from client.session import close_sessions, open_rows, open_session
 from common.agreement import agree
-from common.errors import ConfigError
+from common.errors import ConfigError, StateError
 from common.experiment_file import load_experiment
 from common.sections.rows import Data
 from common.sources.registry import source_signature
+from common.tensor_file import TensorFile
+from tests.streamed_files import assert_same
 
 EXPERIMENT = """
 name = "mine"
@@ -133,6 +138,7 @@ def test_training_does_not_write_into_the_mapped_file(node):
         ({"threads": "4"}, "threads must be a whole number"),
         ({"threads": True}, "threads must be a whole number"),
         ({"precision": "low"}, "precision must be one of highest, high, medium"),
+        ({"memory": "tape"}, "memory must be one of ram, disk"),
         ({"divice": "cpu"}, "keys must be among data"),
     ],
 )
@@ -162,3 +168,79 @@ def test_rows_that_another_version_encoded_are_not_found(tmp_path, monkeypatch):
     ours = RowCache(tmp_path, experiment, "x").folder
     monkeypatch.setattr("client.row_cache._own_version", lambda: "0.0.1")
     assert RowCache(tmp_path, experiment, "x").folder != ours
+
+
+@pytest.fixture
+def disk_node(node):
+    text, place = node
+    return text, replace(place, memory="disk")
+
+
+def test_rows_on_disk_are_the_same_rows_from_the_first_process_on(node, disk_node):
+    described, data = read(node)
+    for _ in range(2):  # encoded, then found in the cache
+        again, streamed = read(disk_node)
+        assert again == described
+        assert not streamed.resident
+        assert_same(streamed, data)
+
+
+def test_rows_on_disk_are_read_and_encoded_once(disk_node, monkeypatch):
+    read(disk_node)
+    monkeypatch.setattr("client.session.open_clients", no_reading)
+    monkeypatch.setattr("client.session.prepare", no_reading)
+    read(disk_node)
+
+
+def test_rows_on_disk_lie_in_the_state_folder_for_the_owner_alone(disk_node, tmp_path, monkeypatch):
+    made = []
+    opened = TemporaryFile
+
+    def note(*arguments, **options):
+        made.append(options["dir"])
+        return opened(*arguments, **options)
+
+    monkeypatch.setattr("tempfile.TemporaryFile", note)
+    read(disk_node)
+    cache = tmp_path / "state" / "cache"
+    assert made
+    assert all(cache in folder.parents for folder in made)
+    (entry,) = cache.rglob("*.safetensors")
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o600
+    assert stat.S_IMODE(entry.parent.stat().st_mode) == 0o700
+
+
+def test_a_damaged_entry_on_disk_is_made_again(disk_node, tmp_path, caplog):
+    _, data = read(disk_node)
+    (entry,) = (tmp_path / "state" / "cache").rglob("*.safetensors")
+    content = entry.read_bytes()
+    entry.unlink()  # it stays mapped
+    entry.write_bytes(content[:-1])
+    _, again = read(disk_node)
+    assert_same(again, data)
+    assert "encoded anew" in caplog.text
+
+
+def test_without_room_for_the_cache_rows_on_disk_are_used_as_they_are(
+    disk_node, node, tmp_path, caplog, monkeypatch
+):
+    def refuse(*_, **__):
+        raise StateError("no room")
+
+    _, whole = read(node)
+    plain = TensorFile
+
+    def crowded(layout, folder=None, *, path=None, metadata=None):
+        return refuse() if path else plain(layout, folder)
+
+    monkeypatch.setattr("client.row_cache.TensorFile", crowded)
+    _, data = read(disk_node)
+    assert_same(data, whole)
+    assert "no cache of the rows: no room" in caplog.text
+    assert list((tmp_path / "state" / "cache").rglob("*.partial")) == []
+
+
+def test_a_node_cannot_stream_what_is_read_whole():
+    experiment = load_experiment("digits", [])
+    with pytest.raises(ConfigError, match=r"node config: data\.memory 'disk' is for data\.source"):
+        Place(memory="disk").settle(experiment)

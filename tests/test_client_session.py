@@ -6,6 +6,7 @@ import pytest
 
 from client.session import LocalRows, _open_rows, close_sessions
 from common.agreement import agree
+from common.errors import DataError
 from common.experiment_file import load_experiment
 from simulations.simulate import simulate
 
@@ -67,3 +68,14 @@ def test_the_next_run_in_a_process_sees_changed_rows(tmp_path, experiment, engin
     assert losses[1] > 10 * losses[0]
     close_sessions()
     assert _open_rows.cache_info().currsize == 0
+
+
+def test_rows_that_do_not_fit_in_memory_are_told_with_a_way_out(monkeypatch):
+    def crowded(*_):
+        raise MemoryError
+
+    experiment = load_experiment("digits", [])
+    rows = LocalRows(experiment)
+    monkeypatch.setattr("client.session.prepare", crowded)
+    with pytest.raises(DataError, match=r"its rows do not fit in memory; set data\.memory to"):
+        rows.describe(rows.names[0])

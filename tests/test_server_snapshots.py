@@ -110,6 +110,23 @@ def test_a_run_keeps_trunk_and_heads_of_all_clients(tmp_path, engine, workers):
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
+def test_a_snapshot_is_of_its_own_round_where_the_run_returns_to_its_best(tmp_path):
+    returning = [*SETTINGS, "evaluation.keep=best", "evaluation.by=message", "training.lr=0.05"]
+    simulate(load_experiment("digits", returning), engine="batched", out=tmp_path / "run")
+    simulate(load_experiment("digits", [*SETTINGS, "training.lr=0.05"]), engine="batched",
+             out=tmp_path / "plain")  # fmt: skip
+    kept = {one.round: one for one in open_snapshots(tmp_path / "run")}
+    plain = {one.round: one for one in open_snapshots(tmp_path / "plain")}
+    assert [*kept][-1] == json.loads((tmp_path / "run" / "results.json").read_text())["final"][
+        "trunk-round"
+    ]
+    for number in kept.keys() & plain.keys():
+        for client in plain[number].own:
+            one, other = kept[number].arrays_of(client), plain[number].arrays_of(client)
+            assert all(np.array_equal(one[name], other[name]) for name in other)
+    assert {4, 6} <= kept.keys() & plain.keys()
+
+
 def contents(run):
     return {
         path.relative_to(run): path.read_bytes()
@@ -180,5 +197,5 @@ def test_where_heads_are_elsewhere_snapshots_are_refused_before_a_folder_is_made
 def test_a_run_without_snapshots_says_how_to_keep_some(tmp_path):
     experiment = load_experiment("digits", ["federation.rounds=1", *SETTINGS[1:3]])
     simulate(experiment, engine="batched", out=tmp_path / "run")
-    with pytest.raises(CheckpointError, match=r"no snapshot of an earlier round .* --set"):
+    with pytest.raises(CheckpointError, match=r"no snapshot of another round .* --set"):
         open_snapshots(tmp_path / "run")

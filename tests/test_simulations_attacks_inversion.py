@@ -197,6 +197,18 @@ def test_an_update_that_is_no_gradient_is_refused_by_dlg(one):
         invert(adam, ONE, 1, Settings("dlg"))
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"optimiser_options": {"nesterov": True}}, {"patience": 2}, {"balance": "classes"}],
+    ids=lambda given: next(iter(given)),
+)
+def test_steps_that_cannot_be_followed_are_not_unrolled(one, given):
+    training = one.experiment.training.model_copy(update=given)
+    other = replace(one, experiment=one.experiment.model_copy(update={"training": training}))
+    with pytest.raises(ConfigError, match=r"--local unrolled follows plain steps .*one-gradient"):
+        invert(other, ONE, 1, Settings(local="unrolled"))
+
+
 def test_rows_are_paired_whatever_their_order():
     rows = np.random.default_rng(0).normal(size=(6, 4))
     pair = match(rows, rows[[3, 1, 5, 0, 2, 4]] + 0.001)

@@ -285,9 +285,7 @@ def test_what_cannot_vote_is_refused_in_a_line(fedmtl, runs, digits, tmp_path):
     one, two = runs["run-0"], runs["run-1"]
     assert "two runs or more, got 1; train another" in error_of(fedmtl("ensemble", one))
     assert "one run, got 2 runs" in error_of(fedmtl("ensemble", one, two, "--by", "snapshots"))
-    assert "no snapshot of an earlier round" in error_of(
-        fedmtl("ensemble", one, "--by", "snapshots")
-    )
+    assert "no snapshot of another round" in error_of(fedmtl("ensemble", one, "--by", "snapshots"))
     assert "one run, got 2 runs" in error_of(fedmtl("ensemble", one, two, "--by", "clients"))
     assert "--by must be one of" in error_of(fedmtl("ensemble", one, two, "--by", "rounds"))
     assert "--weights must be one of" in error_of(fedmtl("ensemble", one, two, "--weights", "x"))

@@ -17,6 +17,7 @@ from common.errors import NothingLearnedError
 from common.experiment_file import load_experiment
 from common.model import build_model
 from common.sharing import STAYS, travels_beside
+from common.sums_form import EPOCHS
 from common.weighting.balance import FIGURES
 from common.wire import REFUSED
 from server.federation import federate
@@ -222,6 +223,7 @@ WEIGHED = (
     "per task: summed weights and gradient norms of its loss over steps; what scaling and "
     "weighting remember of it"
 )
+STOPPED = "per task: epochs that it did before it stopped"
 TRUNK = "trunk parameters after local training"
 VARIATE = "the change of its control variate"
 STATISTICS = "running mean and variance of every batch-normalised feature"
@@ -260,6 +262,14 @@ algorithm = "scaffold"
 """
 
 
+def measured(key: str) -> str:
+    """Name the row of the page that a figure of a reply belongs to."""
+    kind = key.split("/")[-1]
+    if kind == EPOCHS:
+        return STOPPED
+    return WEIGHED if kind in FIGURES or "/state-" in key else MEASURED[key.split("/")[0]]
+
+
 def rows_of_the_page() -> dict[str, str]:
     """Value -> message, as the first table of docs/privacy.md says."""
     page = Path(__file__).parent.parent / "docs" / "privacy.md"
@@ -275,6 +285,7 @@ def test_the_page_on_privacy_names_all_that_can_leave_and_nothing_else():
         *DESCRIBED.values(),
         *MEASURED.values(),
         WEIGHED,
+        STOPPED,
         TRUNK,
         STATISTICS,
         VARIATE,
@@ -302,13 +313,18 @@ def test_under_secure_aggregation_nothing_leaves_but_its_stages(tmp_path):
 
 
 @pytest.mark.parametrize("by", ["train-reply", "message"])
-def test_all_that_leaves_is_in_the_table_of_the_page(tmp_path, by):
+@pytest.mark.parametrize("patience", [None, 1])
+def test_all_that_leaves_is_in_the_table_of_the_page(tmp_path, by, patience):
     (tmp_path / "rows").mkdir()
     for client, count in {"a": 9, "b": 8, "small": 1}.items():
         lines = [f"{i},{'york' if i % 2 else 'bath'},{i * 2}\n" for i in range(count)]
         (tmp_path / "rows" / f"{client}.csv").write_text("x,town,t\n" + "".join(lines))
     (tmp_path / "mixed.toml").write_text(MIXED)
-    experiment = load_experiment(str(tmp_path / "mixed.toml"), [f"evaluation.by={by}"])
+    settings = [f"evaluation.by={by}"]
+    if patience is not None:  # which scaffold does not go with
+        settings += [f"training.patience={patience}", "training.epochs=2"]
+        settings += ["federation.algorithm=joint"]
+    experiment = load_experiment(str(tmp_path / "mixed.toml"), settings)
     folder = RunFolder(tmp_path / "run")
     folder.create(experiment, "loopback")
     tap = Tap(open_clients(experiment).names)
@@ -325,18 +341,14 @@ def test_all_that_leaves_is_in_the_table_of_the_page(tmp_path, by):
         ]
         for record in content.metric_records.values():
             assert all(len(key.split("/")) == 3 for key in record if key != "num-examples")
-            values += [
-                WEIGHED
-                if key.split("/")[-1] in FIGURES or "/state-" in key
-                else MEASURED[key.split("/")[0]]
-                for key in record
-            ]
+            values += [measured(key) for key in record]
         for record in content.config_records.values():
             assert set(record) == {"description"}
             values += [DESCRIBED[key] for key in json.loads(record["description"])]
         assert all(page[value] == "any" or kind in page[value] for value in values)
         seen.update(values)
-    assert seen == set(page) - set(SECRET.values())  # every row but those of secure sums
+    # Every row but those of secure sums.
+    assert seen == set(page) - {*SECRET.values(), STOPPED if patience is None else VARIATE}
 
 
 def test_an_unexpected_error_tells_its_place_and_no_private_value(monkeypatch, tmp_path, caplog):

@@ -13,9 +13,12 @@ class Sharing(Method):
         task_parts: where the trunk's parts that belong to one task may be: "shared", they travel,
             and each is averaged over the clients that hold its task; "home", they stay with the
             client, as heads do. The first is the default; none where the trunk has no such parts.
+        compares_rows: whether what it adds to the loss is more than a mean over rows, so that a
+            batch must go through as a whole.
     """
 
     task_parts: tuple[str, ...] = ()
+    compares_rows: bool = False
 
     @property
     def has_common_parts(self) -> bool:
@@ -88,5 +91,6 @@ SHARINGS: dict[str, Sharing] = {
         "one trunk sent, as hard, and a discriminator; T private trunks stay home",
         fewest_tasks=2,
         task_parts=("home", "shared"),
+        compares_rows=True,
     ),
 }

@@ -167,6 +167,17 @@ def _example_problems(experiment: "Experiment", level: ExampleLevel) -> Iterator
             "learned without noise, and so would carry rows into what is sent; use another, such "
             "as 'mr-mtl'"
         )
+    if experiment.training.precision != "float32":
+        yield (
+            f"training.precision must be 'float32' under [{EXAMPLE}], whose rows' gradients are "
+            f"clipped in it, got '{experiment.training.precision}'; remove it"
+        )
+    if experiment.training.recompute_activations:
+        yield (
+            f"training.recompute-activations must be false under [{EXAMPLE}], which needs what "
+            "every layer gave for the gradients of single rows, got true; remove it, or set "
+            "training.micro-batch, which saves memory there"
+        )
     if experiment.training.compile:
         yield (
             f"training.compile must be false under [{EXAMPLE}], whose steps are not compiled; "
@@ -306,11 +317,6 @@ def _sums_problems(experiment: "Experiment") -> Iterator[str]:
                     f"privacy.{name.replace('_', '-')} is for privacy.sums 'noised', got "
                     f"'{regime}'; remove it, or set sums"
                 )
-    if regime == "withheld" and experiment.evaluation.patience is not None:
-        yield (
-            "evaluation.patience must be left out with privacy.sums 'withheld', which leaves "
-            f"nothing to judge by, got {experiment.evaluation.patience}; remove it"
-        )
     if privacy.smallest_group > 1 and regime not in ("sent", "secure"):
         yield (
             "privacy.smallest-group is for privacy.sums 'sent' or 'secure', got "

@@ -116,6 +116,20 @@ class Evaluation(Settings):
         "the client's local epochs on that trunk.",
     )
     every: int = Field(1, ge=1, description="Evaluate in every n-th round; the last one always.")
+    best_by: str = Field(
+        "loss",
+        description="Which figure on validation rows makes one trunk better than another: 'loss', "
+        "the weighted loss of all tasks, or a task's name for its metric. It decides for patience, "
+        "keep, and the round at which runs are compared.",
+    )
+    min_delta: Finite = Field(
+        0.0, ge=0, description="A figure is better if it is better by more than this."
+    )
     patience: int | None = Field(
-        None, ge=1, description="Stop after so many evaluations without a better validation loss."
+        None, ge=1, description="Stop after so many evaluations without a better figure."
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="last: the run ends with its last trunk; best: it returns to its best trunk, "
+        "and clients to the heads that they had then.",
     )

@@ -26,6 +26,12 @@ class Data(Settings):
     path: str = Field("", description="File or folder with the raw data; empty for embedded data.")
     client_column: str = Field("", description="Source `table`: the column that names the client.")
     clients: Names = Field((), description="Only these clients; empty means all.")
+    memory: Literal["ram", "disk"] = Field(
+        "ram",
+        description="ram: a client's rows are read whole; disk: read in pieces, encoded into a "
+        "mapped file, and gathered from it batch by batch, for rows that do not fit in memory "
+        "(sources `table` and `folder`, no [partition]). Results are the same.",
+    )
     validation: Fraction = Field(0.15, description="Share of a client's rows kept for validation.")
     test: Fraction = Field(0.2, description="Share of a client's rows kept for the test.")
     split: Literal["random", "ordered", "column"] = Field(

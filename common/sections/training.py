@@ -5,22 +5,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from common.methods import one_of
+from common.optimisers.table import OPTIMISERS
 from common.schedules.table import SCHEDULES
 from common.settings import Finite, Rate, Settings
 
-Optimiser = Literal[
-    "sgd",
-    "adam",
-    "adamw",
-    "adadelta",
-    "adagrad",
-    "adamax",
-    "asgd",
-    "nadam",
-    "radam",
-    "rmsprop",
-    "rprop",
-]
 STACKED_OPTIMISERS = ("sgd", "adam", "adamw")  # for many clients side by side
 
 
@@ -29,10 +17,22 @@ class Training(Settings):
 
     epochs: int = Field(1, ge=1, description="Passes over the client's training rows per round.")
     batch_size: int = Field(16, ge=1, description="Rows per step; the last batch may be smaller.")
-    optimiser: Optimiser = Field(
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="A client ends a stretch of local training after so many epochs without a "
+        "lower loss on its own validation rows, and returns to its best epoch; default: it does "
+        "all epochs, and keeps the last.",
+    )
+    optimiser: Annotated[str, one_of(OPTIMISERS)[0]] = Field(
         "sgd",
-        description="Its state lives for one round. Others than sgd, adam and adamw are those of "
-        "torch.optim, with its defaults but for lr; clients train one by one, on engine loopback.",
+        description="Its state lives for one round; `fedmtl list optimisers` explains each. Others "
+        "than sgd, adam and adamw are those of torch.optim; clients train one by one, on engine "
+        "loopback.",
+        json_schema_extra=one_of(OPTIMISERS)[1],
+    )
+    optimiser_options: dict[str, Any] = Field(
+        default_factory=dict, description="What the optimiser can be told; see below."
     )
     lr: Finite = Field(0.05, gt=0, description="Learning rate.")
     schedule: Annotated[str, one_of(SCHEDULES)[0]] = Field(
@@ -63,8 +63,11 @@ class Training(Settings):
     momentum: Finite = Field(0.0, ge=0, lt=1, description="SGD only.")
     weight_decay: Rate = Field(0.0, description="adamw: decoupled; else an L2 term.")
     l1: Rate = Field(0.0, description="An L1 term: l1 * sign(w) is added to the gradient.")
-    balance: Literal["tasks", "none"] = Field(
-        "tasks", description="tasks: every batch holds each task's labelled rows in equal share."
+    balance: Literal["tasks", "classes", "none"] = Field(
+        "tasks",
+        description="tasks: every batch holds each task's labelled rows in their share of all; "
+        "classes: every batch holds a task's classes in equal share, which visits rows of rare "
+        "classes more than once an epoch; none: rows as they are shuffled.",
     )
     device: str = Field(
         "auto",
@@ -72,9 +75,30 @@ class Training(Settings):
         description="auto, cpu, mps, cuda or cuda:N; auto takes a GPU where there is one.",
     )
     threads: int = Field(1, ge=1, description="CPU threads of one worker; small models want one.")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="Of the trunk's products in local training, forward and backward, by automatic "
+        "mixed precision; parameters, heads, losses, optimiser and evaluation are float32. float16 "
+        "scales losses, and leaves out a step whose gradient is not finite. Not the node's own "
+        "`precision`, which is how float32 products are made. Clients train one by one.",
+    )
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="Rows that are forward and backward at once: a batch goes through in pieces, "
+        "and its step is that of the whole; default: the batch. For batches that do not fit a "
+        "GPU's memory. Clients train one by one.",
+    )
+    recompute_activations: bool = Field(
+        False,
+        description="Activation checkpointing: forget what the trunk's layers gave, and compute it "
+        "again in the backward pass. The same steps in less memory and more time. Clients train "
+        "one by one.",
+    )
     compile: bool = Field(
         False,
-        description="Compile the training step with torch.compile, which takes seconds to minutes "
+        description="Compile by torch.compile the training step of the stacked form, or, where "
+        "clients train one by one, the model forward and backward; that takes seconds to minutes "
         "in every process and has cost more than it gained on CPUs; the log tells its time.",
     )
 

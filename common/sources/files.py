@@ -6,7 +6,8 @@ careless export saves) is dropped. An array [N, D] of an NPZ file is D columns.
 
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,10 @@ from numpy.typing import NDArray
 
 from common.cells import list_names
 from common.errors import DataError
+from common.tables import Columns
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Columns = dict[str, NDArray[Any]]
 
 # "None" is a word that people use for a category, so it is not among them.
 MISSING_MARKS = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null")
@@ -34,12 +34,40 @@ def read_columns(path: Path) -> Columns:
         DataError: the file cannot be read as what its name says, or has no rows or columns.
     """
     try:
-        columns = READERS[path.suffix.lower()](path)
+        with readable(path):
+            columns = READERS[path.suffix.lower()](path)
+    except MemoryError as error:
+        raise DataError(
+            f"file '{path.name}' does not fit in memory; set data.memory to 'disk', which reads it "
+            "in pieces"
+        ) from error
+    if not check_lengths(path, columns):
+        raise DataError(f"file '{path.name}' has no rows; fill or remove it")
+    return columns
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say in a line which file could not be read; errors of ours pass.
+
+    Raises:
+        DataError: it cannot be read as what its name says.
+    """
+    try:
+        yield
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"file '{path.name}' cannot be read as {path.suffix[1:].upper()} "
             f"({type(error).__name__}); repair or replace it"
         ) from error
+
+
+def check_lengths(path: Path, columns: Columns) -> int:
+    """Count the rows of columns.
+
+    Raises:
+        DataError: not all have as many.
+    """
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         shortest, longest = (pick(lengths, key=lambda n: lengths[n]) for pick in (min, max))
@@ -47,9 +75,7 @@ def read_columns(path: Path) -> Columns:
             f"file '{path.name}': all columns must have the same number of rows, got "
             f"{lengths[shortest]} in '{shortest}' and {lengths[longest]} in '{longest}'"
         )
-    if not any(lengths.values()):
-        raise DataError(f"file '{path.name}' has no rows; fill or remove it")
-    return columns
+    return max(lengths.values(), default=0)
 
 
 def frame_columns(frame: "pd.DataFrame") -> Columns:
@@ -99,28 +125,62 @@ def read_csv(path: Path, required: Sequence[str] = (), names: Sequence[str] = ()
 def _parse_csv(path: Path, names: list[str] | None) -> Columns:
     import pandas as pd  # half a second, and NPZ files do without
 
-    # Left to itself pandas takes the first cells of rows that are longer than the header for names
-    # of the rows, so that every column holds what its neighbour should.
     if names is None:
         _refuse_other_separators(path)
+    with _refuse_long_rows(path):
+        return frame_columns(pd.read_csv(path, names=names, **_csv_options()))
+
+
+def csv_pieces(
+    path: Path, rows: int, types: Mapping[str, str] | None = None
+) -> Iterator["pd.DataFrame"]:
+    """Read a CSV file so many rows at a time.
+
+    Args:
+        path: the file.
+        rows: of each frame.
+        types: of columns for which what pandas finds in a frame must not count.
+
+    Raises:
+        DataError: it is separated by something else than commas, or has rows that are too long.
+    """
+    import pandas as pd
+
+    _refuse_other_separators(path)
+    with pd.read_csv(path, chunksize=rows, dtype=dict(types or {}), **_csv_options()) as frames:
+        while True:
+            with _refuse_long_rows(path):
+                frame = next(frames, None)
+            if frame is None:
+                return
+            yield frame
+
+
+def _csv_options() -> dict[str, Any]:
+    # Left to itself pandas takes the first cells of rows that are longer than the header for names
+    # of the rows, so that every column holds what its neighbour should.
+    return {
+        "index_col": False,
+        "na_values": list(MISSING_MARKS),
+        "keep_default_na": False,
+        "low_memory": False,  # a column has one type, whatever its length
+        "encoding": "utf-8-sig",
+    }
+
+
+@contextmanager
+def _refuse_long_rows(path: Path) -> Iterator[None]:
+    import pandas as pd
+
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
-            frame = pd.read_csv(
-                path,
-                names=names,
-                index_col=False,
-                na_values=list(MISSING_MARKS),
-                keep_default_na=False,
-                low_memory=False,  # a column has one type, whatever its length
-                encoding="utf-8-sig",
-            )
+            yield
         except pd.errors.ParserWarning as error:
             raise DataError(
                 f"file '{path.name}': its rows must have as many cells as its header, got more; "
                 "name the columns that have no name, or remove them"
             ) from error
-    return frame_columns(frame)
 
 
 def _refuse_other_separators(path: Path) -> None:
@@ -161,13 +221,13 @@ def _read_npz(path: Path) -> Columns:
             f"{list_names(scalars)}; remove them"
         )
     return {
-        part: _text_as_objects(cells)
+        part: text_as_objects(cells)
         for name, column in columns.items()
-        for part, cells in _split_matrix(name, column)
+        for part, cells in matrix_columns(name, column)
     }
 
 
-def _split_matrix(name: str, column: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
+def matrix_columns(name: str, column: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
     """Name the columns of an array [N, D]: ``name.0`` to ``name.D-1``, or ``name`` for D = 1."""
     if column.ndim != 2:
         yield name, column
@@ -177,7 +237,8 @@ def _split_matrix(name: str, column: NDArray[Any]) -> Iterator[tuple[str, NDArra
         yield from ((f"{name}.{k}", column[:, k]) for k in range(column.shape[1]))
 
 
-def _text_as_objects(column: NDArray[Any]) -> NDArray[Any]:
+def text_as_objects(column: NDArray[Any]) -> NDArray[Any]:
+    """Turn text of a fixed width into objects: str, or None where it is empty."""
     if column.dtype.kind not in "US":
         return column
     text = np.empty(column.shape, dtype=object)

@@ -7,6 +7,8 @@ from common.errors import ConfigError, DataError
 from common.natural_order import natural_sort
 from common.sections.rows import Data
 from common.sources.files import READERS, read_columns
+from common.sources.pieces import open_pieces
+from common.sources.streams import stream_file
 from common.tables import ClientTable, TableSource
 
 
@@ -43,6 +45,7 @@ def open_folder(data: Data) -> TableSource:
             f"data.path: folder '{folder}' must hold one {', '.join(READERS)} file per client, got "
             f"{others if present else 'none'}"
         )
-    return TableSource(
-        tuple(natural_sort(files)), lambda name: ClientTable(name, read_columns(files[name]))
-    )
+    names = tuple(natural_sort(files))
+    if data.memory == "disk":
+        return TableSource(names, lambda name: stream_file(name, open_pieces(files[name])))
+    return TableSource(names, lambda name: ClientTable(name, read_columns(files[name])))

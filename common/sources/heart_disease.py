@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.sections.rows import Data
-from common.sources.files import Columns, read_csv
+from common.sources.files import read_csv
 from common.sources.raw_files import find_file
-from common.tables import ClientTable, TableSource
+from common.tables import ClientTable, Columns, TableSource
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 UNGRADED = "hungarian"  # records whether there is disease, not how severe

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from common.cells import list_names
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError
 from common.partition import rows_by_name
 from common.sections.rows import Data
 from common.sources.files import READERS, read_columns
+from common.sources.streams import require_client_column, stream_table
 from common.splits import IndexArray
 from common.tables import ClientTable, TableSource
 
@@ -27,14 +27,12 @@ def open_table(data: Data) -> TableSource:
             f"data.path must be a {', '.join(READERS)} file for source 'table', got '{path}'; for "
             "a folder with one file per client set data.source to 'folder'"
         )
+    if data.memory == "disk":
+        return stream_table(path, data.client_column)
     columns = read_columns(path)
     if not data.client_column:
         return TableSource((path.stem,), lambda name: ClientTable(name, columns))
-    if data.client_column not in columns:
-        raise DataError(
-            f"file '{path.name}' has no column '{data.client_column}', which data.client-column "
-            f"names; its columns are {list_names(list(columns))}"
-        )
+    require_client_column(path, data.client_column, tuple(columns))
     names = columns[data.client_column]
     where = f"file '{path.name}', column '{data.client_column}' (data.client-column)"
     rows = {name: _neighbours(own) for name, own in rows_by_name(names, where).items()}

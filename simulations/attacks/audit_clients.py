@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.stacked_model import find_obstacle
+from client.stacked_model import find_batched_obstacle
 from common.clients import open_clients
 from common.errors import ConfigError
 from common.experiment import Experiment
@@ -86,8 +86,8 @@ def _check_experiment(experiment: Experiment) -> None:
     if engine_of(experiment) != "batched":
         raise ConfigError(
             "--unit client under secure aggregation needs a model that engine 'batched' can train, "
-            f"for canaries send no masks: {find_obstacle(experiment)}; audit the same noise "
-            "without secure aggregation"
+            f"for canaries send no masks: {find_batched_obstacle(experiment)}; audit the same "
+            "noise without secure aggregation"
         )
 
 

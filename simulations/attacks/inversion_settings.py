@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from common.errors import ConfigError
+from common.sections.training import Training
 from simulations.attacks.local_steps import LOCAL
 from simulations.attacks.observed import Observed
 from simulations.attacks.wire import EVERYBODY
@@ -83,6 +84,8 @@ def check(observed: Observed, settings: Settings) -> None:
             f"--method dlg and --local unrolled need training.optimiser 'sgd', whose update is a "
             f"gradient, got '{training.optimiser}'; take --method cosine --local one-gradient"
         )
+    if settings.local == "unrolled":
+        _require_known_steps(training)
     if settings.local == "unrolled" and observed.client == EVERYBODY:
         raise ConfigError(
             "--local unrolled follows the steps of one client: name it with --client, or take "
@@ -94,3 +97,22 @@ def check(observed: Observed, settings: Settings) -> None:
             f"--local unrolled follows federation.algorithm 'joint' and 'whole-model', got "
             f"'{algorithm}'; take --local one-gradient"
         )
+
+
+def _require_known_steps(training: Training) -> None:
+    """Refuse steps that cannot be followed without the client's rows, or are no plain ones.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    given = {
+        "optimiser-options": training.optimiser_options,
+        "patience": training.patience,
+        "balance 'classes'": training.balance == "classes",
+    }
+    for name, value in given.items():
+        if value:
+            raise ConfigError(
+                "--local unrolled follows plain steps over rows in an order that the seed tells, "
+                f"got a run with training.{name}; take --local one-gradient"
+            )

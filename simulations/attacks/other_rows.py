@@ -6,7 +6,7 @@ from typing import Any
 
 from client.app import app
 from client.session import LocalRows, close_sessions, lent_rows
-from client.stacked_model import find_obstacle
+from client.stacked_model import find_batched_obstacle
 from common.agreement import Agreement, Description, describe_prepared
 from common.dataset import ClientData
 from common.encoding import encode_prepared
@@ -44,7 +44,7 @@ class PreparedRows(LocalRows):
 
 def engine_of(experiment: Experiment) -> str:
     """Name the engine of `run_on`."""
-    return "loopback" if find_obstacle(experiment) else "batched"
+    return "loopback" if find_batched_obstacle(experiment) else "batched"
 
 
 def run_on(

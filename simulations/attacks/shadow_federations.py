@@ -20,7 +20,7 @@ from simulations.kept_federation import KeptFederation, read_federation
 def shadow_experiment(experiment: Experiment, number: int) -> Experiment:
     """Give a shadow federation a seed of its own; it evaluates only where the run stops by that."""
     evaluation = experiment.evaluation
-    if evaluation.patience is None:
+    if evaluation.patience is None and evaluation.keep == "last":
         never = experiment.federation.rounds + 1
         evaluation = evaluation.model_copy(update={"every": never})
     seed = derive_key(experiment.seed, "attack", "shadow", number) % 2**31

@@ -156,7 +156,7 @@ def load_settings(base: Path, settings: Settings) -> Experiment:
 def judge_run(
     experiment: Experiment, engine: str, out: Path, job: Job, pruner: Pruner | None
 ) -> list[float]:
-    """Simulate a run, and read its objectives at its round of lowest validation loss.
+    """Simulate a run, and read its objectives at its best round.
 
     Raises:
         FedMTLError: it cannot run, or has no figures.

@@ -1,0 +1,54 @@
+"""What ``[training]`` cannot be asked for, a line each: what it must be, what it was, a way out."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from common.architectures.table import SHARINGS
+
+if TYPE_CHECKING:
+    from common.experiment import Experiment
+
+
+def training_problems(experiment: "Experiment") -> Iterator[str]:
+    """Name what is impossible, or would change nothing."""
+    training, trunk = experiment.training, experiment.trunk
+    yield from _piece_problems(experiment)
+    if training.precision != "float32" and not trunk.has_layers:
+        yield (
+            "training.precision must be 'float32' for a trunk without layers, of whose products it "
+            f"speaks, got '{training.precision}'; give the trunk a layer, or remove it"
+        )
+    if training.recompute_activations and not trunk.has_layers:
+        yield (
+            "training.recompute-activations must be false for a trunk without layers, which gives "
+            "nothing to forget, got true; give the trunk a layer, or remove it"
+        )
+    if training.recompute_activations and training.compile:
+        yield (
+            "training.recompute-activations must be false under training.compile, whose compiler "
+            "decides itself what it computes twice, got true; remove one of the two"
+        )
+
+
+def _piece_problems(experiment: "Experiment") -> Iterator[str]:
+    training, trunk = experiment.training, experiment.trunk
+    size = training.micro_batch
+    if size is None:
+        return
+    if size >= training.batch_size:
+        yield (
+            f"training.micro-batch must be below training.batch-size, {training.batch_size}, for "
+            f"else no batch is divided, got {size}; lower it, or remove it"
+        )
+    if trunk.norm == "batch":
+        yield (
+            "training.micro-batch must be left out under trunk.norm 'batch', which normalises by "
+            f"the rows of a whole batch, got {size}; set trunk.norm to 'group' or 'layer', or "
+            "remove it"
+        )
+    if SHARINGS[trunk.sharing].compares_rows:
+        yield (
+            f"training.micro-batch must be left out under trunk.sharing '{trunk.sharing}', whose "
+            f"penalty compares all rows of a batch, got {size}; choose another trunk.sharing, or "
+            "remove it"
+        )
