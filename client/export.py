@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from client.exported_model import ExportedModel
 from client.kept_model import KeptModel
 from client.model_description import describe
 from common.errors import ExportError
+from common.model_folder import TOKENIZER, tokenizer_file
 
 BATCHES = (1, 7, 256)
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -26,6 +28,8 @@ Run = Callable[[Inputs], Outputs]  # a model that was read back from its file
 
 def export(kept: KeptModel, out: Path, formats: tuple[str, ...]) -> dict[str, float]:
     """Write a client's model into a folder, with ``model.json``; only what passes its check.
+
+    A model of texts brings its tokenizer along.
 
     Args:
         kept: the model.
@@ -49,6 +53,8 @@ def export(kept: KeptModel, out: Path, formats: tuple[str, ...]) -> dict[str, fl
             about = {**describe(kept), "files": differences}
             text = json.dumps(about, indent=1, ensure_ascii=False)
             (Path(place) / "model.json").write_text(text, encoding="utf-8")
+            if any(one.kind == "text" for one in kept.experiment.inputs.values()):
+                shutil.copyfile(tokenizer_file(kept.experiment.trunk), Path(place) / TOKENIZER)
             for path in sorted(Path(place).iterdir()):
                 os.replace(path, out / path.name)
     except OSError as error:
@@ -159,9 +165,10 @@ FORMATS = {
 @contextmanager
 def _told_in_a_line(name: str) -> Iterator[None]:
     """Turn what an exporter raises into one line, and keep it from talking."""
-    talking = logging.getLogger("torch.onnx")
-    level = talking.level
-    talking.setLevel(logging.ERROR)
+    talking = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [log.level for log in talking]
+    for log in talking:
+        log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -174,7 +181,8 @@ def _told_in_a_line(name: str) -> Iterator[None]:
             f"this model cannot be exported with --format {name}: {type(error).__name__}: {line}"
         ) from error
     finally:
-        talking.setLevel(level)
+        for log, level in zip(talking, levels, strict=True):
+            log.setLevel(level)
 
 
 def describe_check(differences: Mapping[str, float]) -> list[str]:

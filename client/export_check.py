@@ -9,7 +9,9 @@ from torch import Tensor
 from client.exported_model import ExportedModel
 from client.kept_model import KeptModel
 from common.encoding import places_of
+from common.text import PADDING
 
+FEWEST_TOKENS = 2  # that any model knows; which ones a check takes does not matter
 TOLERANCE = 1e-5  # of probabilities; of values, relative to the largest of a column
 
 Inputs = dict[str, Tensor]  # input name -> [N, ...], as `client.exported_model` says
@@ -26,6 +28,8 @@ def random_rows(
         if settings.kind == "categorical":
             columns = places_of(name, kept.experiment, kept.agreement)
             drawn[name] = torch.cat([_one_hot(rows, len(c), generator) for c in columns], 1)
+        elif settings.kind == "text":
+            drawn[name] = _tokens(shape, generator)
         elif settings.kind == "image":
             drawn[name] = torch.rand(shape, generator=generator) * settings.scale
         else:
@@ -71,6 +75,13 @@ def _chance_of(classes: Tensor, probability: Tensor) -> Tensor:
     if classes.shape == probability.shape:  # of two each
         return torch.where(classes > 0, probability, 1 - probability)
     return probability.gather(1, classes.unsqueeze(1))
+
+
+def _tokens(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw texts of all lengths, int64 [N, 1, tokens]."""
+    tokens = torch.randint(FEWEST_TOKENS, shape, generator=generator)
+    lengths = torch.randint(1, shape[-1] + 1, (shape[0], 1, 1), generator=generator)
+    return torch.where(torch.arange(shape[-1]) < lengths, tokens, PADDING)
 
 
 def _one_hot(rows: int, places: int, generator: torch.Generator) -> Tensor:

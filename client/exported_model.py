@@ -5,6 +5,7 @@ Scalings are inside. The module takes, by input name,
 - numeric: float64 [N, columns], as they stand in a file; an empty cell is NaN,
 - image: float32 [N, channels, height, width], likewise,
 - categorical: float32 [N, places], one-hot: a 1 in the place of each column's category,
+- text: int64 [N, 1, tokens], as the tokenizer numbers them, -1 behind the last,
 
 and gives, by task, its classes or values, and ``<task>.probability`` (see `client.answers`).
 """
@@ -21,7 +22,8 @@ from common.encoding import scaling_for, target_scales
 from common.scaling import Scaling
 from common.sections.rows import Input
 
-DTYPES = {"numeric": "float64", "categorical": "float32", "image": "float32"}
+DTYPES = {"numeric": "float64", "categorical": "float32", "image": "float32", "text": "int64"}
+PLAIN = ("categorical", "text")  # kinds that are encoded outside
 
 
 class ScaledInput(nn.Module):
@@ -79,7 +81,7 @@ class ExportedModel(nn.Module):
             {
                 f"input-{name}": ScaledInput(settings, _scaling(kept, name))
                 for name, settings in kept.experiment.inputs.items()
-                if settings.kind != "categorical"
+                if settings.kind not in PLAIN
             }
         )
         self.eval().requires_grad_(False)

@@ -150,11 +150,14 @@ class Job:
         self.ledger.enter(reply, update, sums)
 
     def _about(self) -> dict[str, Any]:
+        experiment = json.loads(self.instruction.experiment)
+        # Whoever uses the model on this machine needs the ready model where it is here.
+        experiment["trunk"]["model"] = self.session.experiment.trunk.model
         return {
             "run": self.instruction.run,
             "client": self.data.name,
             "fingerprint": _fingerprint(self.instruction.experiment),
-            "experiment": json.loads(self.instruction.experiment),
+            "experiment": experiment,
             "agreement": json.loads(self.instruction.agreement),
         }
 

@@ -7,7 +7,9 @@ import numpy as np
 from client.exported_model import DTYPES
 from client.kept_model import KeptModel
 from common.encoding import places_of
+from common.model_folder import TOKENIZER
 from common.targets import class_names
+from common.text import PADDING
 
 
 def describe(kept: KeptModel) -> dict[str, Any]:
@@ -36,6 +38,8 @@ def describe_input(kept: KeptModel, name: str) -> dict[str, Any]:
         "missing": settings.missing,
     }
     columns = kept.agreement.columns[name]
+    if settings.kind == "text":
+        about |= {"tokenizer": TOKENIZER, "padding": PADDING}
     if settings.kind != "categorical":
         return {**about, "columns": list(columns)}
     places = places_of(name, kept.experiment, kept.agreement)

@@ -19,7 +19,7 @@ from client.phases import within
 from client.tally import TaskSums
 from client.training import Trainer
 from common.dataset import ClientData, Rows
-from common.encoder import SeededDropout
+from common.encoder import Seeded, SeededDropout
 from common.losses import ROW_LOSSES, combine_losses
 from common.seeding import torch_generator
 
@@ -220,8 +220,9 @@ def _moving_modules(model: nn.Module, names: set[str]) -> Sequence[nn.Module]:
     moving = []
     for path, module in model.named_modules():
         own = {name for name, _ in module.named_parameters(path, recurse=False)}
-        beside = f"{path.rpartition('.')[0]}."
-        drops = isinstance(module, SeededDropout) and any(n.startswith(beside) for n in names)
+        # Dropout goes with the layers beside it; a ready model draws inside of itself.
+        home = path.rpartition(".")[0] if isinstance(module, SeededDropout) else path
+        drops = isinstance(module, Seeded) and any(n.startswith(f"{home}.") for n in names)
         if drops or own & names:
             moving.append(module)
     return moving

@@ -4,6 +4,7 @@ Flower hands a node's ``--node-config`` to the client; these keys of it are ours
 
     data="/srv/data"        folder or file with the node's rows
     memory="disk"           rows in a mapped file (disk) or in memory (ram), as data.memory
+    model="/srv/minilm"     folder with the ready model of trunk.model
     state="/srv/state"      folder for what stays home; without one, heads last as long as the node
     client="ward-7"         which client of the data this node is, where there are several
     device="cuda:1"         auto, cpu, mps, cuda or cuda:N
@@ -23,11 +24,12 @@ from typing import Any
 from common.errors import ConfigError
 from common.experiment import Experiment
 from common.idle_settings import memory_problems
+from common.ready_models import reads_folder
 
 PRECISIONS = ("highest", "high", "medium")
 LIMITS = ("largest-epsilon", "delta", "least-noise-multiplier")
 MEMORIES = ("ram", "disk")
-KEYS = ("data", "memory", "state", "client", "device", "threads", "precision", *LIMITS)
+KEYS = ("data", "memory", "model", "state", "client", "device", "threads", "precision", *LIMITS)
 DELTA = 1e-5
 FLOWER_KEYS = ("partition-id", "num-partitions")  # of a simulated node
 # A real node may have a partition-id as well, and must not make its noise from the seed, which the
@@ -42,6 +44,7 @@ class Place:
     Attributes:
         data: folder or file with its rows.
         memory: "ram" or "disk", as `data.memory`.
+        model: folder with the ready model.
         device: where it computes.
         threads: CPU threads it computes with.
         precision: of float32 matrix products, as `torch.set_float32_matmul_precision` takes it.
@@ -53,6 +56,7 @@ class Place:
     """
 
     data: str = ""
+    model: str = ""
     device: str = ""
     threads: int = 0
     precision: str = ""
@@ -92,9 +96,10 @@ class Place:
             raise ConfigError(
                 f"node config: memory must be one of {', '.join(MEMORIES)}, got {memory!r}"
             )
-        texts = {key: str(node_config.get(key, "")) for key in ("data", "device", "state")}
+        texts = {key: str(node_config.get(key, "")) for key in ("data", "model", "device", "state")}
         return cls(
             data=texts["data"],
+            model=texts["model"],
             device=texts["device"],
             threads=threads,
             precision=str(precision),
@@ -123,6 +128,8 @@ class Place:
             update["data"] = experiment.data.model_copy(update=own)
             for problem in memory_problems(update["data"], experiment.partition):
                 raise ConfigError(f"node config: {problem}")
+        if self.model and reads_folder(experiment.trunk):
+            update["trunk"] = experiment.trunk.model_copy(update={"model": self.model})
         return experiment.model_copy(update=update) if update else experiment
 
 

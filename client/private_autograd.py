@@ -2,7 +2,8 @@
 
 Opacus' hooks find the gradient of every row layer by layer (Yousefpour et al., "Opacus: User-
 friendly differential privacy library in PyTorch", 2021). A model with parameters that no layer's
-hook sees, such as cross-stitch units, goes row by row instead.
+hook sees, such as cross-stitch units, goes row by row instead; so does a ready model, which may
+have any, and whose layers may read something else than the rows (position embeddings do).
 """
 
 from collections.abc import Iterable, Mapping
@@ -39,7 +40,8 @@ class RowGradients:
 
     def __init__(self, experiment: Experiment, model: MultiTaskModel, flat: FlatParameters) -> None:
         self.experiment, self.model, self.flat = experiment, model, flat
-        self.by_row = any(isinstance(module, nn.ParameterList) for module in model.modules())
+        unseen = any(isinstance(module, nn.ParameterList) for module in model.modules())
+        self.by_row = unseen or experiment.trunk.is_ready
         self._open_hooks = None if self.by_row else _import_hooks()
 
     def find(self, batch: Rows, weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -48,6 +48,8 @@ class RowCache:
     def __init__(self, folder: Path, experiment: Experiment, signature: str) -> None:
         settings = experiment.model_dump(mode="json", include=ROW_SETTINGS)
         self.resident = experiment.data.memory == "ram"
+        if any(one.kind == "text" for one in experiment.inputs.values()):
+            settings["tokenizer"] = experiment.trunk.model_digest
         self.folder = folder / _hash(FORMAT, _own_version(), settings, signature)
 
     def names(self, make: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:

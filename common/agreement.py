@@ -337,6 +337,8 @@ def _shape(settings: Input, columns: Columns, collected: Categories | None) -> t
         return settings.shape
     if settings.kind == "numeric":
         return (len(columns),)
+    if settings.kind == "text":
+        return (1, settings.max_length)  # no other input has two dimensions
     own = settings.missing == "own-category"
     return (sum(len((collected or {}).get(c, settings.categories)) + own for c in columns),)
 

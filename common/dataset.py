@@ -16,7 +16,8 @@ class Rows:
     """The rows of one split.
 
     Attributes:
-        inputs: input name -> float32 [N, width] or, for images, [N, channels, height, width].
+        inputs: input name -> float32 [N, width]; for images, [N, channels, height, width]; for
+            texts, [N, 1, tokens] as `common.text` numbers them.
         targets: task name -> int64 [N] (multiclass), float32 [N] (binary), float32 [N, outputs]
             (multilabel, regression). A task that the client does not hold is absent. Entries of
             rows without a label are 0 and carry no meaning.

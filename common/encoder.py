@@ -4,6 +4,7 @@ A trunk is one encoder, or several that a sharing architecture ties together; st
 where it can tie them.
 """
 
+import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
@@ -28,7 +29,25 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class SeededDropout(nn.Module):
+class Seeded(nn.Module):
+    """What draws in training, from a generator of the caller's.
+
+    Attributes:
+        generator: set before training.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator: torch.Generator | None = None
+
+    def begin_batch(self) -> None:
+        """Draw anew from here on, for batches that come as a whole."""
+
+    def take_piece(self, rows: int, place: slice) -> None:
+        """Expect these rows next, of a batch of so many."""
+
+
+class SeededDropout(Seeded):
     """Dropout (Srivastava et al. 2014) whose masks come from a generator of the caller's.
 
     PyTorch's own draws from a global state, so that a result would depend on which client a
@@ -39,16 +58,15 @@ class SeededDropout(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.generator: torch.Generator | None = None
         self._piece: tuple[int, slice] | None = None
         self._kept: Tensor | None = None
 
     def begin_batch(self) -> None:
-        """Draw anew from here on, for batches that come as a whole."""
+        """As `Seeded`."""
         self._piece = self._kept = None
 
     def take_piece(self, rows: int, place: slice) -> None:
-        """Expect these rows next, of a batch of so many."""
+        """As `Seeded`."""
         self._piece = rows, place
 
     def forward(self, features: Tensor) -> Tensor:
@@ -116,16 +134,17 @@ class DenseLayers(Blocks):
 
 
 class Encoder(nn.Module):
-    """Convolutions over some inputs, a stack each; then all inputs through fully connected layers.
+    """Stacks over some inputs, one each; then all inputs through fully connected layers.
 
-    Its stages are the places where encoders can be tied: first every stack's first convolution,
-    then their second, and so on; then one fully connected layer after another. An encoder of
-    another kind says what its stages are by `stage_shapes`, `compute_stage` and `finish`.
+    Its stages are the places where encoders can be tied: first every stack's first block (a
+    convolution, or a ready model as a whole), then their second, and so on; then one fully
+    connected layer after another. An encoder of another kind says what its stages are by
+    `stage_shapes`, `compute_stage` and `finish`.
 
     Args:
         settings: sizes of the fully connected layers.
         shapes: input name -> shape of one row.
-        stacks: input name -> its convolutions; all stacks have as many blocks.
+        stacks: input name -> its blocks; all stacks have as many.
         convolved: what the stacks make of one row: per stage, a shape for each stack.
 
     Attributes:
@@ -137,6 +156,10 @@ class Encoder(nn.Module):
     """
 
     recomputes = False
+
+    def recompute(self) -> None:
+        """Recompute activations from here on."""
+        self.recomputes = True
 
     def __init__(
         self,
@@ -264,7 +287,7 @@ def side_by_side(inputs: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
 
 def _channels_last(images: Tensor) -> Tensor:
     """Lay images [N, C, H, W] out pixel by pixel: on a CPU, pooling takes half the time then."""
-    if images.device.type not in BY_PIXEL:
+    if images.device.type not in BY_PIXEL or images.ndim != 4:
         return images
     if images.shape[1] > 1:
         return images.contiguous(memory_format=torch.channels_last)
@@ -273,9 +296,44 @@ def _channels_last(images: Tensor) -> Tensor:
     return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
 
 
-ENCODERS: dict[str, type[MLP] | type[CNN]] = {"mlp": MLP, "cnn": CNN}
+class ReadyEncoder(Encoder):
+    """A ready model over the image or the text; then all inputs through fully connected layers.
+
+    The ready model is one stage. An input of text is the one whose rows are [1, tokens].
+    """
+
+    def __init__(self, settings: Trunk, shapes: InputShapes) -> None:
+        module, _, name = READY[settings.architecture].partition(":")
+        make = getattr(importlib.import_module(module), name)
+        read = next(name for name, shape in shapes.items() if len(shape) > 1)
+        ready = make(settings, shapes[read])
+        super().__init__(settings, shapes, {read: Blocks([[ready]])}, [((ready.width,),)])
+        self._recompute_ready: Callable[[], None] = ready.recompute
+
+    def recompute(self) -> None:
+        """Let the ready model do it, layer by layer: as one stage it would save nothing.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        self._recompute_ready()
+
+
+READY = {  # architecture -> where its class is: it loads a library that takes seconds
+    "transformer": "common.backbones.transformer:Transformer",
+    "timm": "common.backbones.timm_model:TimmModel",
+}
+ENCODERS: dict[str, Callable[[Trunk, InputShapes], Encoder]] = {
+    "mlp": MLP,
+    "cnn": CNN,
+    **dict.fromkeys(READY, ReadyEncoder),
+}
 
 
 def build_encoder(settings: Trunk, shapes: InputShapes) -> Encoder:
-    """Build the encoder that the trunk's settings name."""
+    """Build the encoder that the trunk's settings name.
+
+    Raises:
+        ConfigError: a ready model's library or folder cannot be used.
+    """
     return ENCODERS[settings.architecture](settings, shapes)

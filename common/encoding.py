@@ -27,6 +27,7 @@ from common.sections.rows import Input
 from common.tables import ClientTable
 from common.targets import Target
 from common.tensor_file import Layout, TensorFile, as_tensor
+from common.text import encode_cells
 
 Places = tuple[str | None, ...]  # of a column: its categories, then None where empty is one
 
@@ -95,7 +96,7 @@ def _labelled_rows(prepared: PreparedClient, target: Target) -> NDArray[np.int64
 
 def is_fitted(settings: Input) -> bool:
     """Whether an input needs a scaling from the client's own training rows."""
-    if settings.kind == "categorical" or settings.standardise == "federation":
+    if settings.kind in ("categorical", "text") or settings.standardise == "federation":
         return False
     return settings.standardise == "client" or settings.missing == "mean"
 
@@ -191,6 +192,8 @@ def _open_store(
             shape = features.values.shape[1:]
             if experiment.inputs[name].kind == "categorical":
                 shape = (sum(map(len, places_of(name, experiment, agreement))),)
+            elif experiment.inputs[name].kind == "text":
+                shape = (1, experiment.inputs[name].max_length)
             layout[f"{split}/inputs/{name}"] = single, (len(rows), *shape)
         for name, target in prepared.targets.items():
             is_code = experiment.tasks[name].kind == "multiclass"
@@ -253,6 +256,8 @@ def _encode_input(
     values: NDArray[Any], name: str, experiment: Experiment, agreement: Agreement, fitted: Fitted
 ) -> Tensor:
     settings = experiment.inputs[name]
+    if settings.kind == "text":
+        return _float_tensor(encode_cells(values, experiment.trunk, settings))
     if settings.kind == "categorical":
         return _float_tensor(_one_hot(values, places_of(name, experiment, agreement)))
     if settings.standardise == "none" and settings.missing != "mean":

@@ -22,6 +22,7 @@ from common.methods import Method, method_problems
 from common.optimisers.table import OPTIMISERS
 from common.privacy.problems import privacy_problems
 from common.privacy.settings import Privacy
+from common.ready_models import ready_model_problems, without_ready_model
 from common.schedules.rates import round_schedule
 from common.schedules.table import SCHEDULES
 from common.sections.federation import Evaluation, Federation
@@ -78,7 +79,8 @@ class Experiment(Settings):
     def _means_what_it_says(self) -> Self:
         traces = trace_problems(self.federation.availability)
         problems = [*self._leaks(), *idle_settings(self), *training_problems(self)]
-        problems += [*evaluation_problems(self), *privacy_problems(self), *traces]
+        problems += [*evaluation_problems(self), *ready_model_problems(self)]
+        problems += [*privacy_problems(self), *traces]
         for setting, (table, key) in METHODS.items():
             place, name = setting.replace("-", "_").split(".")
             settings = getattr(self, place)
@@ -167,6 +169,7 @@ class Experiment(Settings):
         if ends or any(level and level.noise_multiplier is None for level in self.privacy.levels):
             # Rates, or noise, are worked out for them.
             content["federation"]["rounds"] = self.federation.rounds
+        without_ready_model(content)
         content["federation"]["availability"] = seal(self.federation.availability)
         if not self.federation.availability:  # its delays would make the deadline part of a result
             del content["federation"]["round_timeout_s"]

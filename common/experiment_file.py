@@ -16,8 +16,10 @@ from common.availability import read_lines
 from common.errors import ConfigError
 from common.experiment import Experiment
 from common.experiment_problems import describe_problems, suggest
+from common.model_folder import digest_folder
+from common.ready_models import reads_folder
 
-PATHS = (("data", "path"), ("federation", "availability"))
+PATHS = (("data", "path"), ("federation", "availability"), ("trunk", "model"))
 _QUOTE_OR_BRACKET = re.compile(r"\"(?:\\.|[^\"\\])*\"|'[^']*'|[\[{]|[\]}]|\s+|.", re.DOTALL)
 
 
@@ -64,7 +66,7 @@ def load_experiment(
         problems += describe_problems(error, content, Experiment.model_json_schema())
     if problems or experiment is None:
         raise ConfigError("\n".join(problems))
-    return experiment
+    return _read_model(experiment)
 
 
 def parse_set(text: str) -> list[str]:
@@ -139,8 +141,31 @@ def _anchor_paths(content: dict[str, Any], folder: Path) -> None:
     for place, key in PATHS:
         table = content.get(place)
         path = table.get(key) if isinstance(table, dict) else None
+        if key == "model" and not _is_folder(table, path):
+            continue
         if isinstance(table, dict) and isinstance(path, str) and path:
             table[key] = str((folder.absolute() / Path(path).expanduser()).resolve())
+
+
+def _is_folder(trunk: Any, model: Any) -> bool:
+    """Tell a folder from a model's name, which timm looks up by itself."""
+    named = isinstance(trunk, dict) and trunk.get("architecture") == "timm"
+    return not named or "/" in str(model)
+
+
+def _read_model(experiment: Experiment) -> Experiment:
+    """Note what the folder of a ready model holds, where the file does not say.
+
+    Raises:
+        ConfigError: the folder cannot be used.
+    """
+    trunk = experiment.trunk
+    if trunk.model_digest or not reads_folder(trunk):
+        return experiment
+    digest = digest_folder(trunk)
+    return experiment.model_copy(
+        update={"trunk": trunk.model_copy(update={"model_digest": digest})}
+    )
 
 
 def _read_availability(content: dict[str, Any]) -> list[str]:
@@ -170,6 +195,8 @@ def _override(content: dict[str, Any], overrides: Sequence[str]) -> list[str]:
             continue
         try:
             _assign(content, keys, _parse_literal(text.strip()))
+            if keys in (["trunk", "model"], ["trunk", "pretrained"]):  # of other files
+                content["trunk"].pop("model-digest", None)
         except tomllib.TOMLDecodeError:
             problems.append(
                 f"{key} must be a TOML value, got {text.strip()}. "

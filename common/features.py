@@ -21,9 +21,10 @@ class Features:
 
     Attributes:
         columns: names of its columns, patterns expanded.
-        values: float64 [N, columns] (numeric), objects of str or None [N, columns] (categorical),
-            or float32 [N, channels, height, width] (image); numbers are divided by `input.scale`.
-            NaN or None only where a rule of `encode` fills it, and in rows that are not usable.
+        values: float64 [N, columns] (numeric), objects of str or None [N, columns] (categorical;
+            text, of one column, or float32 [N, 1, tokens] once numbered), or float32
+            [N, channels, height, width] (image); numbers are divided by `input.scale`. NaN or None
+            only where a rule of `encode` fills it, and in rows that are not usable.
         usable: bool [N], False for the rows that `missing = "drop-row"` drops.
     """
 
@@ -55,7 +56,8 @@ def read_named(
     values = READERS[settings.kind](table, settings, name, columns)
     empty = values == None if values.dtype == object else np.isnan(values)  # noqa: E711 (per cell)
     if settings.missing == "zero":
-        return Features(columns, np.where(empty, 0.0, values), np.ones(len(table), dtype=bool))
+        fill = "" if settings.kind == "text" else 0.0
+        return Features(columns, np.where(empty, fill, values), np.ones(len(table), dtype=bool))
     if settings.missing == "refuse" and empty.any():
         raise DataError(_refuse_empty(table, name, columns, empty))
     drops = settings.missing == "drop-row"
@@ -75,6 +77,17 @@ def _read_categorical(
 ) -> NDArray[Any]:
     parts = [read_names(table.columns[c], _where(table, name, c)) for c in columns]
     return np.stack(parts, axis=1)
+
+
+def _read_text(
+    table: ClientTable, settings: Input, name: str, columns: tuple[str, ...]
+) -> NDArray[Any]:
+    if len(columns) > 1:
+        raise DataError(
+            f"client '{table.name}', inputs.{name}: a text is one column, got {len(columns)}: "
+            f"{list_names(columns)}; name the one that holds it"
+        )
+    return _read_categorical(table, settings, name, columns)
 
 
 def _read_image(
@@ -102,7 +115,12 @@ def _read_image(
     return values
 
 
-READERS = {"numeric": _read_numeric, "categorical": _read_categorical, "image": _read_image}
+READERS = {
+    "numeric": _read_numeric,
+    "categorical": _read_categorical,
+    "image": _read_image,
+    "text": _read_text,
+}
 
 
 def _where(table: ClientTable, name: str, column: str) -> str:

@@ -148,10 +148,15 @@ def _idle_data_seed(data: "Data", partition: "Partition | None") -> Iterator[str
 
 def _idle_inputs(experiment: "Experiment") -> Iterator[str]:
     for name, settings in experiment.inputs.items():
-        if settings.kind == "categorical" and _is_given(settings, "scale"):
+        if settings.kind in ("categorical", "text") and _is_given(settings, "scale"):
             yield (
-                f"inputs.{name}.scale is for numbers and images, got {settings.scale:g} for a "
-                "categorical input; remove it"
+                f"inputs.{name}.scale is for numbers and images, got {settings.scale:g} for an "
+                f"input of kind '{settings.kind}'; remove it"
+            )
+        if settings.kind != "text" and _is_given(settings, "max_length"):
+            yield (
+                f"inputs.{name}.max-length is for inputs of kind 'text', got "
+                f"{settings.max_length} for kind '{settings.kind}'; remove it"
             )
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from common.architectures.table import SHARINGS
 from common.architectures.trunk import SharedTrunk
-from common.encoder import Encoder, InputShapes, SeededDropout
+from common.encoder import Encoder, InputShapes, Seeded, SeededDropout
+from common.errors import ConfigError
 from common.experiment import Experiment
 from common.sections.rows import Task
 from common.seeding import derive_key
@@ -59,10 +60,10 @@ class MultiTaskModel(nn.Module):
         self.trunk = trunk
         # A plain ModuleDict refuses task names such as "type", which are attributes of modules.
         self.heads = nn.ModuleDict({f"task-{name}": head for name, head in heads.items()})
-        self.dropouts = [m for m in self.modules() if isinstance(m, SeededDropout)]
+        self.dropouts = [m for m in self.modules() if isinstance(m, Seeded)]
 
     def give_generator(self, generator: torch.Generator | None) -> None:
-        """Let dropout draw its masks from a generator."""
+        """Let dropout, and what a ready model draws, come from a generator."""
         self.begin_batch()
         for dropout in self.dropouts:
             dropout.generator = generator
@@ -123,6 +124,9 @@ def build_model(experiment: Experiment, shapes: InputShapes) -> MultiTaskModel:
     Args:
         experiment: trunk, tasks and seed.
         shapes: input name -> shape of one row, without the batch dimension.
+
+    Raises:
+        ConfigError: a ready model cannot be used.
     """
     settings, seed = experiment.trunk, experiment.seed
     ordered = {name: shapes[name] for name in experiment.inputs}
@@ -136,5 +140,29 @@ def build_model(experiment: Experiment, shapes: InputShapes) -> MultiTaskModel:
     if experiment.training.recompute_activations:
         for module in trunk.modules():
             if isinstance(module, Encoder):
-                module.recomputes = True
+                module.recompute()
+    if settings.is_ready:
+        _refuse_batch_norm(trunk, experiment)
     return MultiTaskModel(trunk, heads)
+
+
+def _refuse_batch_norm(trunk: nn.Module, experiment: Experiment) -> None:
+    """Refuse a ready model with running statistics where these would be wrong, or no secret.
+
+    Raises:
+        ConfigError: it has some.
+    """
+    from common.backbones.backbone import has_running_statistics
+
+    reasons = {
+        "[privacy.example-level]": experiment.privacy.example_level is not None
+        and "its statistics follow the rows without noise",
+        "training.micro-batch": experiment.training.micro_batch is not None
+        and "it normalises by the rows of a whole batch",
+    }
+    for setting, reason in reasons.items():
+        if reason and has_running_statistics(trunk):
+            raise ConfigError(
+                f"trunk.model must have no batch norm under {setting}, got "
+                f"'{experiment.trunk.model}': {reason}; use a model without, such as a ViT"
+            )

@@ -17,6 +17,7 @@ from common.features import Features, read_features
 from common.tables import ClientTable, StreamedTable
 from common.targets import Target, read_labels
 from common.tensor_file import Layout, TensorFile
+from common.text import encode_cells
 
 CODE = np.dtype(np.int32)
 
@@ -104,9 +105,7 @@ class _Reader:
     texts: dict[Any, Any] = field(default_factory=dict)  # in them, once each
 
     def read(self, piece: ClientTable, start: int) -> None:
-        inputs = {
-            name: read_features(piece, self.experiment, name) for name in self.experiment.inputs
-        }
+        inputs = {name: self._read_input(piece, name) for name in self.experiment.inputs}
         found = {task: read_labels(piece, self.experiment, task) for task in self.experiment.tasks}
         labels = {task: target for task, target in found.items() if target is not None}
         if self.file is None:
@@ -122,6 +121,14 @@ class _Reader:
             self.labelled[task][start : start + len(piece)] = target.labelled
         for column, parts in self.cells.items():
             parts.append(_share_texts(piece.columns[column], self.texts))
+
+    def _read_input(self, piece: ClientTable, name: str) -> Features:
+        """Read an input; of a text its tokens, for which nothing has to be known of other rows."""
+        own, settings = read_features(piece, self.experiment, name), self.experiment.inputs[name]
+        if settings.kind != "text":
+            return own
+        numbers = encode_cells(own.values[:], self.experiment.trunk, settings)
+        return Features(own.columns, numbers, own.usable)
 
     def finish(self) -> Spool:
         if self.file is None:

@@ -88,6 +88,11 @@ TASK_SKEWS = {
 ARCHITECTURES = {
     "mlp": Choice("fully connected layers over all inputs"),
     "cnn": Choice("3x3 convolutions with 2x2 max pooling per image, then fully connected layers"),
+    "transformer": Choice(
+        "a local model of Hugging Face's transformers, of images or of text",
+        "Vaswani et al., Attention is all you need, NeurIPS 2017",
+    ),
+    "timm": Choice("a model of timm, of images", "Wightman, PyTorch image models, 2019"),
 }
 NORMS = {
     "none": Choice("layers as they are"),

@@ -170,6 +170,10 @@ def test_a_server_does_not_say_where_a_node_reads(node, experiment):
     named = experiment.model_copy(update={"data": experiment.data.model_copy(update=data)})
     told = refusal_of(serve(node, hostile(named, clients=1)))
     assert "a node reads only what its owner names" in told
+    ready = {"architecture": "transformer", "model": "/etc", "pretrained": False}
+    named = experiment.model_copy(update={"trunk": experiment.trunk.model_copy(update=ready)})
+    told = refusal_of(serve(node, hostile(named, clients=1)))
+    assert 'name a copy of it in its --node-config: model="FOLDER"' in told
     assert not node._worker.asked
 
 

@@ -200,7 +200,7 @@ def test_patience_needs_validation_rows(small):
 
 def test_a_categorical_input_has_no_scale(small):
     (found,) = problems_of(small, "inputs.x.kind=categorical", "inputs.x.scale=2")
-    assert found.startswith("inputs.x.scale is for numbers and images, got 2 for a categorical")
+    assert found.startswith("inputs.x.scale is for numbers and images, got 2 for an input")
 
 
 def test_a_rate_that_every_part_overrules_is_refused(small):

@@ -81,6 +81,8 @@ class FedALA(LocalAlgorithm):
         trunk = experiment.trunk
         if trunk.sharing != "hard" or not trunk.has_layers:
             return
+        if trunk.is_ready:  # how many layers it has, its library knows
+            return
         layers = len(trunk.widths)
         if trunk.architecture == "cnn":
             images = sum(one.kind == "image" for one in experiment.inputs.values())

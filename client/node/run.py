@@ -37,6 +37,7 @@ from client.privacy_ledger import require_entry
 from common.errors import ConfigError, FedMTLError, NodeError, PolicyError
 from common.experiment import Experiment
 from common.journal import describe_error
+from common.ready_models import reads_folder
 from common.wire import Instruction, config_of, refusal, size_bytes
 
 logger = logging.getLogger("fedmtl.node")
@@ -209,6 +210,11 @@ class Node:
             raise PolicyError(
                 "the experiment names a data.path, and a node reads only what its owner names; "
                 'name the rows in its --node-config: data="FOLDER"'
+            )
+        if reads_folder(experiment.trunk) and not self.place.model:
+            raise PolicyError(
+                "the experiment names a folder in trunk.model, and a node reads only what its "
+                'owner names; name a copy of it in its --node-config: model="FOLDER"'
             )
 
     def _unpack(self, digest: str, content: bytes) -> str:

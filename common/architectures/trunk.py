@@ -49,7 +49,7 @@ class SharedTrunk(nn.Module):
             experiment: the experiment.
         """
         trunk = experiment.trunk
-        if not trunk.widths and not (trunk.architecture == "cnn" and trunk.channels):
+        if not trunk.has_layers:
             yield (
                 f"trunk.widths must not be empty under trunk.sharing '{trunk.sharing}': without "
                 "layers there is nothing to share; give the trunk a layer"

@@ -13,8 +13,32 @@ from common.weighting.table import WEIGHTINGS
 class Trunk(Settings):
     """The shared part of the model."""
 
-    architecture: Literal["mlp", "cnn"] = Field(
-        "mlp", description="mlp: flatten all inputs; cnn: convolutions over every image input."
+    architecture: Literal["mlp", "cnn", "transformer", "timm"] = Field(
+        "mlp",
+        description="mlp: flatten all inputs; cnn: convolutions over every image input; "
+        "transformer: a model of Hugging Face's transformers over the image or the text; timm: a "
+        "model of timm over the image. Other inputs join after it, before the widths.",
+    )
+    model: str = Field(
+        "",
+        description="transformer: a folder with config.json, model.safetensors and, for text, "
+        "tokenizer.json; timm: such a folder, or a name of timm's. Nothing is downloaded.",
+    )
+    model_digest: str = Field(
+        "",
+        description="Written when a file is read: what the folder holds. Whoever has another one "
+        "is refused.",
+    )
+    pretrained: bool = Field(
+        True,
+        description="Start from the folder's weights; false: from the seed, by its config.json "
+        "alone.",
+    )
+    pooling: Literal["cls", "mean"] | None = Field(
+        None,
+        description="transformer: what becomes a row's features. cls: its first token; mean: the "
+        "mean of all that are no padding; default: cls for images where the model has one, else "
+        "mean.",
     )
     widths: Sizes = Field(
         (64, 64),
@@ -84,7 +108,17 @@ class Trunk(Settings):
     @property
     def has_layers(self) -> bool:
         """Whether there is anything to share; a perceptron of no width is its input."""
-        return bool(self.widths) or (self.architecture == "cnn" and bool(self.channels))
+        return bool(self.widths) or self.is_ready or self.stacks_convolutions
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it begins with a ready model of another library."""
+        return self.architecture in ("transformer", "timm")
+
+    @property
+    def stacks_convolutions(self) -> bool:
+        """Whether it begins with convolutions of ours."""
+        return self.architecture == "cnn" and bool(self.channels)
 
 
 class Loss(Settings):

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from common.settings import Finite, Fraction, Names, Rate, Settings, Sizes
 
 TaskKind = Literal["multiclass", "binary", "multilabel", "regression"]
-InputKind = Literal["numeric", "categorical", "image"]
+InputKind = Literal["numeric", "categorical", "image", "text"]
 Metric = Literal["accuracy", "f1", "auroc", "mse", "rmse", "mae", "r2"]
 
 METRICS_OF_KIND: dict[str, tuple[Metric, ...]] = {  # the first one is the default
@@ -72,7 +72,7 @@ class Data(Settings):
 
 
 class Input(Settings):
-    """One named input: some columns of the client's table, or one column that holds images."""
+    """One named input: some columns of the client's table, or one column of images or of texts."""
 
     kind: InputKind = Field("numeric", description="What the columns hold.")
     columns: Names = Field(
@@ -87,12 +87,18 @@ class Input(Settings):
         "collected once from all clients' training rows.",
     )
     missing: Literal["refuse", "drop-row", "mean", "zero", "own-category"] = Field(
-        "refuse", description="What an empty cell means."
+        "refuse", description="What an empty cell means; zero: 0, or a text without words."
     )
     categories: Names = Field(
         (),
         description="Categorical: the known values; empty collects them once from all clients, at "
         "most 100 of a column.",
+    )
+    max_length: int = Field(
+        128,
+        ge=1,
+        description="Text: tokens of a row, by the tokenizer of trunk.model; what is longer is "
+        "cut.",
     )
 
     @model_validator(mode="after")
@@ -104,6 +110,11 @@ class Input(Settings):
                 raise ValueError("missing for an image must be 'refuse' or 'drop-row'")
         elif self.shape:
             raise ValueError(f"shape is for images, this input is {self.kind}")
+        if self.kind == "text":
+            if self.standardise != "none":
+                raise ValueError("standardise does not apply to a text; remove it")
+            if self.missing == "mean":
+                raise ValueError("missing for a text must be 'refuse', 'drop-row' or 'zero'")
         if self.kind == "categorical":
             if self.standardise != "none":
                 raise ValueError("standardise does not apply to a categorical input; remove it")

@@ -43,9 +43,8 @@ def first_layer(observed: Observed) -> tuple[Tensor, Tensor]:
     """Find the updates of a first layer that reads all inputs: weights [H, D] and biases [H]."""
     width = sum(math.prod(shape) for shape in observed.shapes.values())
     trunk = observed.experiment.trunk
-    reads_all = trunk.architecture == "mlp" or not any(
-        len(s) == 3 for s in observed.shapes.values()
-    )
+    has_images = any(len(s) == 3 for s in observed.shapes.values())
+    reads_all = trunk.architecture == "mlp" or not (has_images or trunk.is_ready)
     for name, update in observed.update.items():
         bias = observed.update.get(name.removesuffix("weight") + "bias")
         is_first = name.endswith(".layers.0.weight") and update.shape[1:] == (width,)

@@ -84,10 +84,7 @@ def draw_canaries(train: Rows, experiment: Experiment, count: int) -> Rows:
     """
     generator = torch_generator(experiment.seed, "audit", "canaries")
     inputs = {
-        name: values.mean()
-        + SPREAD
-        * values.std().clamp(min=1e-3)
-        * torch.randn(count, *values.shape[1:], generator=generator)
+        name: _draw_input(values, experiment.inputs[name].kind, count, generator)
         for name, values in train.inputs.items()
     }
     targets = {
@@ -96,6 +93,15 @@ def draw_canaries(train: Rows, experiment: Experiment, count: int) -> Rows:
     }
     labelled = {task: torch.ones(count, dtype=torch.bool) for task in targets}
     return Rows(inputs, targets, labelled)
+
+
+def _draw_input(own: Tensor, kind: str, count: int, generator: torch.Generator) -> Tensor:
+    """Draw one input of canaries, [count, ...]; of a text, tokens up to the last that rows have."""
+    size = (count, *own.shape[1:])
+    if kind == "text":
+        return torch.randint(int(own.max()) + 1, size, generator=generator).to(own)
+    spread = SPREAD * own.std().clamp(min=1e-3)
+    return own.mean() + spread * torch.randn(size, generator=generator)
 
 
 def _draw_targets(

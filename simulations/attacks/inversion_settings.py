@@ -72,6 +72,12 @@ def check(observed: Observed, settings: Settings) -> None:
             f"{settings.total_variation}"
         )
     training, trunk = observed.experiment.training, observed.experiment.trunk
+    if texts := [n for n, one in observed.experiment.inputs.items() if one.kind == "text"]:
+        raise ConfigError(
+            f"attack inversion searches along gradients of inputs, got inputs.{texts[0]} of kind "
+            "'text', whose tokens have none; attack a run of numbers or images, or infer labels "
+            "with `fedmtl attack labels`"
+        )
     if settings.method == "analytic":
         return
     if trunk.norm == "batch":
