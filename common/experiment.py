@@ -159,7 +159,8 @@ class Experiment(Settings):
         del content["training"]["device"], content["federation"]["affinity_every"]
         if self.data.seed is None:  # checkpoints of versions without it go on
             del content["data"]["seed"]
-        del content["federation"]["checkpoint_interval_s"]
+        for name in ("checkpoint_interval_s", "snapshot_every", "snapshots"):
+            del content["federation"][name]
         # The same steps, but for rounding, in less memory.
         del content["training"]["micro_batch"], content["training"]["recompute_activations"]
         if self.training.precision == "float32":

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from common.errors import ConfigError
 
 # Settings that an experiment's fingerprint leaves out.
-CHANGEABLE = ("federation.rounds", "federation.round-timeout-s", "training.device", "data.path")
+CHANGEABLE = (
+    "federation.rounds",
+    "federation.round-timeout-s",
+    "federation.snapshot-every",
+    "federation.snapshots",
+    "training.device",
+    "data.path",
+)
 
 
 def check_changes(overrides: Sequence[str], how: str) -> None:
