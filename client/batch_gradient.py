@@ -17,6 +17,7 @@ from common.experiment import Experiment
 from common.losses import ROW_LOSSES, combine_losses
 from common.model import MultiTaskModel
 from common.weighting.balance import Balance
+from common.weighting.conflict import mean_cosines
 
 Compute = Callable[..., tuple[dict[str, Tensor], Tensor | None]]
 Losses = dict[str, Tensor]  # task -> [], its mean over the batch's labelled rows, or a part of that
@@ -148,9 +149,12 @@ class BatchGradient:
 
     def _weigh(self, batch: Batch, ready: Found | None, losses: Losses, balance: Balance) -> Tensor:
         """Ask the weighting for dL / dL_t, [T]."""
-        norms = {where: self._norms(batch, ready, where) for where in balance.rules.norms}
+        norms, cosines = {}, None
+        for where in balance.rules.norms:
+            norms[where], between = self._gauge(batch, ready, where)
+            cosines = between if where == "trunk" else cosines
         values, taught = self._lay_out(losses)
-        return balance.weigh(values, taught, norms)[0]
+        return balance.weigh(values, taught, norms, cosines)[0]
 
     def _combine_gradients(
         self, batch: Batch, ready: Found | None, losses: Losses, balance: Balance
@@ -170,7 +174,9 @@ class BatchGradient:
         scales = slopes[0, places]
         used[0, places] = weights * scales
         norms[0, places] = torch.where(scales > 0, rows.norm(dim=1) / scales, 0)  # unscaled
-        balance.record(used, taught, norms)
+        cosines = torch.full_like(values, torch.nan)
+        cosines[0, places] = mean_cosines(rows)
+        balance.record(used, taught, norms, cosines)
         if None in jacobian:
             combined = combined + jacobian[None]
         start = 0
@@ -197,19 +203,24 @@ class BatchGradient:
             for cut in trunk:
                 self.flat.gradients[cut] = 0
 
-    def _norms(self, batch: Batch, ready: Found | None, where: str) -> Tensor:
-        """Compute the norms of the losses' gradients on "last" shared layer or "trunk", [1, T]."""
-        found, parameters = self.flat.values.new_zeros(1, len(self.places)), self._watched[where]
+    def _gauge(self, batch: Batch, ready: Found | None, where: str) -> tuple[Tensor, Tensor]:
+        """Measure the losses' gradients on the "last" shared layer or the "trunk".
+
+        Returns:
+            Their norms, 0 where absent, and their mean cosines, NaN where absent; [1, T] both.
+        """
+        norms, parameters = self.flat.values.new_zeros(1, len(self.places)), self._watched[where]
+        cosines = torch.full_like(norms, torch.nan)
         sums: dict[str, list[Tensor | None]] = {}
         for piece in batch.pieces:
             slopes = self._slopes(ready or self._forward(batch, piece), parameters)
             for task, own in slopes.items():
                 sums[task] = [*map(_sum, sums[task], own)] if task in sums else own
-        for task, total in sums.items():
-            squares = [slope.square().sum() for slope in total if slope is not None]
-            if squares:
-                found[0, self.places[task]] = torch.stack(squares).sum().sqrt()
-        return found
+        if sums:
+            rows = torch.stack([_side_by_side(own, parameters) for own in sums.values()]).to(norms)
+            places = [self.places[task] for task in sums]
+            norms[0, places], cosines[0, places] = rows.norm(dim=1), mean_cosines(rows)
+        return norms, cosines
 
     def _slopes(
         self, computed: Found, parameters: Sequence[nn.Parameter]
@@ -243,6 +254,12 @@ class BatchGradient:
 
 def _add_up(total: Losses, more: Losses) -> Losses:
     return {**total, **{task: total[task] + v if task in total else v for task, v in more.items()}}
+
+
+def _side_by_side(slopes: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Flatten a gradient, [P], with zeros where it does not reach."""
+    pairs = zip(slopes, parameters, strict=True)
+    return torch.cat([(torch.zeros_like(p) if s is None else s).reshape(-1) for s, p in pairs])
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

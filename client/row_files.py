@@ -102,8 +102,10 @@ def write_predictions(rows: RowFile, predictions: Predictions, out: Path) -> Non
         else:
             whole.to_parquet(partial)
         os.replace(partial, out)
-    except OSError as error:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise ConfigError(f"--out '{out}' cannot be written: {error.strerror or error}") from error
 
 

@@ -320,7 +320,7 @@ def stack_layers(module: nn.Module, prefix: str, layout: FlatLayout) -> list[Sta
         elif isinstance(layer, norms.GroupNorm):
             layers.append(RowNorm(own["norm_weight"], own["norm_bias"], layer.groups))
         elif isinstance(layer, norms.BatchNorm):
-            layers.append(BatchNorm(own, frozen=not layer.norm_weight.requires_grad))
+            layers.append(BatchNorm(own, frozen=layer.is_frozen))
         elif isinstance(layer, SeededDropout):
             layers.append(Dropout(layer.rate))
         elif type(layer) in ACTIVATIONS:

@@ -80,7 +80,7 @@ class Experiment(Settings):
     def _means_what_it_says(self) -> Self:
         traces = trace_problems(self.federation.availability)
         problems = [*self._leaks(), *idle_settings(self), *training_problems(self)]
-        problems += [*trunk_problems(self.trunk), *ready_model_problems(self)]
+        problems += [*trunk_problems(self), *ready_model_problems(self)]
         problems += [*evaluation_problems(self), *privacy_problems(self), *traces]
         for setting, (table, key) in METHODS.items():
             place, name = setting.replace("-", "_").split(".")
@@ -164,7 +164,8 @@ class Experiment(Settings):
                 del content["trunk"][key]
         if self.data.seed is None:  # checkpoints of versions without it go on
             del content["data"]["seed"]
-        del content["federation"]["checkpoint_interval_s"]
+        for name in ("checkpoint_interval_s", "snapshot_every", "snapshots"):
+            del content["federation"][name]
         # The same steps, but for rounding, in less memory.
         del content["training"]["micro_batch"], content["training"]["recompute_activations"]
         if self.training.precision == "float32":

@@ -36,6 +36,7 @@ def idle_settings(experiment: "Experiment") -> list[str]:
         *_idle_inputs(experiment),
         *_idle_trunk(experiment),
         *_idle_participation(experiment.federation),
+        *_idle_snapshots(experiment.federation),
         *_idle_client_weights(experiment.federation),
         *_idle_balance(experiment),
         *_idle_rates(experiment),
@@ -219,6 +220,26 @@ def _idle_participation(federation: "Federation") -> Iterator[str]:
         yield (
             "federation.most-repeats is for federation.too-few 'repeat', got "
             f"{federation.most_repeats} with '{federation.too_few}'; set too-few, or remove it"
+        )
+
+
+def _idle_snapshots(federation: "Federation") -> Iterator[str]:
+    every, rounds = federation.snapshot_every, federation.rounds
+    if not every and _is_given(federation, "snapshots"):
+        yield (
+            "federation.snapshots is for a federation.snapshot-every above 0, got "
+            f"{federation.snapshots} with 0; set snapshot-every, or remove it"
+        )
+    if every >= rounds:
+        yield (
+            f"federation.snapshot-every must be below federation.rounds = {rounds}, whose last "
+            f"trunk is kept anyway, got {every}; lower it, or remove it"
+        )
+    if every and ALGORITHMS[federation.algorithm].fits_last:
+        yield (
+            f"federation.snapshot-every must be 0 under federation.algorithm "
+            f"'{federation.algorithm}', which fits heads after the last round only, got {every}; "
+            "remove it"
         )
 
 

@@ -8,6 +8,8 @@ from common.errors import ConfigError
 CHANGEABLE = (
     "federation.rounds",
     "federation.round-timeout-s",
+    "federation.snapshot-every",
+    "federation.snapshots",
     "training.device",
     "data.path",
     "trunk.weights",

@@ -12,6 +12,7 @@ from server.federation import federate
 from server.opening import Request, folder_to_resume, new_folder, open_again, run_of
 from server.patient_grid import PatientGrid
 from server.sampling import refuse_delays
+from server.snapshots import refuse_snapshots
 
 app = ServerApp()
 
@@ -50,6 +51,7 @@ def start(grid: Grid, request: Request) -> None:
     """Run an experiment in a new folder."""
     experiment = load_experiment(request.experiment, request.overrides)
     refuse_delays(experiment, "in a deployment")
+    refuse_snapshots(experiment, "in a deployment")
     heads_from = run_of(request.heads_from)
     folder = new_folder(experiment)
     with folder.locked():

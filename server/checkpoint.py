@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -73,8 +73,23 @@ class Progress:
     privacy: dict[str, Any] = field(default_factory=dict)
 
 
-# Writes an engine's client state for a round into the folder; returns role -> file name.
-KeepClients = Callable[[Path, int], dict[str, str]]
+class KeepClients(Protocol):
+    """Writes an engine's client state."""
+
+    def __call__(
+        self, folder: Path, round_number: int, *, everybody: bool = False
+    ) -> dict[str, str]:
+        """Write into a checkpoint's folder.
+
+        Args:
+            folder: the checkpoint's.
+            round_number: names the file.
+            everybody: write one file with all clients, for a folder that is given no other; else
+                what has changed since the last call is enough.
+
+        Returns:
+            Role -> file name, for the checkpoint.
+        """
 
 
 class Checkpoints:
@@ -249,7 +264,7 @@ def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
         if durable:
             write_through(partial)
         os.replace(partial, path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
     if durable:

@@ -26,6 +26,7 @@ from server.roster import Roster
 from server.run_folder import RunFolder
 from server.sampling import require_trace
 from server.secure_exchange import SecureBulkExchange, SecureExchange
+from server.snapshots import refuse_snapshots
 from server.strategy import TrunkStrategy, make_strategy
 from server.watch import Watch
 
@@ -97,6 +98,9 @@ def federate(
     require_new_heads(experiment, heads_from)
     checkpoints = folder.checkpoints(keep_clients)
     federation = experiment.federation
+    if keep_clients is None:
+        refuse_snapshots(experiment, "on this engine")
+    snapshots = folder.snapshots(federation, keep_clients)
     wanted = federation.clients_per_round
     needed = max(federation.min_clients, nodes, 1 if wanted == "all" or strict else wanted)
     watch, roster = watch or Watch(), Roster(experiment)
@@ -106,6 +110,7 @@ def federate(
     if resume:
         progress, trunk = checkpoints.load(experiment.fingerprint())
         folder.rewind(progress.round)
+        snapshots.forget_after(progress.round)
         roster.agreement = Agreement.from_json(progress.agreement)
     agreement = call_roll(grid, roster, needed, strict=strict)
     if not resume:
@@ -127,7 +132,16 @@ def federate(
     accounts = open_accounts(experiment, roster, progress, folder, simulated=strict)
     watch.started(progress, roster)
     loop = RoundLoop(
-        experiment, grid, roster, exchange, folder, checkpoints, progress, accounts, watch
+        experiment,
+        grid,
+        roster,
+        exchange,
+        folder,
+        checkpoints,
+        progress,
+        accounts,
+        watch,
+        snapshots,
     )
     return loop.run(trunk)
 

@@ -29,6 +29,7 @@ from server.figures import Figures, mean_figures, split_figures, task_figures
 from server.privacy_accounts import PrivacyAccounts
 from server.roster import Roster
 from server.run_folder import RunFolder
+from server.snapshots import Snapshots
 from server.sums import EVERYBODY, SumTable
 from server.watch import Watch
 from server.whole_trunk import keep_whole_trunk
@@ -51,6 +52,7 @@ class RoundLoop:
         progress: where the run stands; changed as rounds are done.
         accounts: what the clients have paid for privacy.
         watch: follows the run.
+        snapshots: checkpoints of earlier rounds that it keeps.
     """
 
     def __init__(
@@ -64,10 +66,11 @@ class RoundLoop:
         progress: Progress,
         accounts: PrivacyAccounts,
         watch: Watch,
+        snapshots: Snapshots,
     ) -> None:
         self.experiment, self.grid, self.roster, self.exchange = experiment, grid, roster, exchange
         self.folder, self.checkpoints, self.progress = folder, checkpoints, progress
-        self.accounts, self.watch = accounts, watch
+        self.accounts, self.watch, self.snapshots = accounts, watch, snapshots
         self._reasons: Counter[str] = Counter()  # why replies of this sitting were left out
         self._losses: Counter[str] = Counter()  # why its rounds were skipped
         self._saved_at, self._saved_round = -math.inf, progress.round
@@ -104,6 +107,7 @@ class RoundLoop:
                 break
             trunk, line = self.do_round(trunk)
             self.folder.append(line)
+            self.snapshots.take(self.checkpoints, self.progress, trunk)
             self._save(trunk)
             self.watch.round_done(line)
         self._save(trunk, due=True)

@@ -2,6 +2,7 @@
 
 ``experiment.toml`` the resolved experiment; ``environment.json`` versions, seed, machine;
 ``metrics.jsonl`` a line per round; ``results.json`` the final figures; ``checkpoint/`` the state;
+``snapshots/`` that of earlier rounds, as far as the experiment keeps any;
 of a simulation with privacy ``ledgers.jsonl``, a line per client and reply.
 A figure that does not exist is null. A deployed run adds ``log.jsonl``, ``status.json``,
 ``metrics.prom``, and a ``lock`` that its ServerApp holds; a recorded simulation ``wire/``.
@@ -25,6 +26,7 @@ from common.experiment_file import dump_experiment
 from common.json_gaps import without_gaps
 from common.locking import take
 from common.privacy.ledger import Entry
+from common.sections.federation import Federation
 from server.checkpoint import (
     Checkpoints,
     KeepClients,
@@ -33,6 +35,7 @@ from server.checkpoint import (
     told_where,
     write_through,
 )
+from server.snapshots import Snapshots
 
 PACKAGES = ("fedmtl", "flwr", "torch", "numpy", "safetensors", "pydantic")
 # What a run leaves that could not start.
@@ -61,6 +64,15 @@ class RunFolder:
     def checkpoints(self, keep_clients: KeepClients | None = None) -> Checkpoints:
         """Open the run's checkpoints."""
         return Checkpoints(self.path / "checkpoint", keep_clients, self.durable)
+
+    def snapshots(
+        self, federation: Federation | None = None, keep_clients: KeepClients | None = None
+    ) -> Snapshots:
+        """Open the run's snapshots; to read them alone nothing more is needed."""
+        every, most = (
+            (0, 1) if federation is None else (federation.snapshot_every, federation.snapshots)
+        )
+        return Snapshots(self.path / "snapshots", every, most, keep_clients)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

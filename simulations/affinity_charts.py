@@ -87,6 +87,7 @@ def _heat_map(places: list[int], labels: list[str], cells: list[list[float | Non
         "xgap": 1,
         "ygap": 1,
         "text": hover,
+        "meta": {"x": labels, "y": labels, "z": "cosine"},
         "hovertemplate": "%{text}<br>cosine %{z:.3f}<extra></extra>",
         "hoverongaps": False,
         "colorbar": {

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from common.wire import FloatArray, Instruction
 from server.bulk import BulkGrid, BulkReplies
 from simulations.circumstances import PLAIN, Circumstances
-from simulations.client_log import Own
+from simulations.client_log import Own, write_everybody
 from simulations.loopback import LoopbackGrid
 from simulations.residents import Residents
 
@@ -71,11 +71,16 @@ class BatchedGrid(LoopbackGrid, BulkGrid):
         self._trained |= set(clients) if instruction.keep else set()
         return self._open(instruction).evaluate(clients, trunk, instruction)
 
-    def keep_clients(self, folder: Path, round_number: int) -> dict[str, str]:
-        """Write what the clients keep at home; returns role -> file name for the checkpoint."""
+    def keep_clients(
+        self, folder: Path, round_number: int, *, everybody: bool = False
+    ) -> dict[str, str]:
+        """Write what the clients keep at home; see `server.checkpoint.KeepClients`."""
         residents = self.residents
         if residents is None:  # no round yet, so nobody keeps anything
             return {}
+        if everybody:
+            states = residents.own_states(residents.trained_clients())
+            return write_everybody(folder, round_number, states)
         changed, self._trained = self._trained, set()
         return self._log.append(
             folder,

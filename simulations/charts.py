@@ -32,6 +32,8 @@ class Chart:
         layout: what differs from the page's common layout.
         height: in pixels.
         note: a line below it.
+        about: the task or part it belongs to, where the title does not say: a figure that is saved
+            leaves the heading above it behind.
     """
 
     title: str
@@ -39,6 +41,7 @@ class Chart:
     layout: dict[str, Any] = field(default_factory=dict)
     height: int = HEIGHT
     note: str = ""
+    about: str = ""
 
 
 def metric_chart(record: RunRecord, task: str) -> Chart:
@@ -50,27 +53,42 @@ def metric_chart(record: RunRecord, task: str) -> Chart:
         if is_figure((figures := task_figures(evaluation, "validation", task)).get(metric))
     ]
     points = thin(points)
+    whole = curve("all rows", [x for x, _, _ in points], [y for _, y, _ in points], "$c0")
     banded = [(x, spread) for x, _, spread in points if is_figure(spread.get("p10"))]
-    low, high = (
-        {"x": [x for x, _ in banded], "y": [spread[level] for _, spread in banded]}
-        for level in ("p10", "p90")
+    note = (
+        "On validation rows. Four fifths of the clients lie in the band, from p10 to p90; the "
+        "worst tenth lies beyond the dashed line."
     )
-    edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
     return Chart(
         title=f"Validation {metric} {direction(metric)}",
-        traces=[
-            {**low, **edge, "showlegend": False},
-            {
-                **high,
-                **edge,
-                "fill": "tonexty",
-                "fillcolor": "$c0-soft",
-                "name": "clients, p10 to p90",
-            },
-            curve("all rows", [x for x, _, _ in points], [y for _, y, _ in points], "$c0"),
-        ],
+        traces=[*_spread_traces(banded, metric), whole],
         layout=axes("rounds the trunk was trained"),
+        note=note if banded else "",
+        about=task,
     )
+
+
+def _spread_traces(banded: Sequence[tuple[int, Figures]], metric: str) -> list[Trace]:
+    """Draw p10 to p90 as a band, the median client, and where the worst tenth begins."""
+    if not banded:
+        return []
+    at = [x for x, _ in banded]
+    levels = {k: [spread[k] for _, spread in banded] for k in ("p10", "median", "p90")}
+    edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "x": at}
+    worst = "p90" if direction(metric) == "↓" else "p10"
+    return [
+        {**edge, "y": levels["p10"], "name": "clients, p10", "showlegend": False},
+        {
+            **edge,
+            "y": levels["p90"],
+            "fill": "tonexty",
+            "fillcolor": "$c0-soft",
+            "name": "p10 to p90",
+            "meta": {"series": "clients, p90"},
+        },
+        curve("median client", at, levels["median"], "$c4", "dot"),
+        curve("worst tenth", at, levels[worst], "$c1", "dash"),
+    ]
 
 
 def loss_chart(record: RunRecord, task: str) -> Chart:
@@ -92,6 +110,21 @@ def loss_chart(record: RunRecord, task: str) -> Chart:
             curve("validation", *unzip(thin(validated)), "$c0"),
         ],
         layout=axes("round"),
+        note="Mean over labelled rows: while training, and on validation rows before the round.",
+        about=task,
+    )
+
+
+def rate_chart(record: RunRecord) -> Chart | None:
+    """Draw the learning rate; None where it never changes."""
+    points = [(line["round"], lr) for line in record.rounds if is_figure(lr := line.get("lr"))]
+    if len({lr for _, lr in points}) <= 1:
+        return None
+    return Chart(
+        title="Learning rate",
+        traces=[curve("lr", *unzip(thin(points)), "$c2")],
+        layout=axes("round", zero=True),
+        note="What a round's first local step is taken with, by training.schedule.",
     )
 
 
@@ -128,6 +161,7 @@ def rank_chart(
         "type": "scatter",
         "marker": {"color": "$c0", "size": dot_size(len(ordered)), "opacity": 0.8},
         "text": names,
+        "meta": {"text": "client"},
         "hovertemplate": f"%{{text}}<br>{metric} %{{{along}:.4g}}<extra></extra>",
     }
     ranks: dict[str, Any] = {
@@ -161,6 +195,11 @@ def gradient_charts(record: RunRecord) -> list[Chart]:
     drawn = {
         "norm": ("Gradient norm", "Of each task's loss on the shared trunk or its last layer."),
         "pull": ("Pull", "The gradient's norm times the task's weight; balanced tasks pull alike."),
+        "cosine": (
+            "Gradient agreement",
+            "The mean cosine of a task's gradient on the trunk with those of the other tasks in "
+            "the batch; below the dashed line it conflicts with them (Yu et al. 2020, def. 1).",
+        ),
     }
     charts = []
     for name, (title, note) in drawn.items():
@@ -170,6 +209,8 @@ def gradient_charts(record: RunRecord) -> list[Chart]:
         }
         if any(value is not None for values in series.values() for value in values):
             charts.append(_task_chart(record, title, series, note))
+            if name == "cosine":
+                charts[-1].layout.update({**axes("round"), **reference_line(0.0, "y")})
     return charts
 
 
@@ -205,7 +246,8 @@ def traffic_chart(record: RunRecord) -> Chart:
         traces.append({**trace, "hovertemplate": "%{y:.3s}B"})
     layout = axes("round", zero=True)
     layout["yaxis"] |= {"tickformat": "~s", "ticksuffix": "B"}
-    return Chart("Traffic per round", traces, layout)
+    note = "Payload of all messages of a round, without the transport's own bytes."
+    return Chart("Traffic per round", traces, layout, note=note)
 
 
 def time_chart(record: RunRecord) -> Chart:
@@ -214,7 +256,8 @@ def time_chart(record: RunRecord) -> Chart:
     trace = curve("time", *unzip(thin(points)), "$c2")
     layout = axes("round", zero=True)
     layout["yaxis"] |= {"tickformat": "~s", "ticksuffix": "s"}
-    return Chart("Time per round", [{**trace, "hovertemplate": "%{y:.3s}s"}], layout)
+    note = "From the first message of a round to its line in metrics.jsonl."
+    return Chart("Time per round", [{**trace, "hovertemplate": "%{y:.3s}s"}], layout, note=note)
 
 
 def participation_chart(record: RunRecord) -> Chart | None:

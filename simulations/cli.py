@@ -29,6 +29,7 @@ from simulations.cli_predict import export, predict
 from simulations.cli_privacy import app as privacy_app
 from simulations.cli_runs import report, runs
 from simulations.cli_tune import tune
+from simulations.cli_yardstick import yardstick
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
@@ -63,6 +64,14 @@ Data = Annotated[
     typer.Option(metavar="DIR", help="Folder or file with the raw data; overrides data.path."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
+Track = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME,...",
+        help="Show the figures of every round in tensorboard, mlflow or wandb, too, each run by "
+        "itself; it changes no result.",
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder to write; default: a new one in runs/.")
 ]
@@ -120,8 +129,8 @@ def simulate(
         str,
         typer.Option(
             metavar="NAME,...",
-            help="Show the figures of every round in tensorboard or mlflow, too; it changes no "
-            "result, and may be given with --resume.",
+            help="Show the figures of every round in tensorboard, mlflow or wandb, too; it changes "
+            "no result, and may be given with --resume.",
         ),
     ] = "",
     as_json: Json = False,
@@ -202,6 +211,7 @@ def compare(
     data: Data = None,
     overrides: Overrides = None,
     out: Out = None,
+    track: Track = "",
     as_json: Json = False,
 ) -> None:
     """Does federating help? With --vary: which setting is best?
@@ -234,7 +244,9 @@ def compare(
         if holdout_rows and not holdout_clients:
             raise ConfigError("--holdout-rows needs --holdout-clients; add it, or remove the rows.")
         logging.getLogger("flwr").setLevel(logging.WARNING)
-        holdout = None
+        from simulations.tracking import parse_trackers
+
+        trackers, holdout = parse_trackers(track), None
         if holdout_clients:
             from simulations.holdout import parse_holdout
 
@@ -249,8 +261,10 @@ def compare(
         settings = plan.experiment if plan else load(experiment, overrides or [], data)
         out = out or new_folder(f"compare-{settings.name}")
         from simulations.compare_command import run_comparison, tell_comparison
+        from simulations.tracked_run import Track as Told
 
-        comparison = run_comparison(plan or settings, seeds, jobs, out, holdout)
+        told = Told(trackers, out)
+        comparison = run_comparison(plan or settings, seeds, jobs, out, holdout, told)
         tell_comparison(settings, comparison, out, as_json=as_json)
 
 
@@ -310,6 +324,7 @@ def list_choices(
 
 
 app.command()(evaluate)
+app.command()(yardstick)
 app.command()(predict)
 app.command()(export)
 app.command()(personalize)

@@ -1,4 +1,4 @@
-"""`fedmtl ensemble`: predictions averaged over runs or clients."""
+"""`fedmtl ensemble`: predictions averaged over runs, clients or snapshots."""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +30,7 @@ def ensemble(
         Path | None, typer.Option(metavar="DIR", help="New folder for ensemble.json.")
     ] = None,
 ) -> None:
-    """Average the predictions of several runs, and tell the gain per task.
+    """Average the predictions of several models, and tell the gain per task.
 
     Every run predicts a client's rows with its trunk and that client's heads.
     RUNs need the same data and tasks; give them one data.seed and other seeds.
@@ -39,7 +39,9 @@ def ensemble(
 
     --by clients lets the heads of all clients of one RUN vote on every row.
 
-    A run keeps its last checkpoint only: there is no average over checkpoints.
+    --by snapshots averages over the rounds of one RUN that it kept, as with
+    --set federation.snapshot-every=10, and its end; beside it stands one model,
+    the mean of their parameters.
     """
     with told_in_lines():
         from rich.console import Console

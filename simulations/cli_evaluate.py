@@ -27,7 +27,8 @@ def evaluate(
     heads that its clients kept, and each client's rows meet the final trunk with its own heads.
 
     Confusion, ROC, precision and recall, calibration, residuals, fairness over clients, balance
-    over tasks. Writes evaluation.json, evaluation.html, and evaluation/ with a CSV file per figure.
+    over tasks. Writes evaluation.json, evaluation.html, and evaluation/ with a CSV file per figure;
+    and, unless --out says where else, RUN's report anew, which then has it all on one page.
     """
     with told_in_lines():
         from simulations.evaluation.evaluate import evaluate as evaluate_run
@@ -40,3 +41,7 @@ def evaluate(
             typer.echo(text, err=True)
         rows, clients = (format_count(figures[what], what[:-1]) for what in ("rows", "clients"))
         typer.echo(f"{rows} of {clients}, split {split}: {', '.join(map(str, paths))}")
+        if out is None:
+            from simulations.report import write_report
+
+            typer.echo(f"report: {write_report(run_folder)}")

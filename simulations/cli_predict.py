@@ -53,6 +53,12 @@ def predict(
         str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")
     ] = "cpu",
     data: RunData = None,
+    snapshots: Annotated[
+        bool,
+        typer.Option(
+            "--snapshots", help="Of a simulation: average over the rounds that it kept, too."
+        ),
+    ] = False,
 ) -> None:
     """Predict new rows with a trained trunk and a client's own heads.
 
@@ -69,7 +75,11 @@ def predict(
         from client.prediction import predict_together
         from common.tables import ClientTable
 
-        models = [open_kept(folder, run, client, data) for folder in folders]
+        models = [
+            model
+            for folder in folders
+            for model in open_models(folder, run, client, data, snapshots=snapshots)
+        ]
         new = read_rows(rows)
         try:
             table = ClientTable(models[0].client, new.columns)
@@ -152,6 +162,26 @@ def open_kept(folder: Path, run: str, client: str, data: str | None) -> "KeptMod
         f"{folder} must be the state folder of a node, with runs/ in it, or the run folder of a "
         "simulation, with experiment.toml in it, got neither"
     )
+
+
+def open_models(
+    folder: Path, run: str, client: str, data: str | None, *, snapshots: bool
+) -> list["KeptModel"]:
+    """Read a client's model, or those of all snapshots of a run and of its end.
+
+    Raises:
+        CheckpointError, ConfigError: as of `open_kept`; or there are no snapshots.
+    """
+    if not snapshots:
+        return [open_kept(folder, run, client, data)]
+    if run or not (folder / "experiment.toml").is_file():
+        raise ConfigError(
+            f"--snapshots is for run folders of simulations, and {folder} is none, or --run is "
+            "given; remove it"
+        )
+    from simulations.kept_run import open_run_snapshots
+
+    return open_run_snapshots(folder, client, data)
 
 
 def pick_device(name: str) -> "torch.device":

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from common.errors import ConfigError
 from simulations.terminal import print_json, told_in_lines
 
 DEFAULT_FOLDER = Path("runs")
@@ -71,17 +72,61 @@ def report(
             "runs.html here.",
         ),
     ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write the page's figures, too, each into files of its own."
+        ),
+    ] = None,
+    formats: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAME,...",
+            help="Of --figures: csv (default), json (Plotly's), svg, png; pictures need "
+            "fedmtl[figures] and a Chrome.",
+        ),
+    ] = "",
 ) -> None:
     """Write a run's report, one HTML page that needs no network; of several runs, side by side.
 
-    RUN is a run folder, finished or not.
+    RUN is a run folder, finished or not. What fedmtl evaluate and fedmtl yardstick found about it
+    is on its page. On the page, too, every figure can be saved as SVG, PNG and CSV.
     """
     with told_in_lines():
+        chosen = _choose_formats(run_folders, figures, formats)
         if len(run_folders) == 1:
-            from simulations.report import write_report
+            from simulations.report import collect_figures, write_report
 
             typer.echo(write_report(run_folders[0], out))
+            if figures is not None:
+                from simulations.figure_files import write_figures
+                from simulations.formats import format_count
+
+                paths = write_figures(collect_figures(run_folders[0]), figures, chosen)
+                typer.echo(f"{figures}: {format_count(len(paths), 'file')}")
         else:
             from simulations.runs_page import PAGE, write_runs_page
 
             typer.echo(write_runs_page(run_folders, out or Path(PAGE)))
+
+
+def _choose_formats(run_folders: list[Path], figures: Path | None, formats: str) -> tuple[str, ...]:
+    """Read --format, before anything is written.
+
+    Raises:
+        ConfigError: it cannot be had, or --figures is missing or for one run only.
+    """
+    if figures is None:
+        if formats:
+            raise ConfigError(
+                f"--format is of --figures, got '{formats}' without it; add --figures FOLDER"
+            )
+        return ()
+    if len(run_folders) > 1:
+        raise ConfigError(
+            f"--figures is for one run, got {len(run_folders)}; write them run by run"
+        )
+    from simulations.figure_files import parse_formats
+
+    return parse_formats(formats or "csv")

@@ -1,13 +1,14 @@
 """`fedmtl tune`: search for better settings, and go on with a search that was interrupted."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from common.errors import ConfigError
+from common.errors import ConfigError, FedMTLError
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
@@ -69,6 +70,14 @@ def tune(
         Path | None,
         typer.Option(metavar="DIR", help="Folder to write; default: a new one in runs/."),
     ] = None,
+    track: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="Show the figures of every round in tensorboard, mlflow or wandb, too, each run "
+            "by itself; it changes no result, and may be given with --resume.",
+        ),
+    ] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON on stdout, for machines.")
     ] = False,
@@ -96,19 +105,22 @@ def tune(
     DIR/best.toml), and with several objectives front/: the trials that none
     dominates; best.toml is then the one of the best mean rank among them.
 
-    After Ctrl-C or a crash, --resume DIR goes on; trials under way start anew.
+    Ctrl-C leaves these files with what is done so far. After it, or a crash,
+    --resume DIR goes on; trials under way start anew.
     """
     with told_in_lines():
+        from simulations.tracking import parse_trackers
         from simulations.tuning.search import Search, start_search
         from simulations.tuning.study import require_optuna
 
         require_optuna()
+        trackers = parse_trackers(track)
         if resume is not None:
             others = (experiment, space, objective, sampler, prune, seeds, data, overrides, out)
             if any(other for other in others):
                 raise ConfigError(
-                    "--resume goes on with the search as it began; give only --trials or --jobs "
-                    "with it."
+                    "--resume goes on with the search as it began; give only --trials, --jobs or "
+                    "--track with it."
                 )
             out = resume
             if trials is not None:
@@ -120,7 +132,7 @@ def tune(
             )  # fmt: skip
             out = out or new_folder(search)
             start_search(search, out)
-        run(out, jobs, as_json=as_json)
+        run(out, jobs, trackers, as_json=as_json)
 
 
 def read_search(
@@ -187,7 +199,7 @@ def new_folder(search: "Search") -> Path:
     return Path("runs") / f"tune-{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def run(out: Path, jobs: int, *, as_json: bool) -> None:
+def run(out: Path, jobs: int, trackers: Sequence[str] = (), *, as_json: bool) -> None:
     """Search with a line of progress on stderr; then the figures, the best file and the page.
 
     Raises:
@@ -207,12 +219,14 @@ def run(out: Path, jobs: int, *, as_json: bool) -> None:
     try:
         with Console(stderr=True).status("tuning: the experiment's own settings ...") as status:
             tuning = run_search(
-                out, jobs, lambda done, total: status.update(f"tuning: {done} of {total} trials")
+                out,
+                jobs,
+                lambda done, total: status.update(f"tuning: {done} of {total} trials"),
+                trackers,
             )
     except KeyboardInterrupt:
-        typer.echo(
-            f"\nInterrupted. Go on with: fedmtl tune --resume {shlex.quote(str(out))}", err=True
-        )
+        typer.echo("\nInterrupted.", err=True)
+        leave(out)
         raise typer.Exit(INTERRUPTED) from None
     outcome = write_outcome(tuning)
     if as_json:
@@ -224,3 +238,19 @@ def run(out: Path, jobs: int, *, as_json: bool) -> None:
     page = write_tuning_page(tuning.experiment, outcome, out)
     if not as_json:
         typer.echo(f"report: {page}")
+
+
+def leave(out: Path) -> None:
+    """Write what an interrupted search has come to so far, and say how to go on with it."""
+    from simulations.tuning.outcome import write_outcome
+    from simulations.tuning.page import write_tuning_page
+    from simulations.tuning.search import open_search
+
+    try:
+        tuning = open_search(out)
+        page = write_tuning_page(tuning.experiment, write_outcome(tuning), out)
+        told = f"What is done so far: {page}"
+    except FedMTLError:  # such as no trial that is done
+        told = "No trial is done yet."
+    typer.echo(told, err=True)
+    typer.echo(f"Go on with: fedmtl tune --resume {shlex.quote(str(out))}", err=True)

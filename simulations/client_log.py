@@ -80,6 +80,15 @@ class ClientLog:
         return newest
 
 
+def write_everybody(
+    folder: Path, round_number: int, everybody: Mapping[str, Own]
+) -> dict[str, str]:
+    """Write all clients' states as the one file of a folder; returns role -> file name."""
+    name = f"clients-{round_number:08d}.safetensors"
+    write_clients(folder / name, everybody)
+    return {"clients-000000": name}
+
+
 def write_clients(path: Path, entries: Mapping[str, Own]) -> None:
     """Write clients' states: those with parameters of the same names and shapes as one matrix."""
     groups: dict[tuple[tuple[str, tuple[int, ...]], ...], list[str]] = {}

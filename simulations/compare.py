@@ -18,6 +18,7 @@ from simulations.gains import YARDSTICK, TaskFigures, summarise
 from simulations.holdout import Holdout, check_holdout, divide
 from simulations.holdout_figures import Newcomers, describe_newcomers, describe_seed, fit_newcomers
 from simulations.jobs import run_jobs
+from simulations.tracked_run import UNTRACKED, Track
 
 FIGURES = "comparison.json"
 FEDERATED, WHOLE_MODEL = "federated trunk, local heads", "whole-model FedAvg"
@@ -44,6 +45,7 @@ def compare(
     out: Path,
     jobs: int = 1,
     holdout: Holdout | None = None,
+    track: Track = UNTRACKED,
 ) -> dict[str, Any]:
     """Train every contender for every seed and summarise the test figures.
 
@@ -58,6 +60,7 @@ def compare(
         out: folder for the figures and the federations' run folders; must not exist.
         jobs: seeds compared at a time, in processes of their own.
         holdout: clients that take no part in any contender, and are personalised afterwards.
+        track: who is told of every federation; the other contenders have no rounds to tell of.
 
     Returns:
         What `describe_comparison` says, with ``contenders``: ``{name: {"tasks": {task: spread},
@@ -77,7 +80,7 @@ def compare(
     done: dict[int, SeedFigures] = {}
     run_jobs(
         _compare_seed,
-        [(with_seed(experiment, seed), seed_folder(out, seed), holdout) for seed in seeds],
+        [(with_seed(experiment, seed), seed_folder(out, seed), holdout, track) for seed in seeds],
         jobs,
         lambda job, figures: done.update({job[0].seed: figures}),
     )
@@ -103,7 +106,12 @@ def compare(
     return comparison
 
 
-def compare_once(experiment: Experiment, out: Path, holdout: Holdout | None = None) -> SeedFigures:
+def compare_once(
+    experiment: Experiment,
+    out: Path,
+    holdout: Holdout | None = None,
+    track: Track = UNTRACKED,
+) -> SeedFigures:
     """Train every contender for one seed, then personalise the clients that were held out."""
     experiment, held_out = divide(experiment, holdout)
     clients, agreement = read_clients(experiment)
@@ -116,7 +124,7 @@ def compare_once(experiment: Experiment, out: Path, holdout: Holdout | None = No
     }
     for name, run in runs.items():
         if possible[name]:
-            figures[name] = train_federation(run, "loopback", out / algorithms[name])
+            figures[name] = train_federation(run, "loopback", out / algorithms[name], track)
     newcomers = None
     if holdout is not None:
         newcomers = fit_newcomers(runs[FEDERATED], out / algorithms[FEDERATED], held_out, holdout)
@@ -215,5 +223,5 @@ def write_figures(path: Path, figures: dict[str, Any]) -> None:
         replace_text(path, json.dumps(without_gaps(figures), indent=1, allow_nan=False))
 
 
-def _compare_seed(job: tuple[Experiment, Path, Holdout | None]) -> SeedFigures:
+def _compare_seed(job: tuple[Experiment, Path, Holdout | None, Track]) -> SeedFigures:
     return compare_once(*job)

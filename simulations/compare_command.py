@@ -15,11 +15,17 @@ from simulations.formats import format_count
 from simulations.holdout import Holdout
 from simulations.newcomers_table import print_newcomers
 from simulations.terminal import INTERRUPTED, print_json
+from simulations.tracked_run import UNTRACKED, Track
 from simulations.variants import Plan
 
 
 def run_comparison(
-    what: Experiment | Plan, seeds: int, jobs: int, out: Path, holdout: Holdout | None = None
+    what: Experiment | Plan,
+    seeds: int,
+    jobs: int,
+    out: Path,
+    holdout: Holdout | None = None,
+    track: Track = UNTRACKED,
 ) -> dict[str, Any]:
     """Compare all ways to train an experiment, or variants, with a line of progress on stderr.
 
@@ -29,10 +35,11 @@ def run_comparison(
     """
     experiment = what if isinstance(what, Experiment) else what.experiment
     about = f"comparing on {experiment.name}, {format_count(seeds, 'seed')} ..."
+    track.prepare()
     try:
         with Console(stderr=True).status(about) as status:
             if isinstance(what, Experiment):
-                return compare(what, range(seeds), out, jobs=jobs, holdout=holdout)
+                return compare(what, range(seeds), out, jobs=jobs, holdout=holdout, track=track)
             return compare_variants(
                 what,
                 range(seeds),
@@ -40,6 +47,7 @@ def run_comparison(
                 jobs=jobs,
                 on_progress=lambda done, total: status.update(f"{about} {done} of {total} runs"),
                 holdout=holdout,
+                track=track,
             )
     except KeyboardInterrupt:
         done = len(list(out.glob("seed-*/comparison.json")))

@@ -25,6 +25,7 @@ from simulations.holdout_figures import Newcomers, describe_newcomers, fit_newco
 from simulations.jobs import run_jobs
 from simulations.run_record import read_run
 from simulations.step_time import ms_per_step
+from simulations.tracked_run import UNTRACKED, Track
 from simulations.variants import Plan, Variant
 
 logger = logging.getLogger("fedmtl.compare")
@@ -42,6 +43,7 @@ class Job:
         engine: what the federation runs on.
         folder: its run folder; None for a yardstick.
         holdout: clients that take no part, if any.
+        track: who is told of a federation's rounds.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Job:
     engine: str = ""
     folder: Path | None = None
     holdout: Holdout | None = None
+    track: Track = UNTRACKED
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def compare_variants(
     jobs: int = 1,
     on_progress: Progress = lambda done, total: None,
     holdout: Holdout | None = None,
+    track: Track = UNTRACKED,
 ) -> dict[str, Any]:
     """Train every variant and yardstick for every seed and summarise the test figures.
 
@@ -92,6 +96,7 @@ def compare_variants(
         on_progress: told of every job that is done.
         holdout: clients that take no part in a seed's trainings, and are personalised on the trunk
             of every variant afterwards.
+        track: who is told of every variant; a yardstick has no rounds to tell of.
 
     Returns:
         What `simulations.compare.describe_comparison` says, with ``vary``: key -> values, ``jobs``,
@@ -107,7 +112,7 @@ def compare_variants(
     require_new_folder(out)
     for variant in plan.variants:
         check_holdout(variant.experiment, holdout, seeds)
-    work = list_jobs(plan, seeds, out, holdout)
+    work = list_jobs(plan, seeds, out, holdout, track)
     contenders = len(work) // len(seeds)
     outcomes: Outcomes = {seed: {} for seed in seeds}
 
@@ -126,7 +131,11 @@ def compare_variants(
 
 
 def list_jobs(
-    plan: Plan, seeds: Sequence[int], out: Path, holdout: Holdout | None = None
+    plan: Plan,
+    seeds: Sequence[int],
+    out: Path,
+    holdout: Holdout | None = None,
+    track: Track = UNTRACKED,
 ) -> list[Job]:
     """List what is to be trained, seed after seed, the slow yardsticks first."""
     listed = []
@@ -141,6 +150,7 @@ def list_jobs(
                 v.engine,
                 seed_folder(out, seed) / v.folder,
                 holdout,
+                track,
             )
             for v in plan.variants
         ]
@@ -154,7 +164,7 @@ def do_job(job: Job) -> Outcome:
         clients, agreement = read_clients(experiment)
         return Outcome(train_baseline(YARDSTICK, experiment, agreement, clients))
     with without_warnings("fedmtl.server"):  # of a variant that diverges, one a client and round
-        tasks = train_federation(experiment, job.engine, job.folder)
+        tasks = train_federation(experiment, job.engine, job.folder, job.track)
     newcomers = None
     if job.holdout is not None:
         newcomers = fit_newcomers(experiment, job.folder, held_out, job.holdout)

@@ -1,8 +1,9 @@
 """Train one contender of a comparison for one seed, and read its test figures."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.agreement import Agreement
 from common.dataset import ClientData
@@ -12,7 +13,7 @@ from server.figures import split_figures
 from server.sums import SumTable
 from simulations.baselines import BASELINES
 from simulations.gains import TaskFigures, task_metrics
-from simulations.simulate import simulate
+from simulations.tracked_run import UNTRACKED, Track, simulate_tracked
 
 logger = logging.getLogger("fedmtl.compare")
 
@@ -27,14 +28,21 @@ def train_baseline(
     )
 
 
-def train_federation(experiment: Experiment, engine: str, out: Path) -> TaskFigures:
+def train_federation(
+    experiment: Experiment, engine: str, out: Path, track: Track = UNTRACKED
+) -> TaskFigures:
     """Simulate a run and read it at its best round, else at its last.
 
     One that diverged has the figures of the best round before it did, or none: NaN.
     """
     try:
-        results = simulate(experiment, engine=engine, out=out)
+        results = simulate_tracked(experiment, engine, out, track)
     except NothingLearnedError as error:  # does not end the comparison
         logger.warning("%s, seed %d: %s", out.name, experiment.seed, error)
         return task_metrics(experiment, (error.best or {}).get("test") or {})
+    return read_results(experiment, results)
+
+
+def read_results(experiment: Experiment, results: Mapping[str, Any]) -> TaskFigures:
+    """Read results.json at the round of lowest validation loss, else at the last."""
     return task_metrics(experiment, (results["best"] or results["final"])["test"] or {})

@@ -28,6 +28,17 @@ def format_figure(value: float | None) -> str:
     return f"{value:#.4g}" if abs(value) < 999.95 else f"{value:,.0f}"
 
 
+def format_gain(percent: float | None) -> str:
+    """Write a gain with its sign.
+
+    >>> [format_gain(v) for v in (1.234, -0.5, 0.0, float("nan"))]
+    ['+1.23%', '-0.50%', '+0.00%', '-']
+    """
+    if percent is None or not math.isfinite(percent):
+        return NOTHING
+    return f"{percent:+.2f}%"
+
+
 def format_bytes(count: float) -> str:
     """Write a number of bytes in decimal units.
 

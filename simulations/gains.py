@@ -31,12 +31,23 @@ def delta_m(experiment: Experiment, figures: TaskFigures, yardstick: TaskFigures
     better (Maninis et al., "Attentive single-tasking of multiple tasks", CVPR 2019, eq. 4). Shaky
     where a yardstick S_t is near 0, as an R2 may be.
     """
-    gains = []
-    for name, task in experiment.tasks.items():
-        sign = 1 if METRICS[task.metric_name].higher_is_better else -1
-        base = yardstick[name]
-        gains.append(sign * (figures[name] - base) / abs(base) if base else math.nan)
-    return 100 * sum(gains) / len(gains)
+    gains = [
+        relative_gain(task.metric_name, figures[name], yardstick[name])
+        for name, task in experiment.tasks.items()
+    ]
+    return sum(gains) / len(gains)
+
+
+def relative_gain(metric: str, figure: float, base: float) -> float:
+    """Compute one task's gain in percent of its yardstick, above 0 where it is better.
+
+    One term of Delta-m, see `delta_m`; NaN where the yardstick is 0.
+
+    >>> relative_gain("accuracy", 0.75, 0.5), relative_gain("rmse", 3.0, 2.0)
+    (50.0, -50.0)
+    """
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    return 100 * sign * (figure - base) / abs(base) if base else math.nan
 
 
 def summarise(

@@ -14,6 +14,7 @@ import numpy as np
 from common.errors import CheckpointError, ConfigError
 from common.seeding import sample_names
 from common.wire import FloatArray
+from server.checkpoint import replace_text
 
 FACTOR = 10.0  # of "scaled"
 FILE = "hostile.json"  # in the run folder
@@ -122,7 +123,7 @@ class Hostile:
     def save(self, run: Path) -> None:
         """Note in the run folder who is hostile, and how."""
         about = {"attack": self.attack, "clients": sorted(self.clients), "factor": self.factor}
-        (run / FILE).write_text(json.dumps(about, indent=1), encoding="utf-8")
+        replace_text(run / FILE, json.dumps(about, indent=1))
 
     @classmethod
     def load(cls, run: Path) -> "Hostile | None":

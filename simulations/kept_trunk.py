@@ -12,10 +12,7 @@ from common.clients import open_clients
 from common.errors import CheckpointError
 from common.experiment import Experiment
 from common.wire import FloatArray
-from server.checkpoint import Progress
-from server.run_folder import RunFolder
-from simulations.client_log import ClientLog
-from simulations.run_record import experiment_of
+from simulations.kept_federation import KeptFederation, open_federation
 
 FOLLOWERS = "heads."  # what a trunk's file may hold for a newcomer beside the trunk itself
 
@@ -29,8 +26,10 @@ class KeptTrunk:
         round: number of rounds that the trunk has seen.
         experiment: settings of the run; its `data.clients` names those that took part, or nobody.
         agreement: what all rows are encoded by.
-        arrays: parameter name -> value: the trunk, and heads where the run shared them.
+        arrays: parameter name -> value: the trunk, and heads where the run shared them; of a run
+            that ended with groups of clients the mean of their trunks, as it sends to newcomers.
         clients: names of those that took part, as far as the folder tells; None where it does not.
+        groups: of clients, each with a trunk of its own.
     """
 
     run: str
@@ -39,6 +38,7 @@ class KeptTrunk:
     agreement: Agreement
     arrays: Mapping[str, FloatArray]
     clients: frozenset[str] | None
+    groups: int = 1
 
 
 def open_trunk(folder: Path, data: str | None = None) -> KeptTrunk:
@@ -49,37 +49,32 @@ def open_trunk(folder: Path, data: str | None = None) -> KeptTrunk:
         data: where raw data is, if not where the experiment says.
 
     Raises:
-        CheckpointError: it is none, has no checkpoint, or shares no trunk.
+        CheckpointError: it is none, has done no round, or shares no trunk.
     """
-    experiment = experiment_of(folder, data)
-    checkpoints = RunFolder(folder).checkpoints()
-    progress, arrays = checkpoints.load(experiment.fingerprint())
-    arrays, number = checkpoints.choose(progress, arrays)
-    shared = {n: a for n, a in arrays.items() if n.startswith((SHARED, FOLLOWERS))}
+    kept = open_federation(folder, data)
+    experiment = kept.experiment
+    shared = {n: a for n, a in kept.trunk.items() if n.startswith((SHARED, FOLLOWERS))}
     if not any(name.startswith(SHARED) for name in shared):
         raise CheckpointError(
             f"{folder} has no trunk for a newcomer: its clients share none (federation.algorithm "
             f"'{experiment.federation.algorithm}', trunk.widths "
             f"{list(experiment.trunk.widths)}); choose a run that shares one"
         )
-    if not progress.agreement:
-        raise CheckpointError(
-            f"{folder} has no agreement on columns and scalings: no round was done; resume the run"
-        )
     return KeptTrunk(
-        run=progress.run or folder.name,
-        round=number,
+        run=kept.run,
+        round=kept.round,
         experiment=experiment,
-        agreement=Agreement.from_json(progress.agreement),
+        agreement=kept.agreement,
         arrays=shared,
-        clients=_took_part(folder, experiment, progress),
+        clients=_took_part(folder, kept),
+        groups=kept.group_count,
     )
 
 
-def _took_part(folder: Path, experiment: Experiment, progress: Progress) -> frozenset[str] | None:
+def _took_part(folder: Path, kept: KeptFederation) -> frozenset[str] | None:
     """Name the clients of a run: by what it kept of them, by its figures, or by its data."""
-    names = set(ClientLog().restore(folder / "checkpoint", progress.files))
-    names |= set(experiment.data.clients)
+    experiment = kept.experiment
+    names = {*kept.own, *experiment.data.clients}
     with suppress(OSError, ValueError, KeyError, TypeError):  # the run did not end
         names |= set(json.loads((folder / "results.json").read_text(encoding="utf-8"))["clients"])
     if names:

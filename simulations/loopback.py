@@ -20,7 +20,7 @@ from client.place import SIMULATED
 from client.state import INFO, OWN, round_of
 from common.wire import ARRAYS, CONFIG, arrays_of, config_of, pack_arrays, unpack_arrays
 from simulations.circumstances import PLAIN, BeforeRound, Circumstances
-from simulations.client_log import ClientLog, Own
+from simulations.client_log import ClientLog, Own, write_everybody
 
 RUN_ID = 1
 FIRST_NODE = 1000  # node ids of simulated clients start here; Flower reserves small ones
@@ -181,8 +181,12 @@ class LoopbackGrid(Grid):
             )
         return self._contexts[node_id]
 
-    def keep_clients(self, folder: Path, round_number: int) -> dict[str, str]:
-        """Write what clients keep at home; returns role -> file name for the checkpoint."""
+    def keep_clients(
+        self, folder: Path, round_number: int, *, everybody: bool = False
+    ) -> dict[str, str]:
+        """Write what clients keep at home; see `server.checkpoint.KeepClients`."""
+        if everybody:
+            return write_everybody(folder, round_number, self.own_states(self.known_nodes()))
         changed, self._changed = self._changed, set()
         return self._log.append(
             folder,

@@ -189,6 +189,11 @@ def describe_gaps(kept: KeptTrunk, experiment: Experiment) -> Iterator[str]:
     """Say in a line each what is not known, and where the loss is not the federation's."""
     if kept.clients is None:
         yield "the run folder does not tell who took part; whoever did is no newcomer"
+    if kept.groups > 1:
+        yield (
+            f"the run ended with {kept.groups} groups of clients, each with a trunk of its own; a "
+            "newcomer gets their mean, as the run's server would send it"
+        )
     loss = experiment.loss
     if loss.weighting not in ("equal", "manual") or loss.scaling != "none":
         yield (

@@ -9,6 +9,7 @@ from common.best import BestBy
 from common.sums_form import EPOCHS
 from simulations import charts
 from simulations.affinity_charts import make_affinity
+from simulations.client_section import make_clients
 from simulations.formats import (
     LOWER_IS_BETTER,
     NOTHING,
@@ -18,21 +19,25 @@ from simulations.formats import (
     format_figure,
     format_seconds,
 )
+from simulations.heldout_section import make_balance, make_heldout
 from simulations.page_parts import (
     Charts,
     card,
+    contents,
     fill_page,
     folded,
     header,
     note,
-    section,
+    part,
     side_by_side,
     table,
     write_page,
 )
 from simulations.privacy_section import make_privacy
-from simulations.run_record import Figures, RunRecord, read_run, task_figures
+from simulations.run_record import RunRecord, read_run, task_figures
 from simulations.summary import describe_figures
+from simulations.time_chart import profile_chart
+from simulations.yardstick_section import make_gains
 
 MOST_ROWS = 200  # of a table with a row per client; the rest is counted
 
@@ -56,19 +61,37 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 def make_page(record: RunRecord) -> str:
     """Make the page of a run."""
     collected = Charts()
-    body = [
-        make_header(record),
-        section("Result", make_result(record)),
-        section("Learning curves", make_curves(record, collected)),
-        section("Across clients", make_clients(record, collected)),
-        section("Task weights", make_weights(record, collected)),
-        section("Affinity", make_affinity(record, collected)),
-        section("Privacy", make_privacy(record, collected)),
-        section("Cost", make_cost(record, collected)),
-        section("Participation", make_participation(record, collected)),
-        section("Repeat this run", make_origin(record)),
-    ]
+    body = make_body(record, collected)
     return fill_page(f"{record.experiment.name} - fedmtl report", body, collected)
+
+
+def collect_figures(run: Path) -> dict[str, charts.Chart]:
+    """Make all figures of a run's page: name of a file without its ending -> chart.
+
+    Raises:
+        CheckpointError: this is no run folder, or it cannot be read.
+    """
+    collected = Charts()
+    make_body(read_run(run), collected)
+    return collected.named
+
+
+def make_body(record: RunRecord, collected: Charts) -> list[str]:
+    """Make the page's parts; its figures are collected."""
+    sections = [
+        ("Result", make_result(record)),
+        ("Balance over tasks", make_gains(record, collected) + make_balance(record, collected)),
+        ("Learning curves", make_curves(record, collected)),
+        ("Held-out rows", make_heldout(record, collected)),
+        ("Across clients", make_clients(record, collected)),
+        ("Task weights", make_weights(record, collected)),
+        ("Affinity", make_affinity(record, collected)),
+        ("Privacy", make_privacy(record, collected)),
+        ("Cost", make_cost(record, collected)),
+        ("Participation", make_participation(record, collected)),
+        ("Repeat this run", make_origin(record)),
+    ]
+    return [make_header(record), contents(sections)]
 
 
 def make_header(record: RunRecord) -> str:
@@ -179,55 +202,29 @@ def make_warnings(record: RunRecord) -> str:
 
 
 def make_curves(record: RunRecord, collected: Charts) -> str:
-    """Draw every task's metric and losses over rounds."""
+    """Draw every task's metric and losses over rounds, then the learning rate."""
     if not record.rounds:
         return ""
-    parts = []
-    for name, task in record.experiment.tasks.items():
+    parts: list[str] = []
+    for name in record.experiment.tasks:
         figures = [charts.metric_chart(record, name), charts.loss_chart(record, name)]
         drawn = "".join(f"<div>{collected.figure(chart)}</div>" for chart in figures)
-        title = f"<header><h3>{escape(name)}</h3><span>{task.kind}</span></header>"
-        parts.append(card(title, f'<div class="charts">{drawn}</div>'))
-    return "".join(parts)
+        drawn = f'<div class="charts">{drawn}</div>'
+        parts.append(part(name, _state_of_task(record, name), drawn, is_first=not parts))
+    if (rate := charts.rate_chart(record)) is not None:
+        return "".join(parts) + card(collected.figure(rate))
+    rates = [lr for line in record.rounds if charts.is_figure(lr := line.get("lr"))]
+    same = note(f"The learning rate was {format_figure(rates[0])} in every round.") if rates else ""
+    return "".join(parts) + same
 
 
-def make_clients(record: RunRecord, collected: Charts) -> str:
-    """Draw the final test figures of all clients, with the numbers folded away."""
-    if record.results is None:
-        return card(note("The figures of every client come with the end of the run."))
-    tasks = record.experiment.tasks
-    drawn = side_by_side(collected.figure(charts.clients_chart(record, task)) for task in tasks)
-    return f"{drawn}\n{make_client_table(record)}"
-
-
-def _rows_told(client: Figures, split: str) -> str:
-    count = client["examples"].get(split)
-    return NOTHING if count is None else f"{count:,}"
-
-
-def make_client_table(record: RunRecord) -> str:
-    """Write the numbers behind the charts of clients."""
-    clients: Figures = (record.results or {})["clients"]
-    if not clients:
-        return card(note("No figures of single clients left them."))
-    tasks = record.experiment.tasks
-    by_task = {task: charts.client_figures(record, task, "test") for task in tasks}
-    groups = (record.results or {}).get("groups", {})
-    rows = [
-        [
-            escape(name),
-            *([str(groups.get(name, NOTHING))] if groups else []),
-            *(_rows_told(clients[name], split) for split in ("train", "validation", "test")),
-            *(format_figure(by_task[task].get(name)) for task in tasks),
-        ]
-        for name in list(clients)[:MOST_ROWS]
-    ]
-    headings = ["client", *(["group"] if groups else [])]
-    headings += ["train rows", "validation rows", "test rows"]
-    headings += [f"{name}: {task.metric_name}" for name, task in tasks.items()]
-    rest = len(clients) - len(rows)
-    more = note(f"{format_count(rest, 'more client')} in results.json.") if rest else ""
-    return folded("Test figures of every client", table(headings, rows) + more)
+def _state_of_task(record: RunRecord, name: str) -> str:
+    """Say a task's kind, and what it came to on validation rows."""
+    task = record.experiment.tasks[name]
+    figure = task_figures(record.final, "validation", name).get(task.metric_name)
+    if not charts.is_figure(figure):
+        return task.kind
+    return f"{task.kind}, validation {task.metric_name} {format_figure(figure)}"
 
 
 def make_weights(record: RunRecord, collected: Charts) -> str:
@@ -245,12 +242,11 @@ def make_weights(record: RunRecord, collected: Charts) -> str:
 
 
 def make_cost(record: RunRecord, collected: Charts) -> str:
-    """Draw traffic and time per round."""
+    """Draw traffic and time per round, and where the time went if that was measured."""
     if not record.rounds:
         return ""
-    return side_by_side(
-        collected.figure(chart(record)) for chart in (charts.traffic_chart, charts.time_chart)
-    )
+    drawn = [charts.traffic_chart(record), charts.time_chart(record), profile_chart(record.path)]
+    return side_by_side(collected.figure(chart) for chart in drawn)
 
 
 def make_participation(record: RunRecord, collected: Charts) -> str:

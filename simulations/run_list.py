@@ -12,7 +12,7 @@ from common.locking import is_held
 from common.status import DONE, FAILED, judge
 from simulations.charts import is_figure
 from simulations.formats import NOTHING, format_figure, format_seconds
-from simulations.run_record import RunRecord, read_run, task_figures
+from simulations.run_record import RunRecord, is_search, read_run, task_figures
 
 WHOLE = "all rounds done"
 WRITTEN = ("results.json", "metrics.jsonl", "experiment.toml")  # the newest of them dates a run
@@ -143,8 +143,8 @@ def find_folders(top: Path) -> Iterator[tuple[Path, str]]:
 
 
 def is_run(folder: Path) -> bool:
-    """Tell a run folder by its experiment."""
-    return (folder / "experiment.toml").is_file()
+    """Tell a run folder by its experiment; a search has one, too, and its runs are below it."""
+    return (folder / "experiment.toml").is_file() and not is_search(folder)
 
 
 def describe_run(path: Path, name: str) -> RunRow:
@@ -184,6 +184,8 @@ def state_of(record: RunRecord) -> str:
         return "done" if stopped == WHOLE else f"stopped: {stopped}"
     if (record.path / "status.json").is_file() and judge(record.path).status.state == FAILED:
         return "failed"
+    if any(map(is_search, record.path.resolve().parents[2:3])):  # SEARCH/trials/NUMBER/RUN
+        return "stopped: by its search"  # which prunes it, or does it anew elsewhere
     return "unfinished"
 
 

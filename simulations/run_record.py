@@ -69,8 +69,7 @@ def experiment_of(folder: Path, data: str | None = None) -> Experiment:
         CheckpointError: it is none.
         ConfigError: its experiment does not fit this version's schema.
     """
-    if not (folder / "experiment.toml").is_file():
-        raise CheckpointError(f"{folder} is no run folder: it has no experiment.toml")
+    require_run(folder)
     return load_experiment(str(folder / "experiment.toml"), data_path=data)
 
 
@@ -81,9 +80,8 @@ def read_run(path: Path) -> RunRecord:
         CheckpointError: it is none, or one of its files cannot be read.
         ConfigError: its experiment does not fit this version's schema.
     """
+    require_run(path)
     experiment_file = path / "experiment.toml"
-    if not experiment_file.is_file():
-        raise CheckpointError(f"{path} is no run folder: it has no experiment.toml.")
     return RunRecord(
         path=path,
         experiment=load_experiment(str(experiment_file)),
@@ -93,6 +91,26 @@ def read_run(path: Path) -> RunRecord:
         results=_read_json(path / "results.json", RESULT_KEYS),
         hostile=_read_json(path / "hostile.json", HOSTILE_KEYS),
     )
+
+
+def is_search(folder: Path) -> bool:
+    """Tell the folder of a `fedmtl tune` by its settings; it has an experiment, too."""
+    return (folder / "settings.json").is_file()
+
+
+def require_run(folder: Path) -> None:
+    """Refuse what is no run folder.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    if not (folder / "experiment.toml").is_file():
+        raise CheckpointError(f"{folder} is no run folder: it has no experiment.toml")
+    if is_search(folder):
+        raise CheckpointError(
+            f"{folder} is no run folder but a search of fedmtl tune: its page is tune.html, and "
+            f"its runs are below {folder / 'trials'}"
+        )
 
 
 def read_rounds(path: Path) -> list[Figures]:

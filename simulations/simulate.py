@@ -16,6 +16,7 @@ from common.experiment import Experiment
 from server.federation import federate
 from server.run_folder import RunFolder
 from server.sampling import refuse_delays
+from server.snapshots import refuse_snapshots
 from server.watch import Listener, Watch
 from simulations.run_lock import at_work
 
@@ -170,6 +171,7 @@ def check_options(experiment: Experiment, engine: str, *, workers: int, profile:
         )
     if engine == "flower":
         refuse_delays(experiment, "on engine 'flower'")
+        refuse_snapshots(experiment, "on engine 'flower'")
     device = choose_device(experiment.training.device)  # else every client would refuse each round
     require_precision(experiment.training.precision, device)
 

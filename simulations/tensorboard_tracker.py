@@ -39,6 +39,6 @@ class TensorBoard:
         self.writer.close()
 
 
-def open_tracker(folder: Path, experiment: Experiment) -> TensorBoard:
-    """Track a run in its own folder."""
+def open_tracker(folder: Path, experiment: Experiment, name: str, group: str) -> TensorBoard:
+    """Track a run in its own folder, by whose place TensorBoard names and groups it."""
     return TensorBoard(folder / FOLDER, experiment)

@@ -18,6 +18,7 @@ from common.experiment import Experiment
 from common.experiment_problems import suggest
 from common.journal import describe_error
 from simulations.charts import is_figure
+from simulations.run_list import flatten
 from simulations.run_record import Figures, read_rounds
 
 logger = logging.getLogger("fedmtl.tracking")
@@ -48,7 +49,7 @@ class Kind:
     Attributes:
         about: what it is.
         packages: must be there.
-        module: has ``open_tracker(folder, experiment)``.
+        module: has ``open_tracker(folder, experiment, name, group)``.
     """
 
     about: str
@@ -65,7 +66,11 @@ TRACKERS: Mapping[str, Kind] = {
         ("mlflow", "sqlalchemy", "alembic"),
         "simulations.mlflow_tracker",
     ),
+    "wandb": Kind(
+        "Weights & Biases' offline files in RUN/wandb", ("wandb",), "simulations.wandb_tracker"
+    ),
 }
+NAMING = ("data.clients", "federation.availability")  # settings that name clients
 INSTALL = 'pip install "fedmtl[tracking]"'
 
 
@@ -106,10 +111,18 @@ class Tracking:
         names: keys of `TRACKERS`.
         folder: the run folder.
         experiment: the resolved experiment.
+        group: folder of the comparison or the search that the run belongs to.
     """
 
-    def __init__(self, names: Sequence[str], folder: Path, experiment: Experiment) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        folder: Path,
+        experiment: Experiment,
+        group: Path | None = None,
+    ) -> None:
         self.names, self.folder, self.experiment = names, folder, experiment
+        self.group = group
         self._open: dict[str, Tracker] = {}
         self._has_begun = self._is_whole = False
 
@@ -141,7 +154,12 @@ class Tracking:
 
     def _start(self, name: str) -> None:
         module = import_module(TRACKERS[name].module)
-        self._open[name] = module.open_tracker(self.folder, self.experiment)
+        folder, group = self.folder.resolve(), self.group
+        top = folder if group is None else group.resolve()
+        told = folder.relative_to(top.parent).as_posix()
+        self._open[name] = module.open_tracker(
+            self.folder, self.experiment, told, "" if group is None else top.name
+        )
 
     def _tell(self, points: Sequence[Point]) -> None:
         for name, tracker in list(self._open.items()):
@@ -159,6 +177,12 @@ class Tracking:
                 name,
                 describe_error(error),
             )
+
+
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    """Give a tracker an experiment's settings by dotted key, without those that name clients."""
+    settings = flatten(experiment.model_dump(mode="json", by_alias=True, exclude_none=True))
+    return {key: value for key, value in settings.items() if key not in NAMING}
 
 
 def points_of(line: Figures) -> Iterator[Point]:

@@ -13,7 +13,6 @@ from client.session import close_sessions, lent_rows, open_rows
 from common.errors import CheckpointError
 from common.experiment_file import load_experiment
 from simulations.attacks.candidates import divide_clients, draw_halves
-from simulations.attacks.kept_federation import open_federation
 from simulations.attacks.lira import Shadows, likelihood_ratios
 from simulations.attacks.membership import Attack, describe_scores, infer_membership, score_rows
 from simulations.attacks.membership_page import make_page
@@ -21,6 +20,7 @@ from simulations.attacks.other_rows import PreparedRows
 from simulations.attacks.roc import summarise
 from simulations.attacks.shadow_federations import shadow_experiment, train_shadow
 from simulations.cli import app
+from simulations.kept_federation import open_federation
 from simulations.simulate import simulate
 from tests.kept_models import write_federation
 

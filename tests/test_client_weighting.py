@@ -108,6 +108,13 @@ def test_a_step_goes_down_the_weighted_sum(weighting, scaling, form):
         if weighting != "gradnorm":  # which measures the last shared layer
             assert sums[task]["norm"] == [pytest.approx(norm, rel=1e-4), 1.0]
             assert sums[task]["pull"] == [pytest.approx(norm * weight, rel=1e-4), 1.0]
+    if weighting != "gradnorm":
+        slopes = [torch.autograd.grad(x, shared, retain_graph=True) for x in losses.values()]
+        flat = torch.stack([torch.cat([part.reshape(-1) for part in own]) for own in slopes])
+        between = torch.cosine_similarity(flat[:, None], flat[None], dim=2)
+        for place, task in enumerate(losses):
+            others = [between[place, k].item() for k in range(len(losses)) if k != place]
+            assert sums[task]["cosine"] == [pytest.approx(np.mean(others), rel=1e-3), 1.0]
     sum(w * loss for w, loss in zip(weights, losses.values(), strict=True)).backward()
     for name, parameter in model.named_parameters():
         expected = (parameter - 0.1 * parameter.grad).detach()

@@ -11,9 +11,10 @@ from common.errors import ConfigError
 from common.experiment_file import load_experiment
 from server.affinity import Affinity
 from simulations.affinity_charts import affinity_chart, make_affinity
+from simulations.client_section import make_client_table
 from simulations.formats import NOTHING
 from simulations.page_parts import Charts
-from simulations.report import make_client_table, make_page
+from simulations.report import make_page
 from simulations.run_record import RunRecord
 from tests.updates import updates_of
 

@@ -217,7 +217,7 @@ def test_an_interrupted_run_says_how_to_go_on(fedmtl, interrupted):
 def test_an_interrupted_comparison_is_one_line_that_names_what_is_done(
     fedmtl, tmp_path, monkeypatch
 ):
-    def compare(experiment, seeds, out, jobs, holdout):
+    def compare(experiment, seeds, out, jobs, holdout, track):
         (out / "seed-0").mkdir(parents=True)
         (out / "seed-0" / "comparison.json").touch()
         raise KeyboardInterrupt

@@ -24,10 +24,10 @@ from common.splits import split_rows
 from common.tables import ClientTable
 from simulations.cli import app
 from simulations.ensembles.ensemble import make_ensemble
-from simulations.ensembles.figures import judge, weigh
-from simulations.ensembles.members import open_member
+from simulations.ensembles.figures import judge, sign_of, weigh
+from simulations.ensembles.members import open_member, open_snapshot_members
 from simulations.ensembles.rows import share_rows
-from simulations.ensembles.votes import Ballot, Poll, poll_clients, poll_runs
+from simulations.ensembles.votes import Ballot, Poll, average_models, poll_clients, poll_runs
 from simulations.simulate import simulate
 from tests.kept_models import TASKS, make_experiment, make_frame, write_federation
 
@@ -283,9 +283,9 @@ def test_the_command_writes_what_it_prints(fedmtl, runs, tmp_path):
 
 def test_what_cannot_vote_is_refused_in_a_line(fedmtl, runs, digits, tmp_path):
     one, two = runs["run-0"], runs["run-1"]
-    assert "two runs or more, got 1; a run keeps its last checkpoint" in error_of(
-        fedmtl("ensemble", one)
-    )
+    assert "two runs or more, got 1; train another" in error_of(fedmtl("ensemble", one))
+    assert "one run, got 2 runs" in error_of(fedmtl("ensemble", one, two, "--by", "snapshots"))
+    assert "no snapshot of another round" in error_of(fedmtl("ensemble", one, "--by", "snapshots"))
     assert "one run, got 2 runs" in error_of(fedmtl("ensemble", one, two, "--by", "clients"))
     assert "--by must be one of" in error_of(fedmtl("ensemble", one, two, "--by", "rounds"))
     assert "--weights must be one of" in error_of(fedmtl("ensemble", one, two, "--weights", "x"))
@@ -339,6 +339,67 @@ def test_predict_averages_over_run_folders(fedmtl, runs, tmp_path):
     classes = [f"predicted.kind.probability.{name}" for name in ("low", "mid", "high")]
     likeliest = both[classes].idxmax(axis=1).str.removeprefix("predicted.kind.probability.")
     assert (both["predicted.kind"] == likeliest).all()
+
+
+@pytest.fixture(scope="module")
+def kept_rounds(tmp_path_factory):
+    """A run of four rounds that kept the second and third."""
+    folder = tmp_path_factory.mktemp("snapshots")
+    settings = {"rounds": 4, "snapshot-every": 1, "snapshots": 3}
+    return train(write_federation(folder), folder / "run", federation=settings)
+
+
+def test_a_snapshot_is_the_run_that_ended_there(kept_rounds, tmp_path):
+    experiment = load_experiment(str(kept_rounds / "experiment.toml"))
+    short = train(experiment, tmp_path / "short", federation={"rounds": 3})
+    snapshots = open_snapshot_members(kept_rounds)
+    assert [member.name for member in snapshots] == ["round 2", "round 3", "round 4"]
+    ended = open_member(short)
+    for client in "ab":
+        one, other = snapshots[1].model(client), ended.model(client)
+        assert one.arrays.keys() == other.arrays.keys()
+        for name, array in one.arrays.items():
+            np.testing.assert_array_equal(array, other.arrays[name])
+
+
+def test_snapshots_vote_beside_their_last_and_their_mean(kept_rounds):
+    figures = make_ensemble([kept_rounds], by="snapshots")
+    measured = final_figures(kept_rounds)["test"]["tasks"]
+    members = open_snapshot_members(kept_rounds)
+    polls = poll_runs(members, share_rows(members))
+    for task, found in figures["tasks"].items():
+        told, metric = found["test"], found["metric"]
+        assert list(found["members"]) == ["round 2", "round 3", "round 4"]
+        assert told["last"] == found["members"]["round 4"]["test"]
+        assert told["last"] == pytest.approx(measured[task][metric], rel=1e-4)
+        settings = members[0].experiment.tasks[task]
+        plain = judge(task, settings, polls[task], "equal", by_clients=False)
+        assert told["ensemble"] == plain["test"]["ensemble"]
+        gain = sign_of(settings) * (told["ensemble"] - told["last"])
+        assert told["gain-over-last"] == pytest.approx(gain)
+
+
+def test_the_one_model_has_the_mean_of_all_parameters(kept_rounds):
+    models = [member.model("a") for member in open_snapshot_members(kept_rounds)]
+    mean = average_models(models)
+    for name, array in mean.arrays.items():
+        stack = np.stack([model.arrays[name] for model in models])
+        np.testing.assert_allclose(array, stack.mean(0), rtol=1e-5, atol=1e-7)
+        assert array.dtype == models[0].arrays[name].dtype
+    assert any(not np.allclose(mean.arrays[n], models[-1].arrays[n]) for n in mean.arrays)
+
+
+def test_predict_averages_over_snapshots(fedmtl, kept_rounds, tmp_path):
+    make_frame(20, 0).to_csv(tmp_path / "new.csv", index=False)
+    command = ["predict", kept_rounds, "--client", "a", "--rows", "new.csv", "--snapshots"]
+    result = fedmtl(*command, "--out", "out.csv")
+    assert result.exit_code == 0, result.output
+    models = [member.model("a") for member in open_snapshot_members(kept_rounds)]
+    frame = make_frame(20, 0)
+    table = ClientTable("a", {name: frame[name].to_numpy() for name in frame})
+    told = predict_together(models, table, CPU).columns["predicted.place.p1"]
+    written = pd.read_csv(tmp_path / "out.csv")["predicted.place.p1"]
+    np.testing.assert_allclose(written, told, rtol=1e-4)
 
 
 def test_predict_refuses_to_average_a_model_with_itself(fedmtl, runs):

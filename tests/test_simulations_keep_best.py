@@ -13,8 +13,8 @@ from common.best import BestBy
 from common.errors import ConfigError
 from common.experiment_file import load_experiment
 from server.run_folder import RunFolder
-from simulations.attacks.kept_federation import open_federation
 from simulations.evaluation.answers import answer_all, open_ended
+from simulations.kept_federation import open_federation
 from simulations.kept_run import open_run
 from simulations.kept_trunk import open_trunk
 from simulations.simulate import simulate

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -272,3 +273,33 @@ def test_an_existing_run_folder_is_refused_and_untouched(tmp_path):
     with pytest.raises(CheckpointError, match="exists"):
         simulate(load_experiment("digits"), engine="loopback", out=tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+CLI = "from simulations.cli import app; app()"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [(signal.SIGINT, signal.SIGKILL), (signal.SIGKILL,) * 2])
+def test_a_command_ended_twice_at_some_moment_resumes_to_the_same_end(tmp_path, signals):
+    settings = [*SETTINGS, "federation.rounds=40", "federation.checkpoint-interval-s=0"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    simulate(load_experiment("digits", settings), engine="batched", out=whole)
+    words = [word for setting in settings for word in ("--set", setting)]
+    command = ["digits", "--engine", "batched", *words, "--out", str(broken)]
+    for number, sent in enumerate(signals, start=1):
+        process = subprocess.Popen(
+            [sys.executable, "-c", CLI, "simulate", "-q", *command],
+            start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        manifest = broken / "checkpoint" / "checkpoint.json"
+        while process.poll() is None and (
+            not manifest.exists() or json.loads(manifest.read_text())["round"] < 8 * number
+        ):
+            time.sleep(0.005)
+        os.killpg(process.pid, sent)
+        told = process.communicate(timeout=60)[1]
+        assert process.returncode in (0, 130, -signal.SIGKILL), told
+        command = ["--resume", str(broken)]
+    simulate(load_experiment("digits", settings), engine="batched", out=broken, resume=True)
+    assert kept(broken) == kept(whole)
+    assert figures(broken) == figures(whole)

@@ -13,6 +13,7 @@ from simulations.cli import app
 from simulations.run_filter import parse_condition, select_runs, sort_runs
 from simulations.run_list import HEADINGS, list_runs
 from simulations.run_lock import at_work
+from simulations.run_record import read_run
 from tests.test_simulations_report import change_results, evaluation, fabricate_run
 
 
@@ -137,6 +138,26 @@ def test_what_is_broken_or_foreign_is_named_and_the_rest_is_listed(folder):
     assert "results.json cannot be read" in reasons[str(folder / "a")]
     assert reasons[str(folder / "foreign")].startswith("no run folder")
     assert all("\n" not in reason for reason in reasons.values())
+
+
+def test_a_search_is_no_run_and_its_runs_are_below_it(tmp_path):
+    search = tmp_path / "tune"
+    for name, rounds in (("0000", 5), ("0001", 2), ("own-settings", 5)):
+        fabricate_run(search / "trials" / name / "seed-0", rounds=rounds)
+    for name in ("results.json", "checkpoint"):
+        (search / "trials" / "0001" / "seed-0" / name).unlink(missing_ok=True)
+    (search / "experiment.toml").write_text("a search's own settings")
+    (search / "settings.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"a search of fedmtl tune: its page is tune\.html"):
+        read_run(search)
+    for top, before in ((tmp_path, "tune/"), (search, "")):
+        rows, left_out = list_runs([top])
+        assert not left_out
+        assert {row.name: row.state for row in rows} == {
+            f"{before}trials/0000/seed-0": "done",
+            f"{before}trials/0001/seed-0": "stopped: by its search",
+            f"{before}trials/own-settings/seed-0": "done",
+        }
 
 
 def test_links_are_not_followed(folder):

@@ -6,10 +6,11 @@ import pytest
 from typer.testing import CliRunner
 
 from common.errors import ConfigError
+from common.experiment_file import load_experiment
 from simulations import tracking
 from simulations.cli import app
 from simulations.run_record import read_run
-from simulations.tracking import Kind, Tracking, parse_trackers, points_of
+from simulations.tracking import Kind, Tracking, parse_trackers, points_of, settings_of
 from tests.test_simulations_report import evaluation, fabricate_run
 
 ROUNDS = ["--set", "federation.rounds=3", "--engine", "batched", "-q"]
@@ -38,7 +39,7 @@ def recorders(monkeypatch):
 
     class Module:
         def __init__(self, name):
-            self.open_tracker = lambda folder, experiment: made[name]
+            self.open_tracker = lambda folder, experiment, run, group: made[name]
 
     table = {name: Kind("made up", (), name) for name in made}
     monkeypatch.setattr(tracking, "TRACKERS", table)
@@ -64,6 +65,15 @@ def test_a_line_is_told_figure_by_figure(run):
     assert told["privacy/client/epsilon"] == (1.5, 3)
     assert "privacy/client/budget" not in told
     assert "train/digit/loss" not in told
+
+
+def test_no_tracker_is_told_the_names_of_clients():
+    trace = "federation.availability=['client,from-round,to-round', 'ward-7,1,3']"
+    experiment = load_experiment("digits", [trace, "data.clients=['ward-7', 'ward-8']"])
+    settings = settings_of(experiment)
+    assert "ward-7" in str(experiment)
+    assert "ward" not in str(settings)
+    assert settings["training.lr"] == experiment.training.lr
 
 
 def test_trackers_are_told_of_every_round_and_of_the_last_evaluation(run, recorders):
@@ -151,6 +161,30 @@ def test_a_run_is_the_same_whether_a_tracker_follows_fails_or_is_not_there(
     assert one.experiment.fingerprint() == two.experiment.fingerprint()
     assert one.results["final"] == two.results["final"]
     assert [line["train"] for line in one.rounds] == [line["train"] for line in two.rounds]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of MLflow's own
+def test_mlflow_groups_the_runs_of_a_comparison(fedmtl, tmp_path, monkeypatch, jobs):
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    made = fedmtl(
+        "compare", "digits", "--set", "federation.rounds=1", "--track", "mlflow", "--out", "cmp",
+        "--vary", "training.lr=0.1,0.2", "--no-yardstick", "--seeds", "1", "--jobs", jobs,
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    assert "tracker" not in made.stderr  # two processes made no tables at the same time
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    number = client.get_experiment_by_name("digits").experiment_id
+    runs = client.search_runs([number], "tags.group = 'cmp'")
+    assert {run.info.run_name for run in runs} == {
+        "cmp/seed-0/training.lr=0.1",
+        "cmp/seed-0/training.lr=0.2",
+    }
+    assert {run.info.status for run in runs} == {"FINISHED"}
 
 
 def board_of(folder):

@@ -347,7 +347,7 @@ def test_without_optuna_one_line_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--resume", "x", "--seeds", "2"], "give only --trials or --jobs"),
+        (["--resume", "x", "--seeds", "2"], "give only --trials, --jobs or --track"),
         (["--sampler", "grid", "--trials", "3", "--space", "training.epochs=1..2"], "--trials is"),
         ([], "--space must name a setting"),
     ],
@@ -424,7 +424,7 @@ def test_a_trial_that_breaks_is_pruned_without_the_text_of_the_error(tmp_path, m
     def run(*_, **__):
         raise RuntimeError("row 7 is 0.123")
 
-    monkeypatch.setattr(trial_module, "simulate", run)
+    monkeypatch.setattr(trial_module, "simulate_tracked", run)
     reason = do_trial(job_of(tmp_path, {"trunk.widths": "[8, 4]"})).reason
     assert reason.startswith("it broke with a RuntimeError; to see where: fedmtl simulate ")
     assert reason.endswith("--set 'trunk.widths=[8, 4]'")
@@ -435,7 +435,7 @@ def test_a_disk_that_is_full_ends_the_search_and_prunes_nothing(tmp_path, monkey
     def run(*_, **__):
         raise CheckpointError("no space left")
 
-    monkeypatch.setattr(trial_module, "simulate", run)
+    monkeypatch.setattr(trial_module, "simulate_tracked", run)
     with pytest.raises(CheckpointError, match="no space left"):
         do_trial(job_of(tmp_path, {}))
 
@@ -448,13 +448,15 @@ def test_under_privacy_it_is_told_that_budgets_add_up(tmp_path):
 
 
 def test_a_trial_is_read_at_the_round_of_lowest_validation_loss(tmp_path, monkeypatch):
-    def run(experiment, **_):
+    def run(experiment, *_):
         best = {"validation": {"loss": 1.0 + experiment.seed}}
         return {"best": best, "final": {"validation": {"loss": 7.0}}}
 
-    monkeypatch.setattr(trial_module, "simulate", run)
+    monkeypatch.setattr(trial_module, "simulate_tracked", run)
     assert do_trial(job_of(tmp_path, {})).values == [[1.0], [2.0]]
-    monkeypatch.setattr(trial_module, "simulate", lambda *_, **__: {"best": None, "final": {}})
+    monkeypatch.setattr(
+        trial_module, "simulate_tracked", lambda *_, **__: {"best": None, "final": {}}
+    )
     assert "no figure" in do_trial(job_of(tmp_path, {})).reason
 
 
@@ -501,11 +503,14 @@ def test_a_real_search_over_architectures_has_its_files_and_its_page(tmp_path):
     assert len(list(slice_charts(outcome, outcome["objectives"][0]))) == 3
 
 
+CLI = "from simulations.cli import app; app()"
+
+
 @pytest.mark.slow
 def test_a_killed_search_goes_on_and_parallel_trials_are_all_done(tmp_path):
     out = tmp_path / "out"
     command = [
-        *(sys.executable, "-c", "from simulations.cli import app; app()", "tune"),
+        *(sys.executable, "-c", CLI, "tune"),
         *("digits", "--space", "training.lr=0.01..0.05", "--sampler", "random", "--trials", "5"),
         *(word for setting in QUICK for word in ("--set", setting)),
         *("--jobs", "2", "--out", str(out)),
@@ -525,3 +530,39 @@ def test_a_killed_search_goes_on_and_parallel_trials_are_all_done(tmp_path):
     assert len(done) == 5
     assert 1 <= len(lost) <= 2
     assert len({t["settings"]["training.lr"] for t in done}) == 5
+
+
+@pytest.mark.slow
+def test_an_interrupted_search_leaves_what_is_done_and_resumes_to_the_same_end(tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    command = [
+        *("tune", "digits", "--space", "training.lr=log:0.001..0.05", "--trials", "6"),
+        *(word for setting in QUICK for word in ("--set", setting)),
+    ]
+    assert CliRunner().invoke(app, [*command, "--out", str(whole)]).exit_code == 0
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLI, *command, "--out", str(out)],
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (out / "trials" / "0002").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate()[1]
+    assert process.returncode == 130, told
+    assert f"What is done so far: {out / 'tune.html'}" in told
+    assert told.endswith(f"Go on with: fedmtl tune --resume {out}\n")
+    left = json.loads((out / "tune.json").read_text())
+    assert 2 <= sum(t["state"] == "complete" for t in left["trials"]) < 6
+    assert load_experiment(str(out / "best.toml")).training.lr == float(
+        left["best"]["settings"]["training.lr"]
+    )
+    assert "not done" in (out / "tune.html").read_text()
+    assert CliRunner().invoke(app, ["tune", "--resume", str(out)]).exit_code == 0
+    ended = [json.loads((folder / "tune.json").read_text()) for folder in (out, whole)]
+    ours, theirs = (
+        [(t["settings"], t["state"], t["values"]) for t in end["trials"] if t["state"] != "fail"]
+        for end in ended
+    )
+    assert ours == theirs
+    assert ended[0]["best"]["test"] == ended[1]["best"]["test"]

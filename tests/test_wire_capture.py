@@ -220,8 +220,8 @@ MEASURED = {
     "test": "per task and split: summed loss, metric sums, labelled rows",
 }
 WEIGHED = (
-    "per task: summed weights and gradient norms of its loss over steps; what scaling and "
-    "weighting remember of it"
+    "per task: summed weights, gradient norms and cosines with the other tasks' gradients over "
+    "steps; what scaling and weighting remember of it"
 )
 STOPPED = "per task: epochs that it did before it stopped"
 TRUNK = "trunk parameters after local training"

@@ -78,7 +78,7 @@ class Transformer(Backbone):
         if self.model.supports_gradient_checkpointing:
             # By its name from 5.24 on, or that of earlier versions.
             old = getattr(self.model, "gradient_checkpointing_enable", None)
-            start = getattr(self.model, "activation_checkpointing_enable", old)
+            start: Any = getattr(self.model, "activation_checkpointing_enable", old)
             start({"use_reentrant": False})
         return bool(self.model.supports_gradient_checkpointing)
 

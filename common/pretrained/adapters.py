@@ -18,7 +18,7 @@ from torch import nn
 
 from common.encoder import SeededDropout
 from common.errors import ConfigError
-from common.pretrained.naming import idle_patterns, matches, split_encoder
+from common.pretrained.naming import idle_patterns, matches, name_some, split_encoder
 from common.sections.model import Adapters
 from common.seeding import derive_key
 
@@ -99,7 +99,7 @@ def _chosen_layers(trunk: nn.Module, settings: Adapters) -> Iterator[tuple[str, 
     if idle := idle_patterns(inner, settings.modules):
         raise ConfigError(
             f"{KEY}.modules: '{idle[0]}' means no fully connected layer or convolution of the "
-            f"encoders; there are {', '.join(dict.fromkeys(inner))}"
+            f"encoders; there are {name_some(inner)}"
         )
     if not there:
         raise ConfigError(f"[{KEY}] needs a trunk with layers; give it one, or remove the table")

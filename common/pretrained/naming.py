@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 from common.sections.model import Trunk
 
+MOST_NAMES = 16  # that a message lists
 ADAPTER_A, ADAPTER_B = "adapter_a", "adapter_b"
 # Where the sharing architectures keep what `common.encoder.build_encoder` gave them.
 _ENCODER = re.compile(
@@ -22,7 +23,11 @@ _PEFT = (
     (".lora_A.default.weight", f".{ADAPTER_A}"),
     (".lora_B.default.weight", f".{ADAPTER_B}"),
 )
-_FOLLOWS = re.compile(r"norm_(?:mean|variance)$")
+# Running statistics, and the scale that they go with: of a norm of ours, of a ready model's.
+_FOLLOWS = (
+    (re.compile(r"((?:stacks\.[^.]+|layers)\.\d+\.)norm_(?:mean|variance)"), r"\1norm_weight"),
+    (re.compile(r"(.*\.)norm_(?:mean|variance)"), r"\1weight"),
+)
 
 
 def plain_name(name: str) -> str:
@@ -79,8 +84,33 @@ def is_frozen(name: str, trunk: Trunk) -> bool:
     if is_adapter(name):
         adapters = trunk.adapters
         return adapters is not None and adapters.freeze_a and name.endswith(ADAPTER_A)
-    inner = _FOLLOWS.sub("norm_weight", split[1])
+    inner = _scale_of(split[1])
     return not any(matches(inner, pattern) for pattern in trunk.trained_patterns)
+
+
+def _scale_of(inner: str) -> str:
+    """Name the scale of the norm that a running statistic belongs to; others name themselves.
+
+    >>> _scale_of("layers.1.norm_mean"), _scale_of("stacks.input-x.0.model.bn1.norm_mean")
+    ('layers.1.norm_weight', 'stacks.input-x.0.model.bn1.weight')
+    >>> _scale_of("layers.1.norm_bias")
+    'layers.1.norm_bias'
+    """
+    for statistic, scale in _FOLLOWS:
+        if (found := statistic.fullmatch(inner)) is not None:
+            return found.expand(scale)
+    return inner
+
+
+def name_some(names: Iterable[str]) -> str:
+    """List names for a message; of a deep network the first ones.
+
+    >>> name_some(["a", "b", "a"]), name_some(map(str, range(100)))[-18:]
+    ('a, b', '14, 15 and 84 more')
+    """
+    different = list(dict.fromkeys(names))
+    more = len(different) - MOST_NAMES
+    return ", ".join(different[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def idle_patterns(names: Iterable[str], patterns: Iterable[str]) -> list[str]:

@@ -10,7 +10,13 @@ from common.errors import ConfigError, DataError
 from common.experiment import Experiment
 from common.pretrained.adapters import KEY as ADAPTERS
 from common.pretrained.adapters import add_adapters
-from common.pretrained.naming import idle_patterns, is_frozen, plain_name, split_encoder
+from common.pretrained.naming import (
+    idle_patterns,
+    is_frozen,
+    name_some,
+    plain_name,
+    split_encoder,
+)
 from common.pretrained.weights import fill_trunk, is_there, read_weights
 from common.sharing import shared_names, task_of
 from common.weighting.table import WEIGHTINGS
@@ -41,6 +47,9 @@ def prepare_trunk(trunk: nn.Module, experiment: Experiment) -> None:
     for name, parameter in trunk.named_parameters(prefix="trunk"):
         if is_frozen(plain_name(name), settings):
             parameter.requires_grad_(False)
+    for name, module in trunk.named_modules(prefix="trunk"):
+        if hasattr(module, "norm_mean"):
+            module.is_frozen = is_frozen(f"{plain_name(name)}.norm_mean", settings)
     _require_learning(trunk, experiment)
 
 
@@ -101,11 +110,11 @@ def require_same(model: nn.Module, experiment: Experiment, agreed: str) -> None:
 
 
 def _require_meant(names: list[str], experiment: Experiment) -> None:
-    inner = dict.fromkeys(split[1] for name in names if (split := split_encoder(name)))
+    inner = [split[1] for name in names if (split := split_encoder(name))]
     if idle := idle_patterns(inner, experiment.trunk.trained_patterns):
         raise ConfigError(
             f"trunk.trains: '{idle[0]}' means no parameter of the encoders; there are "
-            f"{', '.join(inner)}"
+            f"{name_some(inner)}"
         )
 
 

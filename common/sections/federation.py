@@ -93,6 +93,13 @@ class Federation(Settings):
         description="A simulation's rounds that follow faster share a checkpoint; 0 writes one "
         "after every round. A resumed run repeats what came after the last one, exactly.",
     )
+    snapshot_every: int = Field(
+        0,
+        ge=0,
+        description="A simulation keeps trunk and heads after every n-th round, for fedmtl "
+        "ensemble --by snapshots; 0 keeps none.",
+    )
+    snapshots: int = Field(5, ge=1, description="So many snapshots are kept, the newest.")
 
 
 class Evaluation(Settings):

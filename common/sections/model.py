@@ -203,6 +203,6 @@ class Loss(Settings):
     record: Literal["weights", "gradients"] = Field(
         "weights",
         description="weights: each round's mean weights, in the run folder and the report; "
-        "gradients: the norms of the tasks' gradients on the trunk too, at a backward pass per "
-        "task and step.",
+        "gradients: the norms of the tasks' gradients on the trunk and the cosines between them, "
+        "too, at a backward pass per task and step.",
     )

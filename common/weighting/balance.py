@@ -24,7 +24,8 @@ from common.weighting.weighting import Lesson, Weighting
 Memory = Mapping[str, Mapping[str, float]]  # task -> name -> what is remembered
 SCALE = "scale"  # what a scaling remembers
 STATE = "state-"  # begins the name of what is remembered, in a report
-FIGURES = ("weight", "norm", "pull")  # w_t, |g_t| and w_t |g_t|, in a report
+# In a report: w_t, |g_t|, w_t |g_t|, and the mean cosine of g_t with the other tasks' gradients.
+FIGURES = ("weight", "norm", "pull", "cosine")
 
 
 class Rules:
@@ -129,7 +130,11 @@ class Balance:
         return values, torch.where(taught, slopes * self._base.to(slopes), 0)
 
     def weigh(
-        self, losses: Tensor, taught: Tensor, norms: Mapping[str, Tensor] | None = None
+        self,
+        losses: Tensor,
+        taught: Tensor,
+        norms: Mapping[str, Tensor] | None = None,
+        cosines: Tensor | None = None,
     ) -> Tensor:
         """Compute one step's weights for the first clients, ``dL / dL_t``.
 
@@ -137,6 +142,7 @@ class Balance:
             losses: [K', T], mean over labelled rows.
             taught: bool [K', T].
             norms: for each of `Rules.norms`, the norms of the unscaled losses' gradients, [K', T].
+            cosines: of those gradients, as in `record`.
 
         Returns:
             [K', T], 0 where absent.
@@ -151,7 +157,7 @@ class Balance:
         watched = norms.get(self.rules.weighting.needs_norms or "")
         scaled = None if watched is None else watched * slopes
         self._lesson = Lesson(values, taught, weights, scaled)
-        return self.record(weights * slopes, taught, norms.get("trunk", watched))
+        return self.record(weights * slopes, taught, norms.get("trunk", watched), cosines)
 
     def learn(self, after: Tensor | None = None) -> None:
         """Learn from the step that `weigh` was last asked about.
@@ -170,19 +176,38 @@ class Balance:
         changes = self.rules.weighting.learn(lesson, self._rows(lesson.losses))
         self._write(changes, lesson.taught)
 
-    def record(self, weights: Tensor, taught: Tensor, norms: Tensor | None) -> Tensor:
-        """Note one step's weights, [K', T], and gradient norms; returns the weights."""
-        figures = {"weight": weights}
+    def record(
+        self,
+        weights: Tensor,
+        taught: Tensor,
+        norms: Tensor | None,
+        cosines: Tensor | None = None,
+    ) -> Tensor:
+        """Note one step's weights, and of the tasks' gradients norms and cosines; all [K', T].
+
+        Args:
+            weights: of the tasks, 0 where absent.
+            taught: which tasks are there.
+            norms: of their gradients, where known.
+            cosines: the mean one of each with the others, where known; NaN where there is none.
+
+        Returns:
+            The weights.
+        """
+        figures = {"weight": (weights, taught)}
         if norms is not None:
             norms = torch.where(taught, norms, 0)
-            figures |= {"norm": norms, "pull": norms * weights}
-        for name, numbers in figures.items():
+            figures |= {"norm": (norms, taught), "pull": (norms * weights, taught)}
+        if cosines is not None:
+            known = taught & cosines.isfinite()
+            figures["cosine"] = (torch.where(known, cosines, 0), known)
+        for name, (numbers, counted) in figures.items():
             if name not in self._sums:
                 most = max((len(v) for v in self.state.values()), default=len(numbers))
                 self._sums[name] = numbers.new_zeros(most, len(self.rules.tasks))
                 self._steps[name] = torch.zeros_like(self._sums[name])
             self._sums[name][: len(numbers)] += numbers
-            self._steps[name][: len(numbers)] += taught
+            self._steps[name][: len(numbers)] += counted
         return weights
 
     def end_round(self, sums: Tensor, rows: Tensor) -> None:
@@ -227,8 +252,8 @@ class Balance:
             rows: [K, T], labelled rows that the round taught.
 
         Returns:
-            Task -> "weight", "norm", "pull" (over steps), and under scope "global" "state-NAME"
-            (over rows) -> float64 [K, 2], sum and count.
+            Task -> "weight", "norm", "pull", "cosine" (over steps), and under scope "global"
+            "state-NAME" (over rows) -> float64 [K, 2], sum and count.
         """
         counts = rows.double()
         written: dict[str, dict[str, Tensor]] = {task: {} for task in self.rules.tasks}

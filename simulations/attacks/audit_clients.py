@@ -18,8 +18,8 @@ from server.run_folder import RunFolder
 from simulations.attacks.audit_bound import Bound, audit
 from simulations.attacks.audit_estimate import cosines, gaussian_epsilon
 from simulations.attacks.canary_clients import CanaryClients, add_canaries, keep_rates
-from simulations.attacks.kept_federation import read_federation
 from simulations.attacks.other_rows import PreparedRows, engine_of, run_on
+from simulations.kept_federation import read_federation
 
 LEAST_CANARIES = 20
 TINY = 1e-300  # in the place of a length of 0

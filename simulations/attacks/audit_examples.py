@@ -19,10 +19,10 @@ from simulations.attacks.audit_bound import audit
 from simulations.attacks.audit_clients import check_canaries, describe_bound, read_prepared
 from simulations.attacks.audit_estimate import gaussian_epsilon
 from simulations.attacks.canary_rows import CanaryRows
-from simulations.attacks.kept_federation import KeptFederation, read_federation
 from simulations.attacks.other_rows import engine_of, read_own, run_on
 from simulations.attacks.row_scores import RowScorer
 from simulations.attacks.row_watch import RowWatch
+from simulations.kept_federation import KeptFederation, read_federation
 from simulations.loopback import LoopbackGrid
 
 SCORES = ("gradient", "loss")

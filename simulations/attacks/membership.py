@@ -25,11 +25,11 @@ from simulations.attacks.candidates import (
     draw_halves,
     require_kept,
 )
-from simulations.attacks.kept_federation import KeptFederation, open_federation
 from simulations.attacks.lira import Shadows, likelihood_ratios, require_shadows
 from simulations.attacks.roc import summarise, thin_curve, trace_roc
 from simulations.attacks.row_scores import RowScorer, RowScores
 from simulations.attacks.shadow_federations import train_shadow
+from simulations.kept_federation import KeptFederation, open_federation
 
 METHODS = ("threshold", "lira")
 ATTACKERS = ("insider", "server")

@@ -13,8 +13,8 @@ from common.preparation import PreparedClient
 from common.quieting import without_warnings
 from common.seeding import derive_key
 from server.run_folder import RunFolder
-from simulations.attacks.kept_federation import KeptFederation, read_federation
 from simulations.attacks.other_rows import PreparedRows, run_on
+from simulations.kept_federation import KeptFederation, read_federation
 
 
 def shadow_experiment(experiment: Experiment, number: int) -> Experiment:
@@ -24,7 +24,9 @@ def shadow_experiment(experiment: Experiment, number: int) -> Experiment:
         never = experiment.federation.rounds + 1
         evaluation = evaluation.model_copy(update={"every": never})
     seed = derive_key(experiment.seed, "attack", "shadow", number) % 2**31
-    return experiment.model_copy(update={"seed": seed, "evaluation": evaluation})
+    federation = experiment.federation.model_copy(update={"snapshot_every": 0})
+    changed = {"seed": seed, "evaluation": evaluation, "federation": federation}
+    return experiment.model_copy(update=changed)
 
 
 def train_shadow(

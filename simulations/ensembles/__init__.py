@@ -1,1 +1,1 @@
-"""Ensembles: predictions averaged over runs, or over the heads of all clients."""
+"""Ensembles: predictions averaged over runs, over snapshots of one, or over all clients' heads."""

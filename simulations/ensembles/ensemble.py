@@ -9,19 +9,24 @@ from common.algorithms import ALGORITHMS
 from common.errors import ConfigError
 from server.run_folder import command_line
 from simulations.ensembles.figures import WEIGHTS, judge
-from simulations.ensembles.members import Member, check_members, open_member
+from simulations.ensembles.members import (
+    Member,
+    check_members,
+    open_member,
+    open_snapshot_members,
+)
 from simulations.ensembles.rows import JUDGED, SharedRows, share_rows
-from simulations.ensembles.votes import Poll, poll_clients, poll_runs
+from simulations.ensembles.votes import Poll, poll_averages, poll_clients, poll_runs
 from simulations.formats import format_count
 
-BY = ("runs", "clients")
+BY = ("runs", "clients", "snapshots")
 FIGURES = "ensemble.json"
 
 
 def make_ensemble(
     folders: Sequence[Path], by: str = "runs", weights: str = "equal", data: str | None = None
 ) -> dict[str, Any]:
-    """Average predictions over runs, or over the clients of one, and judge them.
+    """Average predictions over runs, or over the clients or snapshots of one, and judge them.
 
     Args:
         folders: of finished simulations.
@@ -34,15 +39,19 @@ def make_ensemble(
 
     Raises:
         ConfigError: an option is wrong, or the runs cannot vote together.
-        CheckpointError: a folder is no finished run with its clients' heads.
+        CheckpointError: a folder is no finished run with its clients' heads, or kept no snapshots.
         DataError: the data cannot be read any more.
     """
     check_request(folders, by, weights)
-    members = [open_member(folder, data) for folder in folders]
-    check_members(members)
+    if by == "snapshots":
+        members = open_snapshot_members(folders[0], data)
+    else:
+        members = [open_member(folder, data) for folder in folders]
+        check_members(members)
     rows = share_rows(members)
     polls = poll_clients(members[0], rows) if by == "clients" else poll_runs(members, rows)
     _require_members(polls, members)
+    averaged = poll_averages(members, rows) if by == "snapshots" else {}
     tasks = members[0].experiment.tasks
     return {
         "experiment": members[0].experiment.name,
@@ -52,7 +61,14 @@ def make_ensemble(
         "runs": [describe_member(member) for member in members],
         "rows": {s: {"shared": rows.count(s), "of-each-run": list(rows.held[s])} for s in JUDGED},
         "tasks": {
-            name: judge(name, tasks[name], poll, weights, by_clients=by == "clients")
+            name: judge(
+                name,
+                tasks[name],
+                poll,
+                weights,
+                by_clients=by == "clients",
+                averaged=averaged.get(name),
+            )
             for name, poll in polls.items()
         },
         "notes": [*_left_out(members, rows, polls), *_cautions(members, by)],
@@ -71,14 +87,13 @@ def check_request(folders: Sequence[Path], by: str, weights: str) -> None:
         raise ConfigError(f"--weights must be one of {', '.join(WEIGHTS)}, got '{weights}'")
     if by == "runs" and len(folders) < 2:
         raise ConfigError(
-            "--by runs averages over two runs or more, got 1; a run keeps its last checkpoint "
-            "only, so there is none of its own to average over: train another with another "
-            "--seed and the same data.seed, or use --by clients"
+            "--by runs averages over two runs or more, got 1; train another with another --seed "
+            "and the same data.seed, or use --by clients, or --by snapshots where the run kept any"
         )
-    if by == "clients" and len(folders) > 1:
+    if by != "runs" and len(folders) > 1:
         raise ConfigError(
-            f"--by clients averages over the clients of one run, got {len(folders)} runs; give "
-            "one, or use --by runs"
+            f"--by {by} averages over the {by} of one run, got {len(folders)} runs; give one, or "
+            "use --by runs"
         )
 
 
@@ -130,7 +145,7 @@ def _left_out(
 
 def _cautions(members: Sequence[Member], by: str) -> Iterator[str]:
     """Say in a line each what the figures do not mean."""
-    for member in members:
+    for member in members[-1:] if by == "snapshots" else members:
         model = member.model(next(iter(member.clients)))
         for told in (*describe_model(member.experiment), *describe_cover(model)):
             yield f"{told} ({member.name})"
@@ -141,7 +156,12 @@ def _cautions(members: Sequence[Member], by: str) -> Iterator[str]:
             "heads stay with their clients in this experiment: whoever would let all vote has to "
             "be given them, or ask their owners"
         )
-    if len(members) > 1 and any(any(m.experiment.privacy.levels) for m in members):
+    if by == "snapshots":
+        yield (
+            "snapshots of one run saw the same rows in the same order, and are more alike than "
+            "runs by other seeds"
+        )
+    elif len(members) > 1 and any(any(m.experiment.privacy.levels) for m in members):
         yield (
             "every run with noise spent a privacy budget on the same rows: for who is shown their "
             "average, the epsilons of the members add up"

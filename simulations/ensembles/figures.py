@@ -19,7 +19,15 @@ Chosen = Callable[[Ballot], Tensor]  # what of a ballot is judged: [n, ...]
 SMALLEST = 1e-12  # of a probability or a loss, so that its logarithm or inverse exists
 
 
-def judge(name: str, task: Task, poll: Poll, weighting: str, *, by_clients: bool) -> dict[str, Any]:
+def judge(
+    name: str,
+    task: Task,
+    poll: Poll,
+    weighting: str,
+    *,
+    by_clients: bool,
+    averaged: Poll | None = None,
+) -> dict[str, Any]:
     """Judge the average of the votes against the members, on validation and test rows.
 
     Args:
@@ -28,6 +36,8 @@ def judge(name: str, task: Task, poll: Poll, weighting: str, *, by_clients: bool
         poll: the votes.
         weighting: of `WEIGHTS`.
         by_clients: members are clients; the figures of each row's own client are told, too.
+        averaged: members are snapshots of one run, the last its end, and these are the votes of the
+            mean of their parameters; the figures of both are told, too.
 
     Raises:
         ConfigError: members cannot be weighted by their validation losses.
@@ -50,6 +60,10 @@ def judge(name: str, task: Task, poll: Poll, weighting: str, *, by_clients: bool
         if by_clients:
             own = _figure(task, ballots, _owner(poll))
             figures[split] |= {"own": own, "gain-over-own": gain(task, together, own)}
+        if averaged is not None:
+            one, last = _figure(task, averaged.ballots[split], _only(0)), alone[-1]
+            figures[split] |= {"last": last, "gain-over-last": gain(task, together, last)}
+            figures[split] |= {"one-model": one, "one-model-over-last": gain(task, one, last)}
     return {**figures, "members": members}
 
 

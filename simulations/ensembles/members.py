@@ -22,7 +22,7 @@ from common.sources.registry import open_source
 from common.splits import IndexArray
 from common.tables import ClientTable
 from server.run_folder import RunFolder
-from simulations.attacks.kept_federation import KeptFederation, open_federation
+from simulations.kept_federation import KeptFederation, open_federation, open_snapshots
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,7 @@ class Member:
 
     def model(self, client: str) -> KeptModel:
         """Make a client's model; its scalings are fitted anew on its training rows."""
-        return KeptModel(
-            run=self.kept.run,
-            client=client,
-            round=self.kept.round,
-            experiment=self.experiment,
-            agreement=self.kept.agreement,
-            fitted=fit(self.clients[client], self.experiment),
-            arrays=self.kept.arrays_of(client),
-        )
+        return self.kept.model_of(client, fit(self.clients[client], self.experiment))
 
     def table(self, client: str) -> ClientTable:
         """Read a client's raw rows."""
@@ -97,6 +89,26 @@ def open_member(folder: Path, data: str | None = None) -> Member:
     without = tuple(name for name in clients if name not in kept.own)
     present = {name: own for name, own in clients.items() if name in kept.own}
     return Member(str(folder), kept, present, numbers, without)
+
+
+def open_snapshot_members(folder: Path, data: str | None = None) -> list[Member]:
+    """Read a finished run once for each of its snapshots, the oldest first, and for its end.
+
+    A client counts that kept heads in all of them.
+
+    Raises:
+        CheckpointError: it is none, has not ended, keeps no heads, or kept no snapshots.
+        ConfigError, DataError: the run's data cannot be read any more.
+    """
+    last = open_member(folder, data)
+    kept = open_snapshots(folder, data)
+    present = {n: own for n, own in last.clients.items() if all(n in one.own for one in kept)}
+    without = tuple(name for name in last.clients if name not in present)
+    without += last.without_heads
+    return [
+        Member(f"round {one.round}", one, present, last.numbers, without if one is kept[-1] else ())
+        for one in kept
+    ]
 
 
 def number_rows(experiment: Experiment, sizes: Mapping[str, int]) -> dict[str, IndexArray]:

@@ -14,14 +14,21 @@ from simulations.formats import NOTHING, direction, format_count, format_figure
 HOW = {
     "runs": "each run with its trunk and the heads of the row's client",
     "clients": "all clients' heads on one trunk, whoever holds the row",
+    "snapshots": "the run's trunk and heads after each of these rounds",
 }
 COLUMNS = {  # figures, and gains with what they are over
     "runs": (("mean", "best", "ensemble"), {"gain": "over\nmean", "gain-over-best": "over\nbest"}),
     "clients": (("mean", "own", "ensemble"), {"gain": "over\nmean", "gain-over-own": "over\nown"}),
+    "snapshots": (
+        ("last", "ensemble", "one-model"),
+        {"gain-over-last": "over\nlast", "one-model-over-last": "one over\nlast"},
+    ),
 }
 READ = {
     "runs": "The best member is the best on these very rows, known afterwards only.",
     "clients": "Own is what the row's own client says, which is what a run measures.",
+    "snapshots": "Last is the run's end, which is what a run measures; one model, the mean of all "
+    "members' parameters, costs no more than the last.",
 }
 SHORT = {"validation": "valid.", "test": "test"}  # 80 columns are few
 WEIGHED = {
@@ -37,7 +44,7 @@ def print_ensemble(figures: Mapping[str, Any], console: Console) -> None:
     table = Table(title=f"{figures['experiment']}: ensemble over {figures['by']}")
     table.add_column("task")
     table.add_column("rows")
-    for name in (*plain, *gains.values()):
+    for name in (*(key.replace("-", "\n") for key in plain), *gains.values()):
         table.add_column(name, justify="right")
     for task, found in figures["tasks"].items():
         named = [task, f"{found['metric']} {direction(found['metric'])}"]

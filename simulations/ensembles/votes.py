@@ -1,7 +1,7 @@
 """What members say of rows, as probabilities or as values in the target's own unit."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from common.encoding import encode_rows
 from common.partition import pool_tables
 from common.splits import IndexArray
 from common.tables import ClientTable, TableSource
+from common.wire import FloatArray
 from simulations.ensembles.members import Member
 from simulations.ensembles.rows import JUDGED, SharedRows, own_places
 
@@ -68,6 +69,35 @@ def poll_runs(members: Sequence[Member], rows: SharedRows) -> dict[str, Poll]:
                 _count(found.setdefault(task, _empty()), members[0], client, task, rows, votes)
     names = tuple(member.name for member in members)
     return {task: Poll(names, ballots) for task, ballots in _in_order(found, members[0]).items()}
+
+
+def poll_averages(members: Sequence[Member], rows: SharedRows) -> dict[str, Poll]:
+    """Let one model vote on each client's rows: the mean of its parameters over all members.
+
+    ``w = sum_m w_m / M``, for members of one run, whose parameters belong to each other: Izmailov
+    et al., "Averaging weights leads to wider optima and better generalization", UAI 2018, eq. 1.
+    Statistics of a norm are averaged as well, where the paper takes them anew.
+
+    Raises:
+        CheckpointError, DataError: as of `poll_runs`.
+    """
+    found: dict[str, dict[str, list[Ballot]]] = {}
+    for client in rows.numbers["test"]:
+        model = average_models([member.model(client) for member in members])
+        for task, answer in _ask(model, _take(members[0], client, rows)).items():
+            votes = answer.unsqueeze(0)
+            _count(found.setdefault(task, _empty()), members[0], client, task, rows, votes)
+    return {task: Poll(("mean",), b) for task, b in _in_order(found, members[0]).items()}
+
+
+def average_models(models: Sequence[KeptModel]) -> KeptModel:
+    """Average the parameters of models of one client; scalings are those of the last."""
+    kept: dict[str, FloatArray] = {}
+    for name, last in models[-1].arrays.items():
+        if all(name in model.arrays for model in models):
+            stack = np.stack([model.arrays[name] for model in models])
+            kept[name] = stack.mean(axis=0, dtype=np.float64).astype(last.dtype)
+    return replace(models[-1], arrays=kept)
 
 
 def poll_clients(member: Member, rows: SharedRows) -> dict[str, Poll]:

@@ -28,7 +28,7 @@ from common.natural_order import natural_sort
 from common.sections.rows import Task
 from common.sharing import learned_names, task_of
 from common.wire import FloatArray
-from simulations.attacks.kept_federation import KeptFederation, open_federation
+from simulations.kept_federation import KeptFederation, open_federation
 from simulations.run_record import RunRecord, read_run
 
 SPLITS = ("test", "validation")
@@ -121,7 +121,7 @@ def open_ended(folder: Path, data: str | None = None) -> EndedRun:
 
     Raises:
         CheckpointError: it is none, has not ended, or holds no client's heads.
-        ConfigError: its clients ended with several trunks.
+        ConfigError: its experiment cannot be read.
     """
     record = read_run(folder)
     if record.results is None:
@@ -134,12 +134,6 @@ def open_ended(folder: Path, data: str | None = None) -> EndedRun:
         raise CheckpointError(
             f"{folder} holds no client's heads, which stay with the clients of a deployment; give "
             "the folder of a run with --engine loopback or batched"
-        )
-    if (count := len({*record.results.get("groups", {}).values()})) > 1:
-        raise ConfigError(
-            f"{folder} must have one trunk for all clients, and federation.strategy "
-            f"'{kept.experiment.federation.strategy}' ended with {count} groups of clients, each "
-            "with its own; evaluate a run by another strategy"
         )
     return EndedRun(record, kept)
 
@@ -170,7 +164,8 @@ def answer_all(ended: EndedRun, split: str) -> Iterator[ClientAnswers]:
 
 def model_of(kept: KeptFederation, data: ClientData) -> KeptModel:
     """Give a client the final trunk with its own heads, or new ones if it was never asked."""
-    is_new = data.name not in kept.own
+    if data.name in kept.own:
+        return kept.model_of(data.name, data.fitted)
     return KeptModel(
         run=kept.run,
         client=data.name,
@@ -178,7 +173,7 @@ def model_of(kept: KeptFederation, data: ClientData) -> KeptModel:
         experiment=kept.experiment,
         agreement=kept.agreement,
         fitted=data.fitted,
-        arrays=new_arrays(kept, data) if is_new else kept.arrays_of(data.name),
+        arrays=new_arrays(kept, data),
     )
 
 

@@ -35,6 +35,7 @@ def confusion_chart(found: Figures) -> Chart:
         "xgap": 1,
         "ygap": 1,
         "text": counts,
+        "meta": {"x": names, "y": names, "z": "share of the true class", "text": "rows"},
         "customdata": [[f"{true}, said to be {said}" for said in names] for true in names],
         "hovertemplate": "%{customdata}<br>%{text} rows, %{z:.1%} of the class<extra></extra>",
         "hoverongaps": False,
@@ -54,7 +55,7 @@ def confusion_chart(found: Figures) -> Chart:
             "yaxis": {**ticks, "range": [len(names) - 0.5, -0.5], "title": {"text": "true"}},
             "hovermode": "closest",
         },
-        height=SQUARE,
+        height=SQUARE if len(names) > 3 else 150 + 44 * len(names),
         note="Numbers of rows; the stronger the colour, the larger the share of the true class.",
     )
 
@@ -74,7 +75,7 @@ def roc_chart(curves: Sequence[Figures]) -> Chart | None:
         traces=[*traces, _guess([0, 1], [0, 1])],
         layout={**_unit("false-positive rate", "true-positive rate"), "showlegend": True},
         height=SQUARE,
-        note=note,
+        note=f"Each class or label against the rest, over all clients' rows. {note}".strip(),
     )
 
 
@@ -94,7 +95,7 @@ def precision_chart(curves: Sequence[Figures]) -> Chart | None:
         traces=traces,
         layout={**_unit("recall", "precision"), "showlegend": True},
         height=SQUARE,
-        note=note,
+        note=f"Average precision is the area below the steps. {note}".strip(),
     )
 
 
@@ -111,16 +112,18 @@ def reliability_chart(found: Figures, kind: str) -> Chart | None:
         "cliponaxis": False,
         "marker": {"color": "$c0", "size": [6 + 14 * math.sqrt(n / largest) for n in rows]},
         "text": [format_count(n, "row") for n in rows],
+        "meta": {"text": "rows"},
         "hovertemplate": "said %{x:.3f}, was %{y:.3f}<br>%{text}<extra></extra>",
     }
     said = "confidence in the decision" if kind == "multiclass" else "probability of yes"
     return Chart(
-        title=f"Reliability, expected calibration error {found['ece']:.3f}",
+        title="Reliability",
         traces=[dots, _guess([0, 1], [0, 1], "perfectly calibrated")],
         layout=_unit(said, "share that is so"),
         height=SQUARE,
-        note="Bins of a tenth; the larger a dot, the more rows. Below the dotted line the model is "
-        "surer than it should be.",
+        note=f"Expected calibration error {found['ece']:.3f}: the mean distance from the dotted "
+        "line over rows, in bins of a tenth (Guo et al. 2017, eq. 3). The larger a dot, the more "
+        "rows; below the line the model is surer than it should be.",
     )
 
 
@@ -137,6 +140,7 @@ def cells_chart(found: Figures) -> Chart:
         "z": by_value,
         "zmin": 0,
         "colorscale": [[0.0, "$faint"], [1.0, "$c0"]],
+        "meta": {"z": "rows"},
         "hovertemplate": "true %{x:.4g}, predicted %{y:.4g}<br>%{z} rows<extra></extra>",
         "hoverongaps": False,
         "colorbar": {"thickness": 10, "outlinewidth": 0, "title": {"text": "rows"}},
@@ -152,7 +156,8 @@ def cells_chart(found: Figures) -> Chart:
             "showlegend": False,
         },
         height=SQUARE,
-        note="Rows counted in cells; the outer half per cent falls into the outer cells.",
+        note="Rows counted in cells; the outer half per cent falls into the outer cells. On the "
+        "dotted line a prediction is true.",
     )
 
 
@@ -227,6 +232,8 @@ def balance_chart(tasks: Mapping[str, Figures]) -> Chart | None:
             "hovermode": "closest",
         },
         height=110 + 32 * len(names),
+        note="1 - error / error of a guess, which says the commonest class or the mean of these "
+        "rows; errors are wrong decisions or squared residuals.",
     )
 
 
@@ -246,7 +253,8 @@ def _choose(curves: Sequence[Figures], kind: str, area: str) -> tuple[list[Figur
 
 
 def _guess(x: Sequence[float], y: Sequence[float], name: str = "guessing") -> dict[str, Any]:
-    return {**curve(name, x, y, "$muted", "dot"), "hoverinfo": "skip", "showlegend": False}
+    guide = {"hoverinfo": "skip", "showlegend": False, "meta": {"guide": True}}
+    return {**curve(name, x, y, "$muted", "dot"), **guide}
 
 
 def _unit(across: str, up: str) -> dict[str, Any]:

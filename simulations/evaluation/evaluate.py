@@ -184,6 +184,13 @@ def _notes(
             f"{format_count(new, 'client')} took part in no round: here and in results.json they "
             "answer with heads as they were initialised."
         )
+    kept = ended.kept
+    if kept.groups:
+        left = len(ended.clients - set(kept.groups))
+        yield (
+            f"{kept.group_count} groups of clients, each with a trunk of its own"
+            + (f"; {format_count(left, 'client')} of none, with the mean of all." if left else ".")
+        )
     for name, found in tasks.items():
         if experiment.tasks[name].transform != "none":
             yield (

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulations.evaluation.answers import TaskRows
+if TYPE_CHECKING:  # it needs PyTorch, which the report does not
+    from simulations.evaluation.answers import TaskRows
 
 
 def spread_over_clients(
@@ -40,13 +41,14 @@ def spread_over_clients(
     return {"counted": len(values), **told, "clients": listed}
 
 
-def measure_skill(kind: str, rows: TaskRows) -> float:
+def measure_skill(kind: str, rows: "TaskRows") -> float:
     """Measure what a task's answers are worth beyond a guess, on one scale for all kinds.
 
     ``1 - error / error of a guess``: 1 is perfect, 0 no better than always the commonest class or
     the mean of these rows. The error is the share of wrong decisions, or the mean squared residual;
     of several labels or outputs, the mean. NaN where a guess makes no error, such as for one class.
 
+    >>> from simulations.evaluation.answers import TaskRows
     >>> truth, said = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
     >>> measure_skill("binary", TaskRows(truth, said, None, np.ones(4, bool)))
     0.0

@@ -1,6 +1,7 @@
 """The page of an evaluation: one HTML file that holds its charts, its data and its script."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -10,11 +11,11 @@ from simulations.formats import NOTHING, direction, format_count, format_figure
 from simulations.page_parts import (
     Charts,
     card,
+    contents,
     fill_page,
     folded,
     header,
     note,
-    section,
     side_by_side,
     table,
 )
@@ -40,13 +41,13 @@ def make_page(figures: Figures) -> str:
         f"What the trunk of round {figures['round']} says with each client's own heads about "
         f"{figures['split']} rows, held against the truth."
     )
-    body = [
-        header(figures["experiment"], lead, facts, "evaluation"),
-        section("Figures", make_figures(figures)),
-        section("Balance over tasks", make_balance(tasks, collected)),
-        *(section(name, make_task(found, collected)) for name, found in tasks.items()),
-        section("Fairness over clients", make_fairness(tasks, collected)),
+    sections = [
+        ("Figures", make_figures(figures)),
+        ("Balance over tasks", make_balance(tasks, collected)),
+        *((name, make_task(found, collected, name)) for name, found in tasks.items()),
+        ("Fairness over clients", make_fairness(tasks, collected)),
     ]
+    body = [header(figures["experiment"], lead, facts, "evaluation"), contents(sections)]
     return fill_page(f"{figures['experiment']} - fedmtl evaluation", body, collected)
 
 
@@ -82,20 +83,15 @@ def mean_area(found: Figures) -> float | None:
 
 def make_balance(tasks: Mapping[str, Figures], collected: Charts) -> str:
     """Set all tasks side by side on one scale."""
-    about = (
-        "1 - error / error of a guess, which says the commonest class or the mean of these rows; "
-        "errors are wrong decisions or squared residuals. What a task gains by the federation, "
-        "against training it alone, is what fedmtl compare measures."
-    )
     chart = charts.balance_chart(tasks)
-    return card(collected.figure(chart), note(about)) if chart else card(note("No task is known."))
+    return card(collected.figure(chart)) if chart else card(note("No task is known."))
 
 
-def make_task(found: Figures, collected: Charts) -> str:
+def make_task(found: Figures, collected: Charts, name: str) -> str:
     """Draw what there is of one task."""
     if not found["rows"]:
         return card(note("Nobody has labelled rows of this task."))
-    drawn = [chart for chart in _task_charts(found) if chart is not None]
+    drawn = [replace(c, about=name) for c in _task_charts(found) if c is not None]
     parts = max(len(found.get("confusion", ())), len(found.get("residuals", ())))
     rest = f"{parts - MOST_DRAWN} more in evaluation.json." if parts > MOST_DRAWN else ""
     if not drawn:
@@ -116,6 +112,18 @@ def _task_charts(found: Figures) -> Iterator[Chart | None]:
 
 def make_fairness(tasks: Mapping[str, Figures], collected: Charts) -> str:
     """Draw every client's figures, and sum up how they spread."""
+    drawn = side_by_side(
+        collected.figure(charts.fairness_chart(name, found)) for name, found in tasks.items()
+    )
+    return fairness_table(tasks) + drawn + _clients_table(tasks)
+
+
+def fairness_table(tasks: Mapping[str, Figures]) -> str:
+    """Sum up how every task's figure spreads over clients.
+
+    Args:
+        tasks: task -> its "metric", and what `evaluation.fairness` says as "fairness".
+    """
     keys = ("worst", "worst-decile", "p10", "median", "p90", "best", "deviation")
     rows = []
     for name, found in tasks.items():
@@ -124,14 +132,11 @@ def make_fairness(tasks: Mapping[str, Figures], collected: Charts) -> str:
         head = f"{escape(name)} <small>{found['metric']} {direction(found['metric'])}</small>"
         rows.append([head, *figures, f"{spread['counted']:,}"])
     headings = ["task", "worst", "worst tenth", *keys[2:], "clients"]
-    drawn = side_by_side(
-        collected.figure(charts.fairness_chart(name, found)) for name, found in tasks.items()
-    )
     about = note(
         "Each client counts once. The worst tenth is the mean of the worst tenth of the clients, "
         "at least one; p10 and p90 go by size, whatever is better."
     )
-    return card(table(headings, rows)) + about + drawn + _clients_table(tasks)
+    return card(table(headings, rows)) + about
 
 
 def _clients_table(tasks: Mapping[str, Figures]) -> str:

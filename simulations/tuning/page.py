@@ -21,6 +21,7 @@ from simulations.page_parts import (
     write_page,
 )
 from simulations.tuning.charts import front_charts, history_chart, slice_charts
+from simulations.tuning.study import AGAIN
 from simulations.tuning.table import (
     OWN_NAME,
     Outcome,
@@ -29,6 +30,7 @@ from simulations.tuning.table import (
     notes_of,
     ranked,
     setting_cells,
+    short_setting,
     test_headings,
     test_rows,
     value_cells,
@@ -79,14 +81,14 @@ def make_header(experiment: Experiment, outcome: Outcome) -> str:
         "objective": ", ".join(map(label_of, outcome["objectives"])),
         **{f"tuned: {key}": text for key, text in outcome["space"].items()},
     }
-    badge = format_count(len(outcome["trials"]), "trial")
+    badge = format_count(sum(AGAIN not in t for t in outcome["trials"]), "trial")
     return header(experiment.name, experiment.description, facts, badge)
 
 
 def make_best(outcome: Outcome) -> str:
     """Make the table of the best trial's settings, and of its test figures."""
     best = outcome["best"]
-    settings = [[escape(key), escape(text)] for key, text in best["settings"].items()]
+    settings = [[escape(k), escape(short_setting(v))] for k, v in best["settings"].items()]
     rows = [[escape(cell) for cell in row] for row in test_rows(outcome)]
     return (
         card(table(["setting", f"trial {best['number']}"], settings, words=2))

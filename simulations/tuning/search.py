@@ -18,6 +18,7 @@ from common.locking import take
 from server.checkpoint import replace_text, told_where
 from simulations.compare import require_new_folder
 from simulations.jobs import run_as_drawn
+from simulations.tracked_run import UNTRACKED, Track
 from simulations.tuning.objectives import Objective, parse_objectives, require_figures
 from simulations.tuning.space import Space, as_settings, grid_points, parse_space
 from simulations.tuning.study import (
@@ -107,6 +108,7 @@ class Tuning:
         experiment: without a trial's settings.
         objectives: what is made better.
         space: what is searched.
+        track: who is told of its runs.
         at_work: trials that are drawn and not told yet, by number.
     """
 
@@ -116,6 +118,7 @@ class Tuning:
     experiment: Experiment
     objectives: Sequence[Objective]
     space: Space
+    track: Track = UNTRACKED
     at_work: dict[int, "Trial | None"] = field(default_factory=dict)
 
     @property
@@ -165,6 +168,7 @@ class Tuning:
             self.objectives,
             self.folder if prunes else None,
             trial._trial_id if trial is not None else -1,
+            self.track,
         )
 
 
@@ -239,7 +243,10 @@ def require_valid_settings(base: Path, space: Space) -> None:
 
 
 def run_search(
-    folder: Path, jobs: int = 1, on_progress: Progress = lambda done, total: None
+    folder: Path,
+    jobs: int = 1,
+    on_progress: Progress = lambda done, total: None,
+    trackers: Sequence[str] = (),
 ) -> Tuning:
     """Do what is left of a search.
 
@@ -247,6 +254,7 @@ def run_search(
         folder: of a search that `start_search` made.
         jobs: trials at a time, in processes of their own.
         on_progress: told of every trial that is done.
+        trackers: told of every run; keys of `simulations.tracking.TRACKERS`.
 
     Returns:
         The search, done.
@@ -254,17 +262,14 @@ def run_search(
     Raises:
         FedMTLError: the folder cannot be used, or another process is at work in it.
     """
-    require_optuna()
-    search = Search.load(folder)
     with locked(folder):
-        with told_where(folder):
-            replace_text(folder / EXPERIMENT, search.experiment)
-        experiment = load_experiment(str(folder / EXPERIMENT))
-        objectives = parse_objectives(search.objectives, experiment)
-        study, space = open_study(folder, objectives), parse_space(search.space)
-        queue_lost(study)
-        total = queue_grid(study, space) if search.sampler == "grid" else search.trials
-        tuning = Tuning(search, folder, study, experiment, objectives, space)
+        track = Track(trackers, folder)
+        tuning = open_search(folder, track)
+        queue_lost(tuning.study)
+        total = tuning.search.trials
+        if tuning.search.sampler == "grid":
+            total = queue_grid(tuning.study, tuning.space)
+        track.prepare()
 
         def keep(job: Job, outcome: Outcome) -> None:
             tuning.keep(job, outcome)
@@ -278,6 +283,22 @@ def run_search(
                 f"fewer at a time: fedmtl tune --resume {folder} --jobs 1"
             ) from error
         return tuning
+
+
+def open_search(folder: Path, track: Track = UNTRACKED) -> Tuning:
+    """Open a search as it stands, done or not.
+
+    Raises:
+        FedMTLError: the folder cannot be used.
+    """
+    require_optuna()
+    search = Search.load(folder)
+    with told_where(folder):
+        replace_text(folder / EXPERIMENT, search.experiment)
+    experiment = load_experiment(str(folder / EXPERIMENT))
+    objectives = parse_objectives(search.objectives, experiment)
+    study, space = open_study(folder, objectives), parse_space(search.space)
+    return Tuning(search, folder, study, experiment, objectives, space, track)
 
 
 @contextmanager

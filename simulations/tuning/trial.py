@@ -15,7 +15,8 @@ from simulations.charts import is_figure
 from simulations.check import check_clients
 from simulations.compare import seed_folder, with_seed
 from simulations.run_record import Figures
-from simulations.simulate import check_options, choose_engine, simulate
+from simulations.simulate import check_options, choose_engine
+from simulations.tracked_run import UNTRACKED, Track, simulate_tracked
 from simulations.tuning.objectives import Objective, require_figures, require_same_measure
 from simulations.tuning.space import Settings
 
@@ -38,6 +39,7 @@ class Job:
         objectives: what to judge.
         study: folder of the study that may stop the trial; None where none may.
         trial_id: Optuna's name of the trial in it.
+        track: who is told of its runs.
     """
 
     number: int
@@ -48,6 +50,7 @@ class Job:
     objectives: Sequence[Objective]
     study: Path | None = None
     trial_id: int = -1
+    track: Track = UNTRACKED
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def judge_run(
         PrunedError: other trials were better.
     """
     with without_warnings("fedmtl.server"):  # of a trial that diverges, one a client and round
-        results = simulate(experiment, engine=engine, out=out, listener=pruner)
+        results = simulate_tracked(experiment, engine, out, job.track, pruner)
     evaluation = results["best"] or results["final"]
     found = [objective.figure(evaluation) for objective in job.objectives]
     values = [value for value in found if is_figure(value)]
