@@ -26,9 +26,9 @@ from common.pretrained import prepare
 from common.pretrained.naming import is_adapter, is_frozen
 from common.pretrained.prepare import fixed_digest
 from common.strategies import STRATEGIES
-from simulations.attacks.kept_federation import open_federation
 from simulations.baselines import read_clients, startable
 from simulations.evaluation.answers import answer, model_of
+from simulations.kept_federation import open_federation
 from simulations.kept_run import open_run
 from simulations.kept_trunk import open_trunk
 from simulations.residents import Residents
