@@ -1,7 +1,9 @@
 """What a trunk that begins with a ready model needs of an experiment, and what it ignores."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from common.experiment_problems import show
 
 if TYPE_CHECKING:
     from common.experiment import Experiment
@@ -16,21 +18,6 @@ SETTINGS = ("model", "model_digest", "pretrained", "pooling")
 def reads_folder(trunk: "Trunk") -> bool:
     """Whether `trunk.model` is a folder, and not a name."""
     return trunk.is_ready and (trunk.architecture != "timm" or "/" in trunk.model)
-
-
-def without_ready_model(content: dict[str, Any]) -> None:
-    """Take out of a dumped experiment what its result does not depend on: paths, idle settings.
-
-    So experiments without such a model keep the fingerprint that they had before there were any.
-    """
-    trunk = content["trunk"]
-    is_ready = trunk["architecture"] in READS
-    for name in SETTINGS:
-        if not is_ready or (name == "model" and trunk["model_digest"]):
-            del trunk[name]
-    for settings in content["inputs"].values():
-        if settings["kind"] != "text":
-            del settings["max_length"]
 
 
 def ready_model_problems(experiment: "Experiment") -> Iterator[str]:
@@ -98,11 +85,9 @@ def _read_input(experiment: "Experiment") -> Iterator[str]:
 
 def _idle(trunk: "Trunk") -> Iterator[str]:
     for name in SETTINGS:
-        value = getattr(trunk, name)
-        if value != type(trunk).model_fields[name].default:
-            shown = str(value).lower() if isinstance(value, bool) else f"'{value}'"
+        if trunk.is_given(name):
             yield (
                 f"trunk.{name.replace('_', '-')} is for trunk.architecture 'transformer' or "
-                f"'timm', got {shown} with '{trunk.architecture}'; set the architecture, or "
-                "remove it"
+                f"'timm', got {show(getattr(trunk, name))} with '{trunk.architecture}'; set the "
+                "architecture, or remove it"
             )

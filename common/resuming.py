@@ -3,17 +3,10 @@
 from collections.abc import Sequence
 
 from common.errors import ConfigError
+from common.fingerprint import NEVER, SOMETIMES
 
-# Settings that an experiment's fingerprint leaves out.
-CHANGEABLE = (
-    "federation.rounds",
-    "federation.round-timeout-s",
-    "federation.snapshot-every",
-    "federation.snapshots",
-    "training.device",
-    "data.path",
-    "trunk.weights",
-)
+# The fingerprint refuses those of `SOMETIMES` that this experiment's result does depend on.
+CHANGEABLE = (*SOMETIMES, *NEVER)
 
 
 def check_changes(overrides: Sequence[str], how: str) -> None:
