@@ -13,7 +13,7 @@ from client.phases import Phase
 
 
 class PatientLesson(ABC):
-    """Ends each stretch of training as ``training.patience`` says; see `client.learners.Lesson`.
+    """Ends each phase as ``training.patience`` says; see `client.learners.Lesson`.
 
     A phase with an optimiser of its own (`Phase.make`) does all of its epochs.
 
@@ -29,14 +29,14 @@ class PatientLesson(ABC):
     def train(self, values: Tensor, phase: Phase) -> LossSums:
         """Train rows [K, P] in place; returns task -> [K, 2], summed loss and labelled rows."""
         if self.patience is None or phase.make is not None:
-            return self.train_stretch(values, phase)
+            return self.train_phase(values, phase)
         stopping = Stopping(self.judge, self.patience)
-        sums = self.train_stretch(values, replace(phase, stopping=stopping))
+        sums = self.train_phase(values, replace(phase, stopping=stopping))
         self.epochs = self.epochs + stopping.done
         return sums
 
     @abstractmethod
-    def train_stretch(self, values: Tensor, phase: Phase) -> LossSums:
+    def train_phase(self, values: Tensor, phase: Phase) -> LossSums:
         """Train rows [K, P] in place for a phase, and stop clients where it says so."""
 
     @abstractmethod

@@ -46,7 +46,7 @@ class SoloLesson(PatientLesson):
         found = trainer.cohorts.losses(store, member, values)
         return weigh_all_losses(found, self.weights, 1)
 
-    def train_stretch(self, values: Tensor, phase: Phase) -> LossSums:
+    def train_phase(self, values: Tensor, phase: Phase) -> LossSums:
         """Train one row, [1, P]: the stacked form where the model has one, else by autograd."""
         trainer, generator = self.trainer, self.generator
         if trainer.cohorts is None:

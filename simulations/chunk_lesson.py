@@ -47,7 +47,7 @@ class ChunkLesson(PatientLesson):
         found = self.residents.cohorts.losses(store, self.cohort.members, values)
         return weigh_all_losses(found, self.weights, len(values))
 
-    def train_stretch(self, values: Tensor, phase: Phase) -> LossSums:
+    def train_phase(self, values: Tensor, phase: Phase) -> LossSums:
         """Train rows [K, P] side by side."""
         return self.residents.cohorts.train(
             self.cohort,
