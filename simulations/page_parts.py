@@ -14,6 +14,8 @@ from common.json_gaps import without_gaps
 from server.checkpoint import replace_text
 from simulations.charts import Chart
 
+MOST_ROWS = 200  # of a table; the rest is counted
+
 
 class Charts:
     """Collects the charts of a page, whose data goes into one script element."""

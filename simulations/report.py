@@ -21,6 +21,7 @@ from simulations.formats import (
 )
 from simulations.heldout_section import make_balance, make_heldout
 from simulations.page_parts import (
+    MOST_ROWS,
     Charts,
     card,
     contents,
@@ -38,8 +39,6 @@ from simulations.run_record import RunRecord, read_run, task_figures
 from simulations.summary import describe_figures
 from simulations.time_chart import profile_chart
 from simulations.yardstick_section import make_gains
-
-MOST_ROWS = 200  # of a table with a row per client; the rest is counted
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:

@@ -1,21 +1,15 @@
 """The report's part on what training the tasks together gained: each held against it alone."""
 
-import json
 from html import escape
-from pathlib import Path
-from typing import Any
 
-from common.errors import CheckpointError
 from simulations.charts import Chart, is_figure, nth_style, shorten
 from simulations.formats import direction, format_figure, format_gain
 from simulations.page_parts import Charts, card, note, table
-from simulations.run_record import RunRecord
+from simulations.run_record import Figures, RunRecord, read_beside
 
-FILE = "yardstick.json"
+FILE = "yardstick.json"  # in the run folder, as `simulations.yardstick` writes it
 KEYS = frozenset({"fingerprint", "metrics", "run", "yardsticks"})
 LABEL = 18  # letters of a task's name beside its bar
-
-Figures = dict[str, Any]
 
 
 def make_gains(record: RunRecord, collected: Charts) -> str:
@@ -36,9 +30,9 @@ def make_gains(record: RunRecord, collected: Charts) -> str:
     about = (
         "Gain: (run - yardstick) / |yardstick|, with the sign turned where lower is better; "
         "Delta-m is the mean over tasks (Maninis et al. 2019, eq. 4). A yardstick near 0, as an R2 "
-        "may be, makes it large. Run and yardsticks are read on test rows at their rounds of "
-        "lowest validation loss, so figures may differ from those above. One seed: small gains may "
-        "be chance."
+        "may be, makes it large. Run and yardsticks are read on test rows, each at its best "
+        "round by validation rows, so figures may differ from those above. One seed: small gains "
+        "may be chance."
     )
     if any(record.experiment.privacy.levels):
         about += (
@@ -55,18 +49,7 @@ def read_yardstick(record: RunRecord) -> Figures | None:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    path: Path = record.path / FILE
-    if not path.is_file():
-        return None
-    try:
-        found: Figures = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not found.keys() >= KEYS:
-            raise ValueError(f"it must be a table with {', '.join(sorted(KEYS))}")
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}; remove it, or write it anew with fedmtl yardstick"
-        ) from error
-    return found if found["fingerprint"] == record.experiment.fingerprint() else None
+    return read_beside(record, FILE, KEYS, "fedmtl yardstick")
 
 
 def gains_chart(found: Figures) -> Chart | None:

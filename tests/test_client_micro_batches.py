@@ -1,4 +1,4 @@
-"""A batch in micro-batches gives the gradient of the batch, whatever the model and the weighting."""
+"""Micro-batches give the gradient of the whole batch, whatever the model and the weighting."""
 
 import itertools
 
