@@ -1,6 +1,7 @@
 """The report's part on what training the tasks together gained: each held against it alone."""
 
 from html import escape
+from typing import Any
 
 from simulations.charts import Chart, is_figure, nth_style, shorten
 from simulations.formats import direction, format_figure, format_gain
