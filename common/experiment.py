@@ -41,7 +41,7 @@ from common.ready_models import ready_model_problems
 from common.schedules.table import SCHEDULES
 from common.sections.federation import Evaluation, Federation
 from common.sections.model import Loss, Trunk
-from common.sections.rows import Data, Input, Partition, Task
+from common.sections.rows import WITH_CLASSES, Data, Input, Partition, Task
 from common.sections.training import Training
 from common.settings import Settings
 from common.strategies import STRATEGIES
@@ -111,10 +111,7 @@ class Experiment(Settings):
                 f"data.stratify must name a task ({', '.join(self.tasks)}), "
                 f"got '{self.data.stratify}'"
             )
-        if self.data.stratify and self.tasks[self.data.stratify].kind not in (
-            "multiclass",
-            "binary",
-        ):
+        if self.data.stratify and self.tasks[self.data.stratify].kind not in WITH_CLASSES:
             raise ValueError("data.stratify must name a multiclass or binary task")
         if self.trunk.architecture == "cnn" and "image" not in {
             i.kind for i in self.inputs.values()

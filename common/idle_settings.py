@@ -14,6 +14,7 @@ from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.errors import ConfigError
 from common.schedules.rates import round_schedule
+from common.sections.rows import WITH_CLASSES
 from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
 
@@ -249,7 +250,7 @@ def _idle_client_weights(federation: "Federation") -> Iterator[str]:
 
 def _idle_balance(experiment: "Experiment") -> Iterator[str]:
     kinds = {task.kind for task in experiment.tasks.values()}
-    if experiment.training.balance == "classes" and kinds.isdisjoint(("multiclass", "binary")):
+    if experiment.training.balance == "classes" and kinds.isdisjoint(WITH_CLASSES):
         yield (
             "training.balance 'classes' needs a multiclass or binary task, whose rows have one "
             f"class each, got tasks of kind {', '.join(sorted(kinds))}; remove it"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from common.architectures.table import SHARINGS
 from common.experiment_problems import show
 
 if TYPE_CHECKING:
@@ -10,8 +11,6 @@ if TYPE_CHECKING:
     from common.sections.model import Trunk
 
 READS = {"transformer": ("image", "text"), "timm": ("image",)}  # kinds of input that it can be over
-# Sharing architectures whose gates read the inputs as numbers: a token's number says nothing.
-GATED = ("mmoe", "cgc", "ple")
 SETTINGS = ("model", "model_digest", "pretrained", "pooling")
 
 
@@ -49,7 +48,7 @@ def ready_model_problems(experiment: "Experiment") -> Iterator[str]:
             f"trunk.pretrained must be false where trunk.model is a name, got '{trunk.model}': "
             "nothing is downloaded; set it to false, or name a folder with model.safetensors"
         )
-    if texts and trunk.sharing in GATED:
+    if texts and SHARINGS[trunk.sharing].gates_read_inputs:
         yield (
             f"trunk.sharing must not be '{trunk.sharing}' for inputs.{texts[0]} of kind 'text', "
             "whose gates would take the numbers of tokens for measurements; use another, such as "

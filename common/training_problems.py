@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 
 if TYPE_CHECKING:
     from common.experiment import Experiment
-
-# What trains for epochs of its own, beside training.epochs.
-MORE_EPOCHS = ("ditto", "fedrep", "fedbabu")
 
 
 def training_problems(experiment: "Experiment") -> Iterator[str]:
@@ -68,7 +66,7 @@ def _patience_problems(experiment: "Experiment") -> Iterator[str]:
             f"training.patience needs validation rows, got {patience} with data.validation = 0; "
             "set data.validation above 0, or remove patience"
         )
-    if training.epochs == 1 and algorithm not in MORE_EPOCHS:
+    if training.epochs == 1 and not ALGORITHMS[algorithm].more_epochs:
         yield (
             f"training.patience needs training.epochs above 1, got {patience} with 1 epoch, after "
             "which there is nothing to stop; raise epochs, or remove patience"
