@@ -162,33 +162,7 @@ def _example_problems(experiment: "Experiment", level: ExampleLevel) -> Iterator
             "learned without noise, and so would carry rows into what is sent; use another, such "
             "as 'mr-mtl'"
         )
-    if experiment.training.precision != "float32":
-        yield (
-            f"training.precision must be 'float32' under [{EXAMPLE}], whose rows' gradients are "
-            f"clipped in it, got '{experiment.training.precision}'; remove it"
-        )
-    if experiment.training.patience is not None:
-        yield (
-            f"training.patience must be left out under [{EXAMPLE}], got "
-            f"{experiment.training.patience}: validation rows would decide what is sent, outside "
-            "the budget; remove it"
-        )
-    if experiment.training.recompute_activations:
-        yield (
-            f"training.recompute-activations must be false under [{EXAMPLE}], which needs what "
-            "every layer gave for the gradients of single rows, got true; remove it, or set "
-            "training.micro-batch, which saves memory there"
-        )
-    if experiment.training.compile:
-        yield (
-            f"training.compile must be false under [{EXAMPLE}], whose steps are not compiled; "
-            "remove it"
-        )
-    if level.covers == "model" and experiment.training.is_given("balance"):
-        yield (
-            f"training.balance is of no use under [{EXAMPLE}], which draws every row of a batch by "
-            f"itself, got '{experiment.training.balance}'; remove it"
-        )
+    yield from _example_training_problems(experiment, level)
     if level.covers == "model" and algorithm == "fedbabu":
         yield (
             f"{EXAMPLE}.covers must be 'trunk' under federation.algorithm 'fedbabu', which fits "
@@ -201,6 +175,37 @@ def _example_problems(experiment: "Experiment", level: ExampleLevel) -> Iterator
             f"move while the trunk trains, got '{algorithm}': a head trained without noise changes "
             "the trunk gradient of every other row, so that clipping row by row bounds nothing; "
             f"set covers to 'model', or use [{CLIENT}], which heads without noise do not weaken"
+        )
+
+
+def _example_training_problems(experiment: "Experiment", level: ExampleLevel) -> Iterator[str]:
+    """Name what of ``[training]`` rows' own gradients do not allow."""
+    training = experiment.training
+    if training.precision != "float32":
+        yield (
+            f"training.precision must be 'float32' under [{EXAMPLE}], whose rows' gradients are "
+            f"clipped in it, got '{training.precision}'; remove it"
+        )
+    if training.patience is not None:
+        yield (
+            f"training.patience must be left out under [{EXAMPLE}], got {training.patience}: "
+            "validation rows would decide what is sent, outside the budget; remove it"
+        )
+    if training.recompute_activations:
+        yield (
+            f"training.recompute-activations must be false under [{EXAMPLE}], which needs what "
+            "every layer gave for the gradients of single rows, got true; remove it, or set "
+            "training.micro-batch, which saves memory there"
+        )
+    if training.compile:
+        yield (
+            f"training.compile must be false under [{EXAMPLE}], whose steps are not compiled; "
+            "remove it"
+        )
+    if level.covers == "model" and training.is_given("balance"):
+        yield (
+            f"training.balance is of no use under [{EXAMPLE}], which draws every row of a batch by "
+            f"itself, got '{training.balance}'; remove it"
         )
 
 
