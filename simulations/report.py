@@ -140,13 +140,25 @@ def make_result(record: RunRecord) -> str:
             ]
         )
     headings = ["task", "metric", "validation", "test", "best validation", "median client"]
-    is_noised = record.experiment.privacy.sums_regime == "noised"
-    headings += ["clients, p10 to p90", "clients" if is_noised else "test rows"]
+    headings += ["clients, p10 to p90", "clients" if is_noised(record) else "test rows"]
+    about = describe_result(record)
+    return card(table(headings, rows, words=2)) + note(about) + make_warnings(record)
+
+
+def is_noised(record: RunRecord) -> bool:
+    """Whether figures are means over clients with noise, and not over rows."""
+    return record.experiment.privacy.sums_regime == "noised"
+
+
+def describe_result(record: RunRecord) -> str:
+    """Say what the figures of the result are over, and which round was best."""
+    if record.final is None:
+        return ""
     about = (
         f"Figures of the trunk after round {record.final['trunk-round']}, on "
         f"{format_count(record.final['clients'], 'client')} with their own heads."
     )
-    if not is_noised:
+    if not is_noised(record):
         about += (
             " Validation and test count every labelled row alike; the spread counts every client "
             "alike, on test rows."
@@ -161,8 +173,7 @@ def make_result(record: RunRecord) -> str:
         best_by = BestBy.of(record.experiment)
         rank = "highest" if best_by.is_maximised else "lowest"
         about += f" The {rank} {best_by.name} was that of round {best['trunk-round']}."
-    about += describe_epochs(record)
-    return card(table(headings, rows, words=2)) + note(about) + make_warnings(record)
+    return about + describe_epochs(record)
 
 
 def describe_epochs(record: RunRecord) -> str:
