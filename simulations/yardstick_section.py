@@ -8,6 +8,7 @@ from typing import Any
 from common.errors import CheckpointError
 from simulations.charts import Chart, is_figure, nth_style, shorten
 from simulations.formats import direction, format_figure, format_gain
+from simulations.gains import READ_AT
 from simulations.page_parts import Charts, card, note, table
 from simulations.run_record import RunRecord
 
@@ -36,9 +37,7 @@ def make_gains(record: RunRecord, collected: Charts) -> str:
     about = (
         "Gain: (run - yardstick) / |yardstick|, with the sign turned where lower is better; "
         "Delta-m is the mean over tasks (Maninis et al. 2019, eq. 4). A yardstick near 0, as an R2 "
-        "may be, makes it large. Run and yardsticks are read on test rows at their rounds of "
-        "lowest validation loss, so figures may differ from those above. One seed: small gains may "
-        "be chance."
+        f"may be, makes it large. {READ_AT} One seed: small gains may be chance."
     )
     if any(record.experiment.privacy.levels):
         about += (

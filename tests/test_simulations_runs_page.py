@@ -102,6 +102,13 @@ def test_runs_on_other_rows_are_told_to_be_so(two, page, tmp_path):
     assert "The experiments are the same, setting by setting." in text_of(alike)
 
 
+def test_of_many_settings_about_rows_five_are_named_and_the_rest_counted(two):
+    runs = {folder.name: read_run(folder) for folder in two}
+    differ = {f"data.setting-{number}": ["0", "1"] for number in range(7)}
+    (told,) = [note for note in notes_of(runs, differ) if "may not be the same" in note]
+    assert told.endswith("data.setting-3, data.setting-4 and 2 more.")
+
+
 def copied(folder, to):
     fabricate_run(to)
     (to / "experiment.toml").write_text((folder / "experiment.toml").read_text())
