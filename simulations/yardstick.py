@@ -2,7 +2,8 @@
 
 The yardstick of a task is the same federation with a loss in which that task alone has a weight:
 the same clients (those that hold it), rows, splits, seed, trunk, algorithm and rounds. Run and
-yardstick are read alike, each at its best round (`common.best`).
+yardstick are each read at the best round by ``evaluation.best-by``; where that names another task,
+which a yardstick does not learn, by the yardstick's validation loss.
 """
 
 import json
@@ -138,8 +139,7 @@ def figures_of_run(record: RunRecord) -> TaskFigures:
 def alone(experiment: Experiment, task: str, record: RunRecord) -> Experiment:
     """Make the experiment of one task's yardstick.
 
-    The other tasks stay, with weight 0: they decide splits, and who is left out. Which of its
-    rounds is best goes by the figure of its own task, if the run goes by that, else by its loss.
+    The other tasks stay, with weight 0: they decide splits, and who is left out.
 
     Raises:
         ConfigError: nobody holds the task, or the experiment cannot be had with one task.
@@ -152,10 +152,11 @@ def alone(experiment: Experiment, task: str, record: RunRecord) -> Experiment:
         update={"sharing": "hard", "options": {}, "task_parts": None}
     )
     loss = Loss(weighting="manual")
-    changes: dict[str, Any] = {"tasks": tasks, "loss": loss, "trunk": trunk}
-    if experiment.evaluation.best_by != task:  # by the figure of another task, which it learns not
-        changes["evaluation"] = experiment.evaluation.model_copy(update={"best_by": LOSS})
-    single = experiment.model_copy(update=changes)
+    evaluation = experiment.evaluation
+    if evaluation.best_by != task:  # one without a weight must not choose the round
+        evaluation = evaluation.model_copy(update={"best_by": LOSS})
+    changed = {"tasks": tasks, "loss": loss, "trunk": trunk, "evaluation": evaluation}
+    single = experiment.model_copy(update=changed)
     single = _among_holders(single, task, record)
     return Experiment.model_validate(single.model_dump(mode="json", by_alias=True))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from simulations.charts import Chart, is_figure, nth_style, shorten
 from simulations.formats import direction, format_figure, format_gain
+from simulations.gains import READ_AT
 from simulations.page_parts import Charts, card, note, table
 from simulations.run_record import Figures, RunRecord, read_beside
 
@@ -31,9 +32,7 @@ def make_gains(record: RunRecord, collected: Charts) -> str:
     about = (
         "Gain: (run - yardstick) / |yardstick|, with the sign turned where lower is better; "
         "Delta-m is the mean over tasks (Maninis et al. 2019, eq. 4). A yardstick near 0, as an R2 "
-        "may be, makes it large. Run and yardsticks are read on test rows, each at its best "
-        "round by validation rows, so figures may differ from those above. One seed: small gains "
-        "may be chance."
+        f"may be, makes it large. {READ_AT} One seed: small gains may be chance."
     )
     if any(record.experiment.privacy.levels):
         about += (

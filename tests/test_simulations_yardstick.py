@@ -41,11 +41,12 @@ def test_each_task_is_trained_without_the_others(run):
     assert single.seed == record.experiment.seed
 
 
-@pytest.mark.parametrize(("task", "best_by"), [("ink", "loss"), ("digit", "digit")])
-def test_no_yardstick_is_read_by_the_figure_of_a_task_that_it_does_not_learn(run, task, best_by):
+def test_a_task_without_a_weight_does_not_choose_the_round(run):
     record = read_run(run)
-    experiment = load_experiment("digits", [*SMALL, "evaluation.best-by=digit"])
-    assert alone(experiment, task, record).evaluation.best_by == best_by
+    evaluation = record.experiment.evaluation.model_copy(update={"best_by": "digit"})
+    judged = record.experiment.model_copy(update={"evaluation": evaluation})
+    assert alone(judged, "digit", record).evaluation.best_by == "digit"
+    assert alone(judged, "ink", record).evaluation.best_by == "loss"
 
 
 def test_gains_are_relative_to_the_task_alone(run):
