@@ -103,6 +103,7 @@ ALGORITHMS = {
     "ditto": ["federation.algorithm=ditto"],
     "weights of its own": ["loss.weighting=uncertainty", "loss.scope=local"],
     "personal": ["evaluation.model=personal"],
+    "personal, weights of all": ["evaluation.model=personal", "loss.weighting=uncertainty"],
     "skewed": ["partition.task-skew=rotate", "partition.tasks-per-client=1"],
 }
 
@@ -123,6 +124,20 @@ def test_engines_return_to_the_same_models(tmp_path, case):
     for client, own in ours.own.items():
         for name, array in own.arrays.items():
             np.testing.assert_allclose(array, theirs.own[client].arrays[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("absent", ["client-000", "client-001"])
+def test_what_some_clients_alone_measure_stands_in_the_way_of_no_best_trunk(tmp_path, absent):
+    # Slow steps, so that rounds differ less than clients do.
+    trace = tmp_path / "trace.csv"
+    trace.write_text(f"client,from-round,to-round\n{absent},1,1\n{absent},3,9\n")
+    settings = ["partition.clients=2", "federation.rounds=5", "training.lr=1e-6"]
+    more = [f"federation.availability={trace}", "evaluation.patience=2"]
+    found = run(tmp_path / "run", [*settings, *more], engine="batched")
+    lines = [line["evaluation"] for line in rounds_of(tmp_path / "run")]
+    assert [line["clients"] for line in lines] == [2, 1, 2, 2, 2]
+    assert lines[4]["validation"]["loss"] < lines[0]["validation"]["loss"]
+    assert (found["rounds"], found["best"]["trunk-round"]) == (5, 4)
 
 
 def test_workers_return_bit_for_bit(tmp_path):
