@@ -53,7 +53,11 @@ class RunRecord:
 
     @property
     def final(self) -> Figures | None:
-        """The evaluation of the last trunk; of an unfinished run, the latest there is."""
+        """The evaluation of the trunk it ended with; of an unfinished run, the latest there is."""
+        done = self.rounds[-1]["round"] if self.rounds else 0
+        if self.results and self.results.get("rounds", done) >= done:  # else it was taken up again
+            final: Figures = self.results["final"]  # maybe of its best trunk, not of its last
+            return final
         evaluations = self.evaluations
         return evaluations[-1] if evaluations else None
 

@@ -1,6 +1,7 @@
 """A run that keeps its best trunk ends with it, and clients with the heads of its time."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from common.errors import ConfigError
 from common.experiment_file import load_experiment
 from server.run_folder import RunFolder
 from simulations.evaluation.answers import answer_all, open_ended
+from simulations.evaluation.evaluate import evaluate
 from simulations.kept_federation import open_federation
 from simulations.kept_run import open_run
 from simulations.kept_trunk import open_trunk
+from simulations.run_record import read_run
 from simulations.simulate import simulate
 from tests.conftest import make_experiment
 from tests.test_simulations_engines import assert_same_figures
@@ -175,6 +178,20 @@ def test_everything_that_reads_a_run_folder_reads_the_best_trunk(tmp_path):
     sums = [answers.sums["digit"] for answers in answer_all(open_ended(folder), "test")]
     right, rows = (sum(column) for column in zip(*sums, strict=True))
     assert right / rows == pytest.approx(found["final"]["test"]["tasks"]["digit"]["accuracy"])
+
+
+def test_everything_that_tells_of_a_run_tells_of_the_best_trunk(tmp_path):
+    folder = tmp_path / "run"
+    found = run(folder, KEPT, engine="batched")
+    assert found["final"]["trunk-round"] < found["rounds"]
+    record = read_run(folder)
+    assert record.final == found["final"]
+    assert record.evaluations[-1]["trunk-round"] == found["rounds"]  # charts show all rounds
+    assert replace(record, results={**found, "rounds": 7}).final == record.evaluations[-1]
+    figures = evaluate(folder)
+    for task in figures["tasks"].values():
+        assert task["figure"] == pytest.approx(task["results"], rel=1e-3)
+    assert not any("in results.json" in note for note in figures["notes"])
 
 
 def test_a_nodes_state_folder_predicts_with_the_best_trunk_and_its_heads(tmp_path, monkeypatch):
