@@ -143,7 +143,7 @@ class BatchGradient:
                 weighed = torch.stack(list(losses.values())) * found[self._columns(losses)]
                 weighed = weighed.sum()
             total = weighed if total is None else total + weighed
-        if total is not None:
+        if total is not None and total.requires_grad:  # a frozen trunk's penalty takes none
             self.backward.add(total)
         return {task: loss.detach() for task, loss in losses.items()}
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from client.answers import read_output
 from client.kept_model import KeptModel
 from common.encoding import scaling_for, target_scales
+from common.pretrained.adapters import merge_adapters
 from common.scaling import Scaling
 from common.sections.rows import Input
 
@@ -74,6 +75,7 @@ class ExportedModel(nn.Module):
     def __init__(self, kept: KeptModel) -> None:
         super().__init__()
         self.model = kept.build()
+        merge_adapters(self.model)
         self.settings = {task: kept.experiment.tasks[task] for task in kept.tasks}
         self.scales = target_scales(kept.fitted)
         self.names = tuple(kept.experiment.inputs)

@@ -151,8 +151,9 @@ class Job:
 
     def _about(self) -> dict[str, Any]:
         experiment = json.loads(self.instruction.experiment)
-        # Whoever uses the model on this machine needs the ready model where it is here.
-        experiment["trunk"]["model"] = self.session.experiment.trunk.model
+        # Whoever uses the model on this machine needs what it is made of where that is here.
+        for key in ("model", "weights"):
+            experiment["trunk"][key] = getattr(self.session.experiment.trunk, key)
         return {
             "run": self.instruction.run,
             "client": self.data.name,

@@ -26,7 +26,7 @@ from common.errors import CheckpointError, ShapeError
 from common.experiment import Experiment
 from common.fitted import Fitted
 from common.model import MultiTaskModel, build_model
-from common.sharing import task_of
+from common.sharing import learned_names, task_of
 
 OLD = "it may be of another version of fedmtl; train another round with this one"
 
@@ -79,7 +79,8 @@ class KeptModel:
             raise CheckpointError(f"run '{self.run}', client '{self.client}' has no heads; {OLD}")
         model = build_model(self.experiment, input_shapes(self.agreement)).eval()
         parameters = dict(model.named_parameters())
-        needed = [n for n in parameters if task_of(n) in (None, *self.tasks)]
+        learned = learned_names(parameters, self.experiment)
+        needed = [name for name in learned if task_of(name) in (None, *self.tasks)]
         if missing := [name for name in needed if name not in self.arrays]:
             raise CheckpointError(
                 f"run '{self.run}', client '{self.client}': {len(missing)} parameters of the model "

@@ -22,6 +22,7 @@ from common.dataset import ClientData, Rows
 from common.encoder import Seeded, SeededDropout
 from common.losses import ROW_LOSSES, combine_losses
 from common.seeding import torch_generator
+from common.sharing import learned_names
 
 SHARED = "trunk."  # begins the names of parameters that a trunk may consist of
 NO_ROUND = 0  # names the shuffles, where those of a federation are named by rounds from 1 on
@@ -99,7 +100,8 @@ def fit_contender(
     contender = CONTENDERS[name]
     trainer.load(trunk if contender.takes_trunk else {}, {})
     frozen = {p for p in trunk if p.startswith(SHARED)} if contender.is_frozen else set()
-    fitted = [parameter for parameter in trainer.flat.layout.slices if parameter not in frozen]
+    learned = learned_names(trainer.flat.layout.slices, trainer.experiment)
+    fitted = [parameter for parameter in learned if parameter not in frozen]
     epochs, done = Fitting(trainer, data, fitted).run(limits)
     return Fit(epochs, done, trainer.evaluate(data, "test"))
 

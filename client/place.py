@@ -6,6 +6,7 @@ Flower hands a node's ``--node-config`` to the client; these keys of it are ours
     memory="disk"           rows in a mapped file (disk) or in memory (ram), as data.memory
     model="/srv/minilm"     folder with the ready model of trunk.model
     state="/srv/state"      folder for what stays home; without one, heads last as long as the node
+    weights="/srv/t.safetensors"  the file of trunk.weights at this node
     client="ward-7"         which client of the data this node is, where there are several
     device="cuda:1"         auto, cpu, mps, cuda or cuda:N
     threads=4               CPU threads
@@ -29,7 +30,18 @@ from common.ready_models import reads_folder
 PRECISIONS = ("highest", "high", "medium")
 LIMITS = ("largest-epsilon", "delta", "least-noise-multiplier")
 MEMORIES = ("ram", "disk")
-KEYS = ("data", "memory", "model", "state", "client", "device", "threads", "precision", *LIMITS)
+KEYS = (
+    "data",
+    "memory",
+    "model",
+    "state",
+    "weights",
+    "client",
+    "device",
+    "threads",
+    "precision",
+    *LIMITS,
+)
 DELTA = 1e-5
 FLOWER_KEYS = ("partition-id", "num-partitions")  # of a simulated node
 # A real node may have a partition-id as well, and must not make its noise from the seed, which the
@@ -49,6 +61,7 @@ class Place:
         threads: CPU threads it computes with.
         precision: of float32 matrix products, as `torch.set_float32_matmul_precision` takes it.
         state: folder for what stays home.
+        weights: file that the trunk starts from, where the experiment names one.
         simulated: whether the node is one of a simulation, whose noise follows from the seed.
         largest_epsilon: budget over all runs; 0 for none.
         delta: that goes with it.
@@ -61,6 +74,7 @@ class Place:
     threads: int = 0
     precision: str = ""
     state: str = ""
+    weights: str = ""
     simulated: bool = False
     memory: str = ""
     largest_epsilon: float = 0.0
@@ -96,7 +110,10 @@ class Place:
             raise ConfigError(
                 f"node config: memory must be one of {', '.join(MEMORIES)}, got {memory!r}"
             )
-        texts = {key: str(node_config.get(key, "")) for key in ("data", "model", "device", "state")}
+        texts = {
+            key: str(node_config.get(key, ""))
+            for key in ("data", "model", "device", "state", "weights")
+        }
         return cls(
             data=texts["data"],
             model=texts["model"],
@@ -104,6 +121,7 @@ class Place:
             threads=threads,
             precision=str(precision),
             state=texts["state"],
+            weights=texts["weights"],
             memory=str(memory),
             simulated=bool(node_config.get(SIMULATED) or os.environ.get(SIMULATION)),
             largest_epsilon=_limit(node_config, "largest-epsilon"),
@@ -128,8 +146,13 @@ class Place:
             update["data"] = experiment.data.model_copy(update=own)
             for problem in memory_problems(update["data"], experiment.partition):
                 raise ConfigError(f"node config: {problem}")
+        trunk: dict[str, Any] = {}
         if self.model and reads_folder(experiment.trunk):
-            update["trunk"] = experiment.trunk.model_copy(update={"model": self.model})
+            trunk["model"] = self.model
+        if experiment.trunk.weights is not None and (self.weights or not self.simulated):
+            trunk["weights"] = self.weights  # a real node opens no file that the server names
+        if trunk:
+            update["trunk"] = experiment.trunk.model_copy(update=trunk)
         return experiment.model_copy(update=update) if update else experiment
 
 

@@ -176,7 +176,7 @@ class PrivateAutograd:
         """Add the gradient of what the architecture adds to the loss, by parameters alone."""
         with torch.enable_grad():
             penalty = self.rows.model.trunk.penalty({}, {})
-            if penalty is not None:
+            if penalty is not None and penalty.requires_grad:
                 torch.autograd.backward(penalty)  # adds into the flat vector
 
 

@@ -24,6 +24,7 @@ from common.encoding import encode_prepared
 from common.errors import DataError
 from common.experiment import Experiment
 from common.preparation import PreparedClient, prepare
+from common.pretrained.prepare import require_same
 from common.sources.registry import source_signature
 from common.tables import ClientTable, StreamedTable, TableSource
 
@@ -120,6 +121,7 @@ class Session:
         self.rows, self.experiment, self.agreement = rows, experiment, agreement
         device = choose_device(experiment.training.device)
         self.trainer = Trainer(experiment, input_shapes(agreement), device, simulated)
+        require_same(self.trainer.model, experiment, agreement.frozen)
         self._clients: dict[str, ClientData] = {}
         self._names: dict[tuple[object, object], str] = {}
 

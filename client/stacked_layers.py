@@ -7,7 +7,7 @@ for the small layers that federations of many clients train, building it costs m
 arithmetic.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +31,28 @@ class Sink(Protocol):
 
     def vector(self, place: slice, vector: Tensor, rows: Tensor) -> None:
         """Take what adds up, over rows [K, B, width], to the gradient of a vector [K, width]."""
+
+
+class TrainedOnly:
+    """A sink that takes nothing of frozen parameters, so that nothing is computed for them.
+
+    Args:
+        sink: takes the rest.
+        frozen: first columns of parameters that are frozen.
+    """
+
+    def __init__(self, sink: Sink, frozen: Collection[int]) -> None:
+        self.sink, self.frozen = sink, frozen
+
+    def weight(self, layer: "Dense", slope: Tensor) -> None:
+        """Pass on a weight's gradient."""
+        if layer.place.start not in self.frozen:
+            self.sink.weight(layer, slope)
+
+    def vector(self, place: slice, vector: Tensor, rows: Tensor) -> None:
+        """Pass on a vector's gradient."""
+        if place.start not in self.frozen:
+            self.sink.vector(place, vector, rows)
 
 
 class StackedLayer(Protocol):
@@ -151,12 +173,16 @@ class RowNorm:
 class BatchNorm:
     """`common.norms.BatchNorm`: over each client's own rows, and never over padding.
 
+    Args:
+        places: parameter -> its columns.
+        frozen: it normalises in training as in evaluation.
+
     Attributes:
         counts: int64 [K], number of real rows of each client in the batch; empty in evaluation.
     """
 
-    def __init__(self, places: Mapping[str, slice]) -> None:
-        self.places = places
+    def __init__(self, places: Mapping[str, slice], *, frozen: bool = False) -> None:
+        self.places, self.frozen = places, frozen
         self.counts = NO_COUNTS
         self.normal: Tensor
         self.scale: Tensor
@@ -171,7 +197,9 @@ class BatchNorm:
     def forward(self, features: Tensor) -> Tensor:
         """Normalise each feature, then scale and shift."""
         mean, variance = self._mean, self._variance
-        if len(self.counts):
+        if self.frozen:
+            self.share = features.new_zeros(1)  # no row has one in the statistics
+        elif len(self.counts):
             mean, variance = self._measure(features)
         self.scale = (variance + EPSILON).rsqrt().unsqueeze(1)  # [K, 1, C]
         self.normal = (features - mean.unsqueeze(1)) * self.scale
@@ -292,7 +320,7 @@ def stack_layers(module: nn.Module, prefix: str, layout: FlatLayout) -> list[Sta
         elif isinstance(layer, norms.GroupNorm):
             layers.append(RowNorm(own["norm_weight"], own["norm_bias"], layer.groups))
         elif isinstance(layer, norms.BatchNorm):
-            layers.append(BatchNorm(own))
+            layers.append(BatchNorm(own, frozen=layer.is_frozen))
         elif isinstance(layer, SeededDropout):
             layers.append(Dropout(layer.rate))
         elif type(layer) in ACTIVATIONS:

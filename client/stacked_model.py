@@ -3,10 +3,18 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from client.flat import FlatLayout
-from client.stacked_layers import BatchNorm, Dense, Dropout, Sink, StackedLayer, stack_layers
+from client.stacked_layers import (
+    BatchNorm,
+    Dense,
+    Dropout,
+    Sink,
+    StackedLayer,
+    TrainedOnly,
+    stack_layers,
+)
 from client.stacked_losses import MOST_CLASSES, TaskColumns
 from common.experiment import Experiment
 from common.model import MultiTaskModel, output_width
@@ -22,6 +30,8 @@ def find_obstacle(experiment: Experiment) -> str | None:
         return obstacle
     if experiment.trunk.architecture != "mlp":
         return f"trunk.architecture '{experiment.trunk.architecture}' has no stacked form"
+    if experiment.trunk.adapters is not None:
+        return "[trunk.adapters] has no stacked form"
     if experiment.training.optimiser not in STACKED_OPTIMISERS:
         return f"training.optimiser '{experiment.training.optimiser}' has no stacked form"
     if experiment.training.patience is not None:
@@ -70,6 +80,8 @@ class StackedModel:
     Attributes:
         tasks: where the tasks' outputs lie side by side.
         counting: layers that must know, in training, how many of each client's rows are real.
+        frozen: first columns of the parameters that no gradient moves.
+        lowest: place of the trunk's first layer that trains; backward goes no deeper.
     """
 
     def __init__(self, experiment: Experiment, model: MultiTaskModel, layout: FlatLayout) -> None:
@@ -83,6 +95,12 @@ class StackedModel:
         self.trunk = stack_layers(
             model.trunk.get_submodule("encoder.layers"), "trunk.encoder.layers.", layout
         )
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        self.frozen: set[int] = set()
+        if not experiment.trunk.trains_everything:
+            places = layout.slices.items()
+            self.frozen = {place.start for name, place in places if name not in trained}
+        self.lowest = _lowest_trained(model.trunk.get_submodule("encoder.layers"))
         self.heads: list[list[StackedLayer]] = []  # task by task, or one that serves them all
         # Dropout gives every head features of its own.
         if layout.heads is not None and not any(t.dropout for t in experiment.tasks.values()):
@@ -137,13 +155,15 @@ class StackedModel:
 
     def backward(self, outputs: Tensor, targets: Tensor, share: Tensor, sink: Sink) -> None:
         """Do what `step` does after its forward; `outputs` is overwritten."""
+        if self.frozen:
+            sink = TrainedOnly(sink, self.frozen)
         slope = self._heads_backward(self.tasks.slope(outputs, targets, share), sink)
-        for depth in range(len(self.trunk) - 1, -1, -1):
-            slope = self.trunk[depth].backward(slope, sink, deeper=depth > 0)
+        for depth in range(len(self.trunk) - 1, self.lowest - 1, -1):
+            slope = self.trunk[depth].backward(slope, sink, deeper=depth > self.lowest)
 
     def _heads_backward(self, slope: Tensor, sink: Sink) -> Tensor:
         """Return the gradient of the features."""
-        deeper = bool(self.trunk)
+        deeper = self.lowest < len(self.trunk)
         if len(self.heads) == 1:
             return _backward(self.heads[0], slope, sink, deeper=deeper)
         below: Tensor | None = None
@@ -153,6 +173,13 @@ class StackedModel:
         if below is None:
             raise RuntimeError("a model without heads passed the schema")
         return below
+
+
+def _lowest_trained(layers: nn.Module) -> int:
+    """Find the first layer with a parameter that trains; behind the last where none does."""
+    places = list(layers.children())
+    trains = [any(p.requires_grad for p in layer.parameters()) for layer in places]
+    return trains.index(True) if True in trains else len(places)
 
 
 def _backward(layers: Sequence[StackedLayer], slope: Tensor, sink: Sink, *, deeper: bool) -> Tensor:

@@ -38,7 +38,13 @@ from common.experiment import Experiment
 from common.model import build_model
 from common.privacy.randomness import secret_key
 from common.seeding import torch_generator
-from common.sharing import divide_beside, shared_names, task_of, task_parts_travel
+from common.sharing import (
+    divide_beside,
+    learned_names,
+    shared_names,
+    task_of,
+    task_parts_travel,
+)
 from common.sums_form import EPOCHS
 from common.threads import set_threads
 from common.weighting.balance import Balance, Memory, Rules
@@ -132,7 +138,8 @@ class Trainer:
         """
         if tasks not in self._own_names:
             shared = set(self.shared)
-            names = [n for n in self.flat.layout.slices if n not in shared]
+            learned = learned_names(self.flat.layout.slices, self.experiment)
+            names = [name for name in learned if name not in shared]
             everything = task_parts_travel(self.experiment)
             self._own_names[tasks] = [
                 name

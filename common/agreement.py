@@ -104,12 +104,15 @@ class Agreement(_Sent):
         shapes: input -> shape of one encoded row.
         categories: input -> column -> all categories, where they were collected.
         scalings: input -> scaling, where standardised over the federation.
+        frozen: what the trunk's values that never travel are known by, where they were given or
+            stay as they are (`common.pretrained.prepare.fixed_digest`); else empty.
     """
 
     columns: dict[str, Columns]
     shapes: dict[str, tuple[int, ...]]
     categories: dict[str, Categories] = {}
     scalings: dict[str, AgreedScaling] = {}
+    frozen: str = ""
 
 
 def describe(table: ClientTable, experiment: Experiment) -> Description:

@@ -5,6 +5,7 @@ where it can tie them.
 """
 
 import importlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
@@ -103,16 +104,18 @@ class Blocks(nn.Sequential):
     """Layers one after another, in blocks; the modules are those of the sequence.
 
     Attributes:
-        blocks: the layers of each block.
+        spans: the places of each block's first layer and of that behind its last.
     """
 
     def __init__(self, blocks: Sequence[Sequence[nn.Module]]) -> None:
         super().__init__(*(layer for block in blocks for layer in block))
-        self.blocks = blocks
+        ends = list(itertools.accumulate(map(len, blocks), initial=0))
+        self.spans = list(itertools.pairwise(ends))
 
     def run_block(self, number: int, features: Tensor) -> Tensor:
         """Pass features through one block."""
-        for layer in self.blocks[number]:
+        # By place: an adapter may have taken that of a layer.
+        for layer in tuple(self)[slice(*self.spans[number])]:
             features = layer(features)
         return features
 
@@ -235,7 +238,7 @@ class Encoder(nn.Module):
 
     def finish(self, state: State, inputs: Mapping[str, Tensor]) -> Tensor:
         """Turn what the last stage gave into features [N, width]."""
-        return state[0] if self.layers.blocks else self._join(state, inputs)
+        return state[0] if self.layers.spans else self._join(state, inputs)
 
     def _join(self, images: State, inputs: Mapping[str, Tensor]) -> Tensor:
         """Flatten what came through the stacks and all other inputs, side by side."""

@@ -28,9 +28,10 @@ def evaluation_problems(experiment: "Experiment") -> list[str]:
 def _unknown_figure(experiment: "Experiment") -> Iterator[str]:
     wanted, known = experiment.evaluation.best_by, [LOSS, *experiment.tasks]
     if wanted not in known:
+        hint = suggest(wanted, known)
         yield (
-            f"evaluation.best-by must be one of {', '.join(map(repr, known))}, got "
-            f"'{wanted}'.{suggest(wanted, known)}"
+            f"evaluation.best-by must be one of {', '.join(map(repr, known))}, got '{wanted}'"
+            f"{'.' + hint if hint else '; correct it, or remove it'}"
         )
 
 

@@ -20,6 +20,7 @@ from common.evaluation_problems import evaluation_problems
 from common.idle_settings import idle_settings
 from common.methods import Method, method_problems
 from common.optimisers.table import OPTIMISERS
+from common.pretrained.problems import trunk_problems
 from common.privacy.problems import privacy_problems
 from common.privacy.settings import Privacy
 from common.ready_models import ready_model_problems, without_ready_model
@@ -79,8 +80,8 @@ class Experiment(Settings):
     def _means_what_it_says(self) -> Self:
         traces = trace_problems(self.federation.availability)
         problems = [*self._leaks(), *idle_settings(self), *training_problems(self)]
-        problems += [*evaluation_problems(self), *ready_model_problems(self)]
-        problems += [*privacy_problems(self), *traces]
+        problems += [*trunk_problems(self), *ready_model_problems(self)]
+        problems += [*evaluation_problems(self), *privacy_problems(self), *traces]
         for setting, (table, key) in METHODS.items():
             place, name = setting.replace("-", "_").split(".")
             settings = getattr(self, place)
@@ -157,6 +158,10 @@ class Experiment(Settings):
         del content["description"], content["federation"]["rounds"]
         del content["data"]["path"], content["data"]["memory"]
         del content["training"]["device"], content["federation"]["affinity_every"]
+        del content["trunk"]["weights"]  # its content counts, which its digest stands for
+        for key in ("weights_digest", "trains", "adapters"):
+            if not content["trunk"][key]:  # checkpoints of versions without it go on
+                del content["trunk"][key]
         if self.data.seed is None:  # checkpoints of versions without it go on
             del content["data"]["seed"]
         for name in ("checkpoint_interval_s", "snapshot_every", "snapshots"):

@@ -19,7 +19,12 @@ from common.experiment_problems import describe_problems, suggest
 from common.model_folder import digest_folder
 from common.ready_models import reads_folder
 
-PATHS = (("data", "path"), ("federation", "availability"), ("trunk", "model"))
+PATHS = (
+    ("data", "path"),
+    ("federation", "availability"),
+    ("trunk", "model"),
+    ("trunk", "weights"),
+)
 _QUOTE_OR_BRACKET = re.compile(r"\"(?:\\.|[^\"\\])*\"|'[^']*'|[\[{]|[\]}]|\s+|.", re.DOTALL)
 
 
@@ -53,6 +58,7 @@ def load_experiment(
     if name_or_path not in known:
         _anchor_paths(content, path.parent)
     problems = _override(content, overrides)
+    _forget_digest(content, overrides)
     if seed is not None:
         _assign(content, ["seed"], seed)
     if data_path is not None:
@@ -180,6 +186,14 @@ def _read_availability(content: dict[str, Any]) -> list[str]:
     except ConfigError as error:
         return [str(error)]
     return []
+
+
+def _forget_digest(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Let other weights than the file's be hashed anew."""
+    trunk = content.get("trunk")
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    if isinstance(trunk, dict) and "trunk.weights" in keys:
+        trunk.pop("weights-digest", None)
 
 
 def _override(content: dict[str, Any], overrides: Sequence[str]) -> list[str]:

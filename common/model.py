@@ -6,7 +6,8 @@ named ``trunk.*`` and ``heads.task-<name>.*``; what travels is decided by names 
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from common.architectures.trunk import SharedTrunk
 from common.encoder import Encoder, InputShapes, Seeded, SeededDropout
 from common.errors import ConfigError
 from common.experiment import Experiment
+from common.pretrained.naming import plain_name
+from common.pretrained.prepare import prepare_trunk
 from common.sections.rows import Task
 from common.seeding import derive_key
 
@@ -61,6 +64,19 @@ class MultiTaskModel(nn.Module):
         # A plain ModuleDict refuses task names such as "type", which are attributes of modules.
         self.heads = nn.ModuleDict({f"task-{name}": head for name, head in heads.items()})
         self.dropouts = [m for m in self.modules() if isinstance(m, Seeded)]
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name every parameter, by names that a library's wrapping of layers does not change."""
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            yield plain_name(name), parameter
+
+    def call_with(self, parameters: Mapping[str, Tensor], *arguments: Any) -> Any:
+        """Compute `forward` with other parameters, by the names of `named_parameters`."""
+        inner = {plain_name(name): name for name, _ in super().named_parameters()}
+        given = {inner.get(name, name): values for name, values in parameters.items()}
+        return torch.func.functional_call(self, given, arguments)
 
     def give_generator(self, generator: torch.Generator | None) -> None:
         """Let dropout, and what a ready model draws, come from a generator."""
@@ -133,6 +149,7 @@ def build_model(experiment: Experiment, shapes: InputShapes) -> MultiTaskModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_key(seed, "init", "trunk"))
         trunk: SharedTrunk = SHARINGS[settings.sharing].load()(experiment, ordered)
+        prepare_trunk(trunk, experiment)
         heads = {}
         for name, task in experiment.tasks.items():
             torch.manual_seed(derive_key(seed, "init", "head", name))

@@ -46,8 +46,14 @@ class BatchNorm(nn.Module):
     batch ``running <- (1 - momentum) * running + momentum * batch's``, with the unbiased variance;
     evaluation normalises by these. So does training where a batch holds one number of each feature,
     such as the last row of an epoch: it has no variance, and it leaves the running statistics be.
-    Two numbers become -1 and 1, or nearly: with so small batches, rounding alone decides a run.
+    So does all training where the norm is frozen. Two numbers become -1 and 1, or nearly: with so
+    small batches, rounding alone decides a run.
+
+    Attributes:
+        is_frozen: it normalises in training as in evaluation.
     """
+
+    is_frozen = False
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -58,7 +64,8 @@ class BatchNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalise each feature, then scale and shift."""
-        if self.training and features.numel() > features.shape[1]:
+        trains = self.training and not self.is_frozen
+        if trains and features.numel() > features.shape[1]:
             return self._normalise(features, by_batch=True)
         return self._normalise(features, by_batch=False)
 

@@ -12,6 +12,7 @@ CHANGEABLE = (
     "federation.snapshots",
     "training.device",
     "data.path",
+    "trunk.weights",
 )
 
 

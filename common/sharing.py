@@ -4,8 +4,9 @@ It goes by names. A parameter with ``task-NAME`` in its path belongs to that tas
 tasks. What is under ``heads.`` is the client's own, unless ``federation.heads`` is 'per-task'; what
 is under ``trunk.`` is shared, except a
 task's own parts where the experiment keeps those at home, and the ``norm_...`` that
-``trunk.norm-parameters`` keeps there. Client, server and the wire ask here; nothing else filters
-arrays.
+``trunk.norm-parameters`` keeps there. What is frozen (``trunk.trains``, ``trunk.adapters``) neither
+travels nor is kept: everybody makes it anew. Client, server and the wire ask here; nothing else
+filters arrays.
 """
 
 import re
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.experiment import Experiment
+from common.pretrained.naming import is_frozen
 
 FloatArray = NDArray[np.float32]
 
@@ -53,6 +55,9 @@ def shared_names(names: Iterable[str], experiment: Experiment) -> list[str]:
     >>> fed_bn = load_experiment("digits", ["trunk.norm=batch", "trunk.norm-parameters=local"])
     >>> shared_names(names, fed_bn)
     ['trunk.w']
+    >>> frozen = load_experiment("digits", ["trunk.trains=['layers.1.*']"])
+    >>> shared_names(["trunk.encoder.layers.0.w", "trunk.encoder.layers.1.w"], frozen)
+    ['trunk.encoder.layers.1.w']
     """
     travels = SHARED[ALGORITHMS[experiment.federation.algorithm].shares]
     stays = STAYS[experiment.trunk.norm_parameters]
@@ -62,8 +67,15 @@ def shared_names(names: Iterable[str], experiment: Experiment) -> list[str]:
     return [
         name
         for name in names
-        if (travels(name, parts) or (heads and name.startswith("heads."))) and not stays(name)
+        if (travels(name, parts) or (heads and name.startswith("heads.")))
+        and not stays(name)
+        and not is_frozen(name, experiment.trunk)
     ]
+
+
+def learned_names(names: Iterable[str], experiment: Experiment) -> list[str]:
+    """Select the parameters that training may change, here or anywhere: all that are not frozen."""
+    return [name for name in names if not is_frozen(name, experiment.trunk)]
 
 
 def travels_beside(name: str) -> bool:

@@ -9,7 +9,8 @@ from common.agreement import Agreement, input_shapes
 from common.algorithms import ALGORITHMS
 from common.errors import ConfigError
 from common.experiment import Experiment
-from common.model import build_model
+from common.model import MultiTaskModel, build_model
+from common.pretrained.prepare import fixed_digest, require_same, require_weights
 from common.privacy.example_level import require_new_heads
 from common.secure_aggregation.contribution import adds_sums, require_room
 from common.secure_aggregation.grids import require_room_for_sums
@@ -32,16 +33,29 @@ from server.watch import Watch
 logger = logging.getLogger("fedmtl.server")
 
 
-def initial_trunk(experiment: Experiment, agreement: Agreement) -> dict[str, FloatArray]:
-    """Make what is sent in round 1, from the seed alone: trunk, and what travels beside it.
+def initial_trunk(
+    experiment: Experiment, agreement: Agreement, model: MultiTaskModel | None = None
+) -> dict[str, FloatArray]:
+    """Make what is sent in round 1: trunk, and what travels beside it.
+
+    Args:
+        experiment: the resolved experiment.
+        agreement: has the shapes of inputs.
+        model: as the seed and given weights made it; built where it is left out.
 
     Raises:
         ConfigError: the algorithm shares no parameter of this model.
     """
-    model = build_model(experiment, input_shapes(agreement))
+    model = model or build_model(experiment, input_shapes(agreement))
     arrays = {name: p.detach().numpy() for name, p in model.named_parameters()}
     shared, algorithm = shared_names(arrays, experiment), experiment.federation.algorithm
     if not shared and ALGORITHMS[algorithm].shares != "nothing":
+        if not experiment.trunk.trains_everything:
+            raise ConfigError(
+                f"trunk.trains leaves nothing to share under algorithm '{algorithm}': all that "
+                "travels would be frozen; let a part of the trunk train, give it adapters, or set "
+                "federation.heads to 'per-task'"
+            )
         raise ConfigError(
             f"trunk.widths is empty, so there is no trunk to share under algorithm '{algorithm}'; "
             "give the trunk a layer, or set federation.algorithm to 'whole-model'"
@@ -99,9 +113,15 @@ def federate(
         snapshots.forget_after(progress.round)
         roster.agreement = Agreement.from_json(progress.agreement)
     agreement = call_roll(grid, roster, needed, strict=strict)
-    fresh = initial_trunk(experiment, agreement)
+    if not resume:
+        require_weights(experiment)
+    model = build_model(experiment, input_shapes(agreement))
+    fresh = initial_trunk(experiment, agreement, model)
     # A file keeps no order; sums over parameters in another order would differ in the last bits.
     trunk = fresh if trunk is None else {name: trunk[name] for name in fresh}
+    fixed = fixed_digest(model, experiment)
+    require_same(model, experiment, agreement.frozen)
+    agreement = agreement.model_copy(update={"frozen": fixed})
     progress.agreement = agreement.to_json()
     strategy = make_strategy(experiment, roster, pack_arrays(trunk), simulated=strict)
     if resume:

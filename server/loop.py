@@ -33,6 +33,7 @@ from server.run_folder import RunFolder
 from server.snapshots import Snapshots
 from server.sums import EVERYBODY, SumTable
 from server.watch import Watch
+from server.whole_trunk import keep_whole_trunk
 
 logger = logging.getLogger("fedmtl.server")
 
@@ -303,6 +304,7 @@ class RoundLoop:
                 for name, why in sorted({**self.roster.refused, **outcome.left_out}.items())
             ],
         }
+        keep_whole_trunk(self.folder, self.experiment, self.progress, ends_with)
         self.folder.finish(results)
         return results
 

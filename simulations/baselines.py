@@ -22,8 +22,10 @@ from common.best import BestBy
 from common.clients import open_clients
 from common.dataset import SPLITS, ClientData, Rows
 from common.encoding import encode
+from common.errors import FedMTLError
 from common.experiment import Experiment
 from common.metrics import METRICS, add_sums
+from common.model import build_model
 from common.sections.model import Loss
 from common.wire import SplitSums
 
@@ -83,6 +85,7 @@ def train_single_task(
         hard: dict[str, Any] = {"sharing": "hard", "options": {}, "task_parts": None}
         trunk = experiment.trunk.model_copy(update=hard)
         single = experiment.model_copy(update={"tasks": alone, "loss": Loss(), "trunk": trunk})
+        single = startable(single, agreement)
         holders = [only_task(data, task) for data in clients if task in data.tasks]
         for name, sums in train_local(single, agreement, holders).items():
             for split, tasks in sums.items():
@@ -100,6 +103,19 @@ def train_centralised(
     trainer = make_trainer(whole, agreement)
     trainer.load({}, {})
     return _best_round(experiment, trainer, pool(clients), clients)
+
+
+def startable(experiment: Experiment, agreement: Agreement) -> Experiment:
+    """Let a trunk start from the seed, and train whole, where its weights are of several trunks."""
+    if experiment.trunk.weights is None:
+        return experiment
+    try:
+        build_model(experiment, input_shapes(agreement))
+    except FedMTLError:
+        fresh = dict.fromkeys(("weights", "trains", "adapters"))
+        trunk = experiment.trunk.model_copy(update={**fresh, "weights_digest": ""})
+        return experiment.model_copy(update={"trunk": trunk})
+    return experiment
 
 
 def only_task(data: ClientData, task: str) -> ClientData:

@@ -22,6 +22,7 @@ from common.dataset import SPLITS, ClientData
 from common.encoding import encode
 from common.errors import DataError, FedMTLError
 from common.experiment import Experiment
+from common.pretrained.prepare import require_weights
 from server.federation import initial_trunk
 from simulations.formats import format_count
 
@@ -90,6 +91,7 @@ def check_clients(experiment: Experiment) -> Check:
     )
     if problems:
         raise DataError("\n".join(problems))
+    require_weights(experiment)
     initial_trunk(experiment, agreement)  # refuses a model that shares nothing
     return Check(counts, dict(input_shapes(agreement)), left_out)
 

@@ -21,7 +21,7 @@ from common.errors import CheckpointError, ConfigError, DataError
 from common.experiment import Experiment
 from common.json_gaps import without_gaps
 from common.preparation import PreparedClient, prepare
-from common.sharing import task_of
+from common.sharing import learned_names, task_of
 from server.checkpoint import replace_text
 from server.figures import split_figures
 from server.run_folder import command_line
@@ -132,7 +132,7 @@ def take_model(kept: KeptTrunk, outcome: Outcome, trainer: Trainer) -> KeptModel
     trunk = [name for name in kept.arrays if name.startswith(SHARED)]
     own = [
         name
-        for name in trainer.flat.layout.slices
+        for name in learned_names(trainer.flat.layout.slices, trainer.experiment)
         if name not in trunk and task_of(name) in (None, *outcome.data.tasks)
     ]
     return KeptModel(

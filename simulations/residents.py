@@ -35,7 +35,7 @@ from client.session import open_session
 from common.metrics import METRICS
 from common.model import output_width
 from common.preparation import UnusableClientError
-from common.sharing import divide_beside, task_of
+from common.sharing import divide_beside, learned_names, task_of
 from common.sums_form import EPOCHS
 from common.wire import FloatArray, Instruction
 from server.bulk import BulkReplies
@@ -92,8 +92,11 @@ class Residents:
         self.keys = np.array([shuffle_key(seed, name) for name in self.place], np.uint64)
         session.forget_clients()
         shared = set(self.trainer.shared)
-        self.own_names = [name for name in self.layout.slices if name not in shared]
+        learned = learned_names(self.layout.slices, self.experiment)
+        self.own_names = [name for name in learned if name not in shared]
         self.own_columns = self._columns(self.own_names)
+        frozen = [name for name in self.layout.slices if name not in {*learned}]
+        self._frozen = self._columns(frozen) if frozen else None
         width = len(self.trainer.initial[self.own_columns])
         self.own = self.trainer.initial[self.own_columns].expand(len(data), width).clone()
         self.rounds = np.zeros(len(data), np.int64)
@@ -376,6 +379,8 @@ class Residents:
 
     def _load(self, values: Tensor, members: Index, flat: Tensor, shared: Tensor | slice) -> None:
         """Write the trunk and each client's own parameters into the clients' rows."""
+        if self._frozen is not None:
+            values[:, self._frozen] = self.trainer.initial[self._frozen]
         values[:, shared] = flat
         here = torch.from_numpy(members).to(self.own.device)
         values[:, self.own_columns] = self.own.index_select(0, here)

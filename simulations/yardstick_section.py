@@ -8,6 +8,7 @@ from typing import Any
 from common.errors import CheckpointError
 from simulations.charts import Chart, is_figure, nth_style, shorten
 from simulations.formats import direction, format_figure, format_gain
+from simulations.gains import READ_AT
 from simulations.page_parts import Charts, card, note, table
 from simulations.run_record import RunRecord
 
@@ -36,9 +37,7 @@ def make_gains(record: RunRecord, collected: Charts) -> str:
     about = (
         "Gain: (run - yardstick) / |yardstick|, with the sign turned where lower is better; "
         "Delta-m is the mean over tasks (Maninis et al. 2019, eq. 4). A yardstick near 0, as an R2 "
-        "may be, makes it large. Run and yardsticks are read on test rows at their rounds of "
-        "lowest validation loss, so figures may differ from those above. One seed: small gains may "
-        "be chance."
+        f"may be, makes it large. {READ_AT} One seed: small gains may be chance."
     )
     if any(record.experiment.privacy.levels):
         about += (
@@ -106,20 +105,18 @@ def gains_chart(found: Figures) -> Chart | None:
 
 
 def gains_table(found: Figures) -> str:
-    """Write the numbers: the run's figure, each yardstick's, and the gain."""
+    """Write the numbers: each gain, which a phone shows without scrolling, then what it is of."""
+    yardsticks = found["yardsticks"]
     rows = []
     for task, metric in found["metrics"].items():
-        cells = [escape(task), f"{metric} {direction(metric)}", format_figure(found["run"][task])]
-        for own in found["yardsticks"].values():
-            cells += [format_figure(own["tasks"][task]), format_gain(own["gains"][task])]
-        rows.append(cells)
-    last = ["Delta-m", "", ""]
-    for own in found["yardsticks"].values():
-        last += ["", f"<strong>{format_gain(own['delta-m'])}</strong>"]
-    headings = ["task", "metric", "run"]
-    for name in found["yardsticks"]:
-        headings += [name, "gain"]
-    return table(headings, [*rows, last], words=2)
+        gains = [format_gain(own["gains"][task]) for own in yardsticks.values()]
+        alone = [format_figure(own["tasks"][task]) for own in yardsticks.values()]
+        together = format_figure(found["run"][task])
+        rows.append([escape(task), f"{metric} {direction(metric)}", *gains, together, *alone])
+    means = [f"<strong>{format_gain(own['delta-m'])}</strong>" for own in yardsticks.values()]
+    last = ["Delta-m", "", *means, *[""] * (1 + len(yardsticks))]
+    over = [f"gain, {name.removeprefix('single-task ')}" for name in yardsticks]
+    return table(["task", "metric", *over, "run", *yardsticks], [*rows, last], words=2)
 
 
 def _at_zero() -> dict[str, Any]:

@@ -22,7 +22,8 @@ class Backbone(Seeded):
 
     Running statistics of batch norm become parameters that are not trained, called ``norm_mean``
     and ``norm_variance`` as ours are (`common.norms`): they travel, and are averaged. A batch of
-    one row is normalised by them, also in training: it may have no variance.
+    one row is normalised by them, also in training: it may have no variance. So is every batch by a
+    norm that is frozen (`common.pretrained`).
 
     Attributes:
         width: number of features; set by the maker, see `measure`.
@@ -116,8 +117,12 @@ class Backbone(Seeded):
 
     @contextmanager
     def _settled(self, rows: int) -> Iterator[None]:
-        """Normalise a single row by running statistics, for a while."""
-        moved = [m for m in self.normalisations if m.training] if rows == 1 else []
+        """Let norms go by running statistics for a while: frozen ones, and all for a single row."""
+        moved = [
+            module
+            for module in self.normalisations
+            if module.training and (rows == 1 or getattr(module, "is_frozen", False))
+        ]
         for module in moved:
             module.eval()
         try:

@@ -29,8 +29,18 @@ def assumptions(experiment: "Experiment") -> list[str]:
         *_example(experiment),
         *_outside(experiment),
         CHOSEN,
+        *_weights(experiment),
         *_sampling_of_noise(experiment),
     ]
+
+
+def _weights(experiment: "Experiment") -> Iterator[str]:
+    if experiment.trunk.weights is not None:
+        yield (
+            "The weights that the trunk starts from tell nothing of the clients' rows, or what "
+            "they cost counts elsewhere: a trunk that was trained on these rows before adds the "
+            "epsilon of that training, and where that had none, there is no bound."
+        )
 
 
 def _client(experiment: "Experiment") -> Iterator[str]:

@@ -2,12 +2,34 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from common.architectures.table import SHARINGS
 from common.methods import one_of
-from common.settings import Fraction, Rate, Settings, Sizes
+from common.pretrained.files import digest_of
+from common.settings import Finite, Fraction, Names, Rate, Settings, Sizes
 from common.weighting.table import WEIGHTINGS
+
+
+class Adapters(Settings):
+    """Low-rank adapters of the trunk's layers (Hu et al. 2022), by the library `peft`.
+
+    A layer's weight W becomes ``W + alpha / rank * B A``; W is frozen, and B starts at 0.
+    """
+
+    rank: int = Field(4, ge=1, description="Rows of A and columns of B.")
+    alpha: Finite = Field(8.0, gt=0, description="Scale of the adapters: alpha / rank.")
+    dropout: Fraction = Field(0.0, description="Rate of the adapters' inputs, in training.")
+    modules: Names = Field(
+        (),
+        description="Layers to adapt, by patterns such as `layers.*` of their names in an encoder; "
+        "empty for every fully connected layer and convolution.",
+    )
+    freeze_a: bool = Field(
+        False,
+        description="Keep A as the seed made it, train and send B alone (FFA-LoRA, Sun et al. "
+        "2024): the mean of the clients' B A is then that of their B, times A.",
+    )
 
 
 class Trunk(Settings):
@@ -83,6 +105,32 @@ class Trunk(Settings):
         None, description="For what all tasks share; default: training.weight-decay."
     )
     l1: Rate | None = Field(None, description="For what all tasks share; default: training.l1.")
+    weights: str | None = Field(
+        None,
+        description="Start from these: a .safetensors file, or the folder of a run that ended, "
+        "whose trunk.safetensors is taken; see [pretrained.md](pretrained.md).",
+    )
+    weights_digest: str = Field(
+        "", description="Of that file; written into a resolved experiment, so that it is the same."
+    )
+    trains: Literal["all", "none"] | Names | None = Field(
+        None,
+        description="Which parameters of the encoders train: 'all', 'none', or patterns of names "
+        "such as `layers.1.*`; the rest is frozen and does not travel. Default: 'all', and 'none' "
+        "where there are adapters, which train.",
+    )
+    adapters: Adapters | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_its_weights(cls, given: Any, info: ValidationInfo) -> Any:
+        if info.mode == "json":  # from another machine, whose path is not to be opened here
+            return given
+        if not isinstance(given, dict) or not isinstance(given.get("weights"), str):
+            return given
+        if given.get("weights-digest") or given.get("weights_digest"):
+            return given
+        return {**given, "weights-digest": digest_of(given["weights"])}
 
     @model_validator(mode="after")
     def _has_whole_groups(self) -> Self:
@@ -119,6 +167,16 @@ class Trunk(Settings):
     def stacks_convolutions(self) -> bool:
         """Whether it begins with convolutions of ours."""
         return self.architecture == "cnn" and bool(self.channels)
+
+    @property
+    def trains_everything(self) -> bool:
+        """Whether nothing is frozen."""
+        return self.trains == "all" or (self.trains is None and self.adapters is None)
+
+    @property
+    def trained_patterns(self) -> tuple[str, ...]:
+        """What trains of a trunk that is frozen in part, beside its adapters."""
+        return self.trains if isinstance(self.trains, tuple) else ()
 
 
 class Loss(Settings):

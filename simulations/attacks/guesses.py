@@ -10,6 +10,7 @@ from torch import Tensor
 from common.dataset import Rows
 from common.experiment import Experiment
 from common.model import MultiTaskModel, build_model, output_width
+from common.pretrained.naming import is_frozen
 from simulations.attacks.observed import Observed
 
 Parameters = dict[str, Tensor]
@@ -91,7 +92,7 @@ def weighted_loss(
         index: int64 [B], which of them.
     """
     inputs = {name: values[index] for name, values in guess.inputs.items()}
-    outputs, _ = torch.func.functional_call(model, dict(parameters), (inputs, tuple(guess.labels)))
+    outputs, _ = model.call_with(parameters, inputs, tuple(guess.labels))
     total = torch.zeros((), dtype=torch.float64)
     for task in guess.labels:
         mask = guess.labelled[task][index]
@@ -108,15 +109,21 @@ def make_model(observed: Observed, seed: int | None = None) -> MultiTaskModel:
     settings = observed.experiment
     if seed is not None:
         settings = settings.model_copy(update={"seed": seed})
-    model = build_model(settings, observed.shapes).double()
-    model.eval()
-    return model
+    model = build_model(settings, observed.shapes)
+    if seed is not None and not settings.trunk.trains_everything:
+        frozen = dict(build_model(observed.experiment, observed.shapes).named_parameters())
+        for name, parameter in model.named_parameters():
+            if is_frozen(name, settings.trunk):  # which everybody knows
+                parameter.data = frozen[name].data
+    return model.double().eval()
 
 
 def own_parameters(model: MultiTaskModel, observed: Observed) -> Parameters:
     """Select what stays at the client, as a model has it."""
     return {
-        n: p.detach().clone() for n, p in model.named_parameters() if n not in observed.received
+        n: p.detach().clone()
+        for n, p in model.named_parameters()
+        if n not in observed.received and not is_frozen(n, observed.experiment.trunk)
     }
 
 

@@ -167,7 +167,7 @@ def predicted_shares(observed: Observed, task: str, own: Rows) -> Matrix:
             for name, value in observed.received.items()
         }
         with torch.no_grad():
-            outputs, _ = torch.func.functional_call(model, arrays, (inputs, (task,)))
+            outputs, _ = model.call_with(arrays, inputs, (task,))
         logits = outputs[task]
         if observed.experiment.tasks[task].kind == "binary":
             logits = torch.cat([torch.zeros_like(logits), logits], 1)

@@ -13,7 +13,7 @@ from common.encoder import InputShapes
 from common.experiment import Experiment
 from common.losses import ROW_LOSSES, combine_losses
 from common.model import build_model
-from common.sharing import shared_names, task_of
+from common.sharing import learned_names, shared_names, task_of
 from common.wire import FloatArray as Float32Array
 from simulations.attacks.lira import confidence_scores
 
@@ -103,11 +103,12 @@ class RowScorer:
         """
         self.load(trunk)
         shared = set(shared_names(self.parameters, self.experiment))
+        learned = set(learned_names(self.parameters, self.experiment))
         tasks = [task for task, mask in rows.labelled.items() if bool(mask.any())]
         own = [
             parameter
             for name, parameter in self.parameters.items()
-            if name not in shared and task_of(name) in (None, *tasks)
+            if name in learned and name not in shared and task_of(name) in (None, *tasks)
         ]
         there = {task_of(name) for name in shared if name.startswith("heads.")}
         if own:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from client.algorithms.algorithm import open_algorithm
 from common.agreement import input_shapes
@@ -145,7 +145,7 @@ class RowGradients:
     ) -> Tensor:
         """Compute the weighted loss of one row, without its batch dimension."""
         one = {name: value.unsqueeze(0) for name, value in inputs.items()}
-        outputs, _ = functional_call(self.model, values, (one, list(targets)))
+        outputs, _ = self.model.call_with(values, one, list(targets))
         terms = [
             self.weights[task]
             * labelled[task]

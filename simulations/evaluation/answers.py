@@ -26,7 +26,7 @@ from common.metrics import Sums, metric_sums
 from common.model import build_model
 from common.natural_order import natural_sort
 from common.sections.rows import Task
-from common.sharing import task_of
+from common.sharing import learned_names, task_of
 from common.wire import FloatArray
 from simulations.kept_federation import KeptFederation, open_federation
 from simulations.run_record import RunRecord, read_run
@@ -180,10 +180,12 @@ def model_of(kept: KeptFederation, data: ClientData) -> KeptModel:
 def new_arrays(kept: KeptFederation, data: ClientData) -> dict[str, FloatArray]:
     """Get the parameters of a client that took part in no round: what it lacks is initialised."""
     model = build_model(kept.experiment, kept.shapes)
+    parameters = dict(model.named_parameters())
+    learned = set(learned_names(parameters, kept.experiment))
     own = {
         name: parameter.detach().numpy()
-        for name, parameter in model.named_parameters()
-        if name not in kept.trunk and task_of(name) in (None, *data.tasks)
+        for name, parameter in parameters.items()
+        if name not in kept.trunk and name in learned and task_of(name) in (None, *data.tasks)
     }
     return used_arrays(kept.experiment, kept.trunk, own)
 

@@ -1,0 +1,1 @@
+"""Trunks that start from given weights, train in part, or learn adapters alone."""
