@@ -54,11 +54,11 @@ class RunRecord:
     @property
     def final(self) -> Figures | None:
         """The evaluation of the trunk it ended with; of an unfinished run, the latest there is."""
+        evaluations = self.evaluations
         done = int(self.rounds[-1]["round"]) if self.rounds else 0
         if self.results and self.results.get("rounds", done) >= done:  # else it was taken up again
-            final: Figures = self.results["final"]  # maybe of its best trunk, not of its last
-            return final
-        evaluations = self.evaluations
+            number = self.results["final"]["trunk-round"]  # maybe of its best trunk, not of its last
+            return next(found for found in evaluations if found["trunk-round"] == number)
         return evaluations[-1] if evaluations else None
 
 
