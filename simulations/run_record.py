@@ -57,7 +57,7 @@ class RunRecord:
         evaluations = self.evaluations
         done = int(self.rounds[-1]["round"]) if self.rounds else 0
         if self.results and self.results.get("rounds", done) >= done:  # else it was taken up again
-            number = self.results["final"]["trunk-round"]  # maybe of its best trunk, not of its last
+            number = self.results["final"]["trunk-round"]  # its best, maybe
             return next(found for found in evaluations if found["trunk-round"] == number)
         return evaluations[-1] if evaluations else None
 
