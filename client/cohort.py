@@ -6,6 +6,7 @@ done. Results equal those of clients trained one after another, to the rounding 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,17 +168,23 @@ class CohortTrainer:
 
     def losses(self, store: EvaluationStore, members: Index, values: Tensor) -> dict[str, Tensor]:
         """Sum clients' losses on held out rows in the midst of training: task -> [K, 2]."""
+        with self.resting():
+            found = evaluate_cohort(
+                self.model, self.experiment, store, members, values, losses_only=True
+            )
+        return {task: sums["loss"] for task, sums in found.items()}
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Let layers act as in evaluation for a while, in the midst of training."""
         generators = [dropout.generators for dropout in self.model.dropouts]
         counts = [layer.counts for layer in self.model.counting]
         self._rest()
-        found = evaluate_cohort(
-            self.model, self.experiment, store, members, values, losses_only=True
-        )
+        yield
         for dropout, own in zip(self.model.dropouts, generators, strict=True):
             dropout.generators = own
         for layer, seen in zip(self.model.counting, counts, strict=True):
             layer.counts = seen
-        return {task: sums["loss"] for task, sums in found.items()}
 
     def _rest(self) -> None:
         """Let layers act as in evaluation."""

@@ -37,10 +37,14 @@ class SoloLesson(PatientLesson):
     def judge(self, values: Tensor) -> Losses:
         """Compute the loss on the client's own validation rows."""
         trainer = self.trainer
-        if trainer.cohorts is None or not self.data.resident:
+        if trainer.cohorts is None:
             with trainer.lent(values):
                 sums = trainer.evaluate(self.data, "validation", losses_only=True)
             trainer.model.train()
+            return weigh_losses({task: own["loss"] for task, own in sums.items()}, self.weights)
+        if not self.data.resident:  # a store would hold all rows
+            with trainer.lent(values), trainer.cohorts.resting():
+                sums = trainer.evaluate(self.data, "validation", losses_only=True)
             return weigh_losses({task: own["loss"] for task, own in sums.items()}, self.weights)
         store, member = trainer.held_out(self.data), np.zeros(1, np.int64)
         found = trainer.cohorts.losses(store, member, values)

@@ -45,6 +45,7 @@ class Progress:
         repeats: how often a round was asked again, over all rounds.
         agreement: what the clients agreed on, as JSON.
         loss_memory: task -> name -> what loss scaling and weighting remember, for all clients.
+        best_memory: the same as it was with the best trunk, where the run will return to it.
         files: role -> file name; "trunk"; "best", where the run will return to its best trunk;
             "strategy", what the strategy remembers, where it does; and what an engine keeps of its
             clients.
@@ -67,6 +68,7 @@ class Progress:
     repeats: int = 0
     agreement: str = ""
     loss_memory: dict[str, dict[str, float]] = field(default_factory=dict)
+    best_memory: dict[str, dict[str, float]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     run: str = ""
     heads_from: str = ""

@@ -9,6 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -174,6 +175,7 @@ class RoundLoop:
             moves = self.progress.usable_rounds
         if self._judge(line["evaluation"], moves) and evaluation.keep == "best":
             self.checkpoints.best = trunk
+            self.progress.best_memory = deepcopy(self.progress.loss_memory)
         if self.accounts.budgets:
             line["privacy"] = self.accounts.figures(max_norm)
         line["time_s"] = time.perf_counter() - started
@@ -236,6 +238,8 @@ class RoundLoop:
         """
         instruction = self._instruct(self.progress.round, evaluate=True)
         instruction = replace(instruction, keep=keep, returns=returns)
+        if returns:
+            instruction = replace(instruction, memory=self.progress.best_memory)
         outcome = self._count(self.exchange.evaluate(trunk, instruction))
         self._enter("evaluate", self.progress.round, outcome)
         return outcome
@@ -388,12 +392,17 @@ class RoundLoop:
         """
         if not evaluation or not evaluation["validation"]:
             return False
-        is_best = False
-        figure, progress = self.best_by.figure(evaluation["validation"]), self.progress
-        if self.best_by.is_better(figure, progress.best_figure):
+        progress, is_better = self.progress, self.best_by.is_better
+        figure = self.best_by.figure(evaluation["validation"])
+        best = self.best_by.figure(progress.best["validation"]) if progress.best else None
+        # What some clients alone measured, on rows that may be easier, does not stand in its way.
+        is_best = evaluation["clients"] == len(self.roster.node_ids) and is_better(figure, best)
+        if is_best:
+            progress.best = evaluation
+        if is_better(figure, progress.best_figure):
             progress.best_figure, progress.waited = figure, 0
-            if evaluation["clients"] == len(self.roster.node_ids):
-                progress.best, is_best = evaluation, True
+        elif is_best:
+            progress.waited = 0
         elif moves > progress.judged_moves:
             progress.waited += 1
         progress.judged_moves = moves

@@ -53,8 +53,12 @@ class RunRecord:
 
     @property
     def final(self) -> Figures | None:
-        """The evaluation of the last trunk; of an unfinished run, the latest there is."""
+        """The evaluation of the trunk it ended with; of an unfinished run, the latest there is."""
         evaluations = self.evaluations
+        done = int(self.rounds[-1]["round"]) if self.rounds else 0
+        if self.results and self.results.get("rounds", done) >= done:  # else it was taken up again
+            number = self.results["final"]["trunk-round"]  # its best, maybe
+            return next(found for found in evaluations if found["trunk-round"] == number)
         return evaluations[-1] if evaluations else None
 
 

@@ -1,6 +1,7 @@
 """A run that keeps its best trunk ends with it, and clients with the heads of its time."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from common.errors import ConfigError
 from common.experiment_file import load_experiment
 from server.run_folder import RunFolder
 from simulations.evaluation.answers import answer_all, open_ended
+from simulations.evaluation.evaluate import evaluate
 from simulations.kept_federation import open_federation
 from simulations.kept_run import open_run
 from simulations.kept_trunk import open_trunk
+from simulations.run_record import read_run
 from simulations.simulate import simulate
 from tests.conftest import make_experiment
 from tests.test_simulations_engines import assert_same_figures
@@ -103,6 +106,7 @@ ALGORITHMS = {
     "ditto": ["federation.algorithm=ditto"],
     "weights of its own": ["loss.weighting=uncertainty", "loss.scope=local"],
     "personal": ["evaluation.model=personal"],
+    "personal, weights of all": ["evaluation.model=personal", "loss.weighting=uncertainty"],
     "skewed": ["partition.task-skew=rotate", "partition.tasks-per-client=1"],
 }
 
@@ -123,6 +127,20 @@ def test_engines_return_to_the_same_models(tmp_path, case):
     for client, own in ours.own.items():
         for name, array in own.arrays.items():
             np.testing.assert_allclose(array, theirs.own[client].arrays[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("absent", ["client-000", "client-001"])
+def test_what_some_clients_alone_measure_stands_in_the_way_of_no_best_trunk(tmp_path, absent):
+    # Slow steps, so that rounds differ less than clients do.
+    trace = tmp_path / "trace.csv"
+    trace.write_text(f"client,from-round,to-round\n{absent},1,1\n{absent},3,9\n")
+    settings = ["partition.clients=2", "federation.rounds=5", "training.lr=1e-6"]
+    more = [f"federation.availability={trace}", "evaluation.patience=2"]
+    found = run(tmp_path / "run", [*settings, *more], engine="batched")
+    lines = [line["evaluation"] for line in rounds_of(tmp_path / "run")]
+    assert [line["clients"] for line in lines] == [2, 1, 2, 2, 2]
+    assert lines[4]["validation"]["loss"] < lines[0]["validation"]["loss"]
+    assert (found["rounds"], found["best"]["trunk-round"]) == (5, 4)
 
 
 def test_workers_return_bit_for_bit(tmp_path):
@@ -160,6 +178,20 @@ def test_everything_that_reads_a_run_folder_reads_the_best_trunk(tmp_path):
     sums = [answers.sums["digit"] for answers in answer_all(open_ended(folder), "test")]
     right, rows = (sum(column) for column in zip(*sums, strict=True))
     assert right / rows == pytest.approx(found["final"]["test"]["tasks"]["digit"]["accuracy"])
+
+
+def test_everything_that_tells_of_a_run_tells_of_the_best_trunk(tmp_path):
+    folder = tmp_path / "run"
+    found = run(folder, KEPT, engine="batched")
+    assert found["final"]["trunk-round"] < found["rounds"]
+    record = read_run(folder)
+    assert record.final == found["final"]
+    assert record.evaluations[-1]["trunk-round"] == found["rounds"]  # charts show all rounds
+    assert replace(record, results={**found, "rounds": 7}).final == record.evaluations[-1]
+    figures = evaluate(folder)
+    for task in figures["tasks"].values():
+        assert task["figure"] == pytest.approx(task["results"], rel=1e-3)
+    assert not any("in results.json" in note for note in figures["notes"])
 
 
 def test_a_nodes_state_folder_predicts_with_the_best_trunk_and_its_heads(tmp_path, monkeypatch):

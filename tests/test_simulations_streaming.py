@@ -60,8 +60,13 @@ def read_figures(out: Path):
         {"data": {"stratify": "kind"}, "training": {"epochs": 2, "optimiser": "adam"}},
         {"trunk": {"sharing": "mmoe"}},
         {"loss": {"weighting": "uncertainty"}},
+        {
+            "data": {"validation": 0.2},
+            "trunk": {"norm": "batch"},
+            "training": {"epochs": 4, "patience": 1, "lr": 0.3},
+        },
     ],
-    ids=["plain", "stratified", "autograd", "weighed"],
+    ids=["plain", "stratified", "autograd", "weighed", "judged by batch norm at rest"],
 )
 def test_a_streamed_run_is_the_run_in_memory(rows, scratch, tmp_path, tables, workers):
     settings = {"federation": {"checkpoint-interval-s": 0}, **tables}
