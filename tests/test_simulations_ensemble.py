@@ -125,7 +125,9 @@ def test_the_figures_say_how_many_rows_are_left(digits):
     figures = make_ensemble(digits)
     left = figures["rows"]["test"]["shared"]
     assert figures["tasks"]["digit"]["test"]["rows"] == left
-    assert any(f"only {left} test rows of the 360 that each run has" in note for note in figures["notes"])
+    assert any(
+        f"only {left} test rows of the 360 that each run has" in note for note in figures["notes"]
+    )
 
 
 def test_every_member_scores_what_its_run_measured(runs):
