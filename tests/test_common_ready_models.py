@@ -15,12 +15,14 @@ from common.errors import ConfigError
 from common.experiment_file import load_experiment
 from common.model import build_model
 from common.model_folder import digest_folder
+from common.pretrained.naming import is_adapter
+from common.privacy.assumptions import assumptions
 from common.ready_models import without_ready_model
 from common.sections.model import Trunk
 from common.sharing import is_statistic, shared_names, task_of
 from common.text import PADDING, encode_texts
 from tests.conftest import make_experiment
-from tests.ready_models import load_digits, save, write_bert, write_vit
+from tests.ready_models import SIZES, VIT, load_digits, save, write_bert, write_vit
 
 pytest.importorskip("transformers")
 IMAGE, TEXT = {"pixels": (1, 8, 8)}, {"text": (1, 8)}
@@ -242,6 +244,27 @@ def test_all_of_a_model_travels_under_names_that_say_where_it_is(models):
     shared = shared_names(names, experiment)
     assert shared == [n for n in names if n.startswith("trunk.")]
     assert any(n.startswith("trunk.encoder.stacks.input-pixels.0.model.layers.0.") for n in shared)
+
+
+@pytest.mark.parametrize(
+    ("kind", "unused"),
+    [("dinov2", {"mask_token"}), ("siglip", {"probe", "in_proj_weight"}), ("clip", {"bias"})],
+)
+def test_what_the_features_do_not_depend_on_neither_travels_nor_moves(kind, unused, tmp_path):
+    from transformers import CLIPVisionConfig, Dinov2Config, SiglipVisionConfig
+
+    kinds = {"dinov2": Dinov2Config, "siglip": SiglipVisionConfig, "clip": CLIPVisionConfig}
+    folder = save(kinds[kind](**SIZES, **VIT), tmp_path / kind)
+    found = encoder(folder)
+    parameters = dict(found.named_parameters())
+    constants = dict(found.named_buffers())
+    assert unused <= {name.rpartition(".")[2] for name in constants}
+    found(images()).sum().backward()
+    assert all(p.grad is not None for p in parameters.values())
+    model = build_model(load_digits(folder, "trunk.adapters.rank=2"), IMAGE)
+    names = [name for name, _ in model.named_parameters()]
+    assert [n for n in names if is_adapter(n)]
+    assert not [n for n in names if is_adapter(n) and ".head." in n]
 
 
 def test_the_folder_counts_and_where_it_is_does_not(models, tmp_path):
@@ -535,6 +558,14 @@ READY = {"architecture": "transformer", "model": "m"}
 def test_what_does_not_go_together_is_refused(tables, message):
     with pytest.raises(ValueError, match=message):
         make_experiment(**tables)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_budget_rests_on_what_weights_of_a_folder_have_seen(models, pretrained):
+    more = [f"trunk.pretrained={str(pretrained).lower()}"]
+    more += ["privacy.example-level.noise-multiplier=1", "privacy.example-level.max-norm=1"]
+    told = " ".join(assumptions(load_digits(models["vit"], *more)))
+    assert ("weights that the trunk starts from" in told) == pretrained
 
 
 def test_batch_norm_is_refused_under_example_level_privacy(tmp_path):
