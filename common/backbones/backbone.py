@@ -110,9 +110,7 @@ class Backbone(Seeded):
         Such are the mask token of DINOv2, or SigLIP's own pooling: they would travel, decay and
         take noise for nothing. Which of several experts a row goes to depends on the row.
         """
-        trained = {
-            n: p for n, p in self.named_parameters() if p.requires_grad and "expert" not in n
-        }
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         reached = torch.autograd.grad(features.sum(), [*trained.values()], allow_unused=True)
         for name, gradient in zip(trained, reached, strict=True):
             if gradient is None and "expert" not in name:
