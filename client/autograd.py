@@ -13,9 +13,9 @@ from client.batch_gradient import BatchGradient
 from client.batch_source import BatchSource
 from client.batches import Index, epoch_order, row_patterns, shuffle_key
 from client.flat import TRUNK, FlatParameters, still_places
+from client.micro_batches import Batch
 from client.optimisers import Optimiser
 from client.phases import Parts, Phase
-from client.pieces import Batch
 from client.precision import NotFiniteError
 from client.private_autograd import PrivateAutograd, RowGradients
 from client.rates import StepSchedule
@@ -77,7 +77,6 @@ class AutogradTrainer:
         compute: Callable[..., tuple[dict[str, Tensor], Tensor | None]],
     ) -> None:
         self.experiment, self.model, self.flat, self.parts = experiment, model, flat, parts
-        self.compute = compute
         self._gradient = BatchGradient(experiment, model, flat, compute)
         self._row_gradients: RowGradients | None = None
         self._may_skip = experiment.training.precision == "float16"

@@ -1,8 +1,8 @@
 """The gradient of one batch by autograd: forward, weights of the losses, backward.
 
 A plain weighting needs one backward pass; one that asks for the tasks' own gradients takes a pass
-per task. A batch in pieces goes through piece by piece. Where weights depend on the losses, these
-must be known before the first backward pass: the pieces go through once more, forward only.
+per task. Micro-batches go through one after another. Where weights depend on the losses, these must
+be known before the first backward pass: the micro-batches go through once more, forward only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from client.flat import TRUNK, FlatParameters
-from client.pieces import Batch, Piece
+from client.micro_batches import Batch, MicroBatch
 from client.precision import DTYPES, Backward, NotFiniteError
 from common.experiment import Experiment
 from common.losses import ROW_LOSSES, combine_losses
@@ -67,7 +67,7 @@ class BatchGradient:
         """
         self.flat.gradients.zero_()
         self.model.begin_batch()
-        ready = self._forward(batch, batch.pieces[0]) if batch.is_whole else None
+        ready = self._forward(batch, batch.micro_batches[0]) if batch.is_whole else None
         if ready is not None:
             losses = {task: loss.detach() for task, loss in ready[0].items()}
         else:
@@ -80,8 +80,8 @@ class BatchGradient:
         found = None
         if balance is not None and not combines:
             found = self._weigh(batch, ready, losses, balance)
-        for piece in batch.pieces:
-            parts = self._add(ready or self._forward(batch, piece), weights, found)
+        for part in batch.micro_batches:
+            parts = self._add(ready or self._forward(batch, part), weights, found)
             if ready is None and balance is None:
                 losses = _add_up(losses, parts)
         return losses
@@ -101,19 +101,19 @@ class BatchGradient:
         if balance.rules.gradients is None:
             balance.learn(after)
 
-    def _forward(self, batch: Batch, piece: Piece) -> Found:
-        """Compute what a piece contributes to the mean loss of each task, and to the penalty."""
-        rows = piece.rows
+    def _forward(self, batch: Batch, part: MicroBatch) -> Found:
+        """Compute what a part of the batch adds to each task's mean loss, and to the penalty."""
+        rows = part.rows
         if not batch.is_whole:
-            self.model.take_piece(batch.size, piece.place)
+            self.model.take_micro_batch(batch.size, part.place)
         outputs, penalty = self.compute(rows.inputs, tuple(rows.targets), rows.labelled, self.dtype)
         losses: Losses = {}
-        for task, count in piece.counts.items():
+        for task, count in part.counts.items():
             output, truth, mask = outputs[task], rows.targets[task], rows.labelled[task]
             if count < len(mask):
                 output, truth = output[mask], truth[mask]
             mean = ROW_LOSSES[self.experiment.tasks[task].kind](output, truth).mean()
-            losses[task] = mean if batch.is_whole else mean * batch.share(piece, task)
+            losses[task] = mean if batch.is_whole else mean * batch.share(part, task)
         if penalty is not None and not batch.is_whole:
             penalty = penalty * (len(rows) / batch.size)
         return losses, penalty
@@ -122,8 +122,8 @@ class BatchGradient:
         """Compute the mean losses of a batch, forward only."""
         total: Losses = {}
         with torch.no_grad():
-            for piece in batch.pieces:
-                total = _add_up(total, self._forward(batch, piece)[0])
+            for part in batch.micro_batches:
+                total = _add_up(total, self._forward(batch, part)[0])
         return {task: total[task] for task in batch.counts}
 
     def _add(self, computed: Found, weights: Mapping[str, float], found: Tensor | None) -> Losses:
@@ -166,8 +166,8 @@ class BatchGradient:
         values, taught = self._lay_out(losses)
         _, slopes = balance.scale(values, taught)
         jacobian: dict[str | None, Tensor] = {}
-        for piece in batch.pieces:
-            self._add_rows(ready or self._forward(batch, piece), slopes[0], jacobian)
+        for part in batch.micro_batches:
+            self._add_rows(ready or self._forward(batch, part), slopes[0], jacobian)
         rows, places = torch.stack([jacobian[task] for task in losses]), self._columns(losses)
         combined, weights = gradients.combine(rows, places)
         used, norms = torch.zeros_like(values), torch.zeros_like(values)
@@ -212,8 +212,8 @@ class BatchGradient:
         norms, parameters = self.flat.values.new_zeros(1, len(self.places)), self._watched[where]
         cosines = torch.full_like(norms, torch.nan)
         sums: dict[str, list[Tensor | None]] = {}
-        for piece in batch.pieces:
-            slopes = self._slopes(ready or self._forward(batch, piece), parameters)
+        for part in batch.micro_batches:
+            slopes = self._slopes(ready or self._forward(batch, part), parameters)
             for task, own in slopes.items():
                 sums[task] = [*map(_sum, sums[task], own)] if task in sums else own
         if sums:

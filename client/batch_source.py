@@ -57,7 +57,7 @@ class BatchSource:
         with prefetched(self._gather(index) for index in torch.split(order, size)) as batches:
             yield batches
 
-    def stretches(self, size: int) -> Iterator[Rows]:
+    def in_order(self, size: int) -> Iterator[Rows]:
         """Take all rows in the order they are in, `size` at a time."""
         for start in range(0, len(self.rows), size):
             yield self.rows.select(slice(start, start + size)).to(self.device)

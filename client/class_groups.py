@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.dataset import Rows
+from common.sections.rows import WITH_CLASSES
 from common.seeding import UInt64Array, permutation_keys
-
-WITH_CLASSES = ("multiclass", "binary")
 
 
 @dataclass(frozen=True)

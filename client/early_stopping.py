@@ -19,7 +19,7 @@ Losses = NDArray[np.float64]  # [K, 2]: the loss, NaN where there is none; and l
 
 
 class Stopping:
-    """Follows one stretch of K clients' training, epoch by epoch.
+    """Follows K clients through one phase of training, epoch by epoch.
 
     Args:
         judge: makes of parameters [K, P] the clients' `Losses` on their own validation rows.

@@ -47,9 +47,9 @@ def require_precision(precision: str, device: torch.device) -> None:
 class Backward:
     """Adds gradients to the flat vector; in float16 by way of scaled losses.
 
-    The scale begins at 2^16 in every stretch of training, so that a client's round depends on no
+    The scale begins at 2^16 in every phase of training, so that a client's round depends on no
     other. It is halved while a gradient overflows: that gradient is computed again from the same
-    forward pass, and no step is lost to the search, of which a stretch may have a handful only.
+    forward pass, and no step is lost to the search, of which a phase may have a handful only.
     After 2,000 finite gradients it doubles. Powers of two change no digit of a gradient.
 
     Args:
@@ -62,7 +62,7 @@ class Backward:
         self.begin()
 
     def begin(self) -> None:
-        """Begin a stretch of training."""
+        """Begin a phase of training."""
         self.scale, self._finite = LARGEST, 0
 
     def add(self, total: Tensor, *, again: bool = False) -> None:

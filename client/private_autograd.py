@@ -160,16 +160,16 @@ class PrivateAutograd:
         self.rows.model.begin_batch()
         for start in range(0, len(batch), size):
             if size < len(batch) and not self.rows.by_row:
-                self.rows.model.take_piece(len(batch), slice(start, start + size))
-            total += self._sum_piece(batch.select(slice(start, start + size)))
+                self.rows.model.take_micro_batch(len(batch), slice(start, start + size))
+            total += self._sum_micro_batch(batch.select(slice(start, start + size)))
         return total
 
-    def _sum_piece(self, piece: Rows) -> Tensor:
+    def _sum_micro_batch(self, rows: Rows) -> Tensor:
         """Sum the clipped gradients of some rows of a batch, [P], whose memory is [rows, P]."""
-        gradients, losses = self.rows.find(piece, self.weights)
+        gradients, losses = self.rows.find(rows, self.weights)
         for task, own in losses.items():
             self.sums[task][0] += float(own.double().sum())
-            self.sums[task][1] += float(piece.labelled[task].sum())
+            self.sums[task][1] += float(rows.labelled[task].sum())
         return clipped_sum(gradients * self._holds, self.privacy.max_norm)
 
     def _add_penalty(self) -> None:

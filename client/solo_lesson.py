@@ -1,14 +1,14 @@
 """One client's lesson: its batches, dropout and loss weighting in one message."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from client.cohort import LossSums
-from client.early_stopping import Losses, Stopping, weigh_all_losses, weigh_losses
+from client.early_stopping import Losses, weigh_all_losses, weigh_losses
+from client.patient_lesson import PatientLesson
 from client.phases import Phase
 from common.dataset import ClientData
 from common.weighting.balance import Memory
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from client.training import Trainer
 
 
-class SoloLesson:
+class SoloLesson(PatientLesson):
     """Trains rows of one client in one message; see `client.learners.Lesson`."""
 
     def __init__(
@@ -28,23 +28,13 @@ class SoloLesson:
         round_number: int,
         memory: Memory | None,
     ) -> None:
+        super().__init__(trainer.experiment.training.patience, clients=1)
         self.trainer, self.data, self.weights, self.round = trainer, data, weights, round_number
         self.generator = trainer.generator(data.name, round_number)
         self.draws = trainer.draws([data.name], round_number)
         self.balance = trainer.balance(weights, memory or {})
-        self.epochs = np.zeros(1, np.int64)
 
-    def train(self, values: Tensor, phase: Phase) -> LossSums:
-        """Train one row, [1, P]."""
-        patience = self.trainer.experiment.training.patience
-        if patience is None or phase.make is not None:
-            return self._train(values, phase)
-        stopping = Stopping(self._judge, patience)
-        sums = self._train(values, replace(phase, stopping=stopping))
-        self.epochs = self.epochs + stopping.done
-        return sums
-
-    def _judge(self, values: Tensor) -> Losses:
+    def judge(self, values: Tensor) -> Losses:
         """Compute the loss on the client's own validation rows."""
         trainer = self.trainer
         if trainer.cohorts is None or not self.data.resident:
@@ -56,7 +46,8 @@ class SoloLesson:
         found = trainer.cohorts.losses(store, member, values)
         return weigh_all_losses(found, self.weights, 1)
 
-    def _train(self, values: Tensor, phase: Phase) -> LossSums:
+    def train_phase(self, values: Tensor, phase: Phase) -> LossSums:
+        """Train one row, [1, P]: the stacked form where the model has one, else by autograd."""
         trainer, generator = self.trainer, self.generator
         if trainer.cohorts is None:
             with trainer.lent(values):

@@ -1,4 +1,4 @@
-"""Losses and metrics of one client's rows, added up stretch by stretch."""
+"""Losses and metrics of one client's rows, added up some rows at a time."""
 
 import torch
 from torch import Tensor

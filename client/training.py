@@ -338,7 +338,7 @@ class Trainer:
         source = BatchSource(data.splits[split], self.device, resident=data.resident)
         width = sum(math.prod(shape) for shape in self.shapes.values())
         with torch.inference_mode():
-            for rows in source.stretches(max(1, AT_ONCE // max(1, width))):
+            for rows in source.in_order(max(1, AT_ONCE // max(1, width))):
                 outputs = self._outputs(rows)
                 for task, mask in rows.labelled.items():
                     if bool(mask.any()):

@@ -20,12 +20,16 @@ class Algorithm(Method):
             their names.
         keeps: what stays home beside heads, for people.
         fits_last: whether the last evaluation fits what the clients keep.
+        more_epochs: whether it trains for epochs of its own beside training.epochs.
+        needs_common: whether it works on trained parameters that all tasks share.
     """
 
     shares: str = "trunk"
     travels: tuple[str, ...] = ()
     keeps: str = "heads"
     fits_last: bool = False
+    more_epochs: bool = False
+    needs_common: bool = False
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -42,6 +46,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         "Collins et al., Exploiting shared representations for personalized federated learning, "
         "ICML 2021, Algorithm 1",
         f"{ONCE}; head epochs beside the trunk's",
+        more_epochs=True,
     ),
     "fedbabu": Algorithm(
         "client.algorithms.fedbabu:FedBABU",
@@ -50,6 +55,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         "ICLR 2022, Algorithm 1",
         f"{ONCE}; every evaluation fits heads",
         fits_last=True,
+        more_epochs=True,
     ),
     "fedprox": Algorithm(
         "client.algorithms.fedprox:FedProx",
@@ -64,6 +70,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         "Algorithm 1",
         f"{ONCE}; two models trained",
         keeps="heads, a personal trunk with heads of its own",
+        more_epochs=True,
     ),
     "mr-mtl": Algorithm(
         "client.algorithms.mr_mtl:MeanRegularised",
@@ -81,6 +88,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         "one message a round; twice the trunk each way",
         travels=(CONTROL,),
         keeps="heads, the client's control variate",
+        needs_common=True,
     ),
     "apfl": Algorithm(
         "client.algorithms.apfl:APFL",
@@ -96,6 +104,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         "AAAI 2023, Algorithm 1",
         f"{ONCE}; mixing epochs before the others",
         keeps="heads, the personal trunk, mixing weights",
+        needs_common=True,
     ),
     "local": Algorithm(
         "client.algorithms.joint:Joint",

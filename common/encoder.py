@@ -44,7 +44,7 @@ class Seeded(nn.Module):
     def begin_batch(self) -> None:
         """Draw anew from here on, for batches that come as a whole."""
 
-    def take_piece(self, rows: int, place: slice) -> None:
+    def take_micro_batch(self, rows: int, place: slice) -> None:
         """Expect these rows next, of a batch of so many."""
 
 
@@ -52,23 +52,23 @@ class SeededDropout(Seeded):
     """Dropout (Srivastava et al. 2014) whose masks come from a generator of the caller's.
 
     PyTorch's own draws from a global state, so that a result would depend on which client a
-    process trained before. A batch that comes in pieces gets the masks that it gets as a whole:
-    they are drawn for all its rows at once and kept until the next batch.
+    process trained before. A batch in micro-batches gets the masks that it gets as a whole: they
+    are drawn for all its rows at once and kept until the next batch.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self._piece: tuple[int, slice] | None = None
+        self._part: tuple[int, slice] | None = None
         self._kept: Tensor | None = None
 
     def begin_batch(self) -> None:
         """As `Seeded`."""
-        self._piece = self._kept = None
+        self._part = self._kept = None
 
-    def take_piece(self, rows: int, place: slice) -> None:
+    def take_micro_batch(self, rows: int, place: slice) -> None:
         """As `Seeded`."""
-        self._piece = rows, place
+        self._part = rows, place
 
     def forward(self, features: Tensor) -> Tensor:
         """Zero each entry with probability `rate` and scale the rest, in training only."""
@@ -81,9 +81,9 @@ class SeededDropout(Seeded):
 
     def _draw(self, shape: torch.Size) -> Tensor:
         """Draw what is kept of [N, ...]."""
-        if self._piece is None:
+        if self._part is None:
             return torch.rand(shape, generator=self.generator) >= self.rate
-        rows, place = self._piece
+        rows, place = self._part
         if self._kept is None:
             self._kept = torch.rand((rows, *shape[1:]), generator=self.generator) >= self.rate
         return self._kept[place]

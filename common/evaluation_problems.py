@@ -10,8 +10,6 @@ from common.experiment_problems import show, suggest
 if TYPE_CHECKING:
     from common.experiment import Experiment
 
-# What trains for epochs of its own, beside training.epochs.
-MORE_EPOCHS = ("ditto", "fedrep", "fedbabu")
 JUDGES = ("patience", "best_by", "min_delta", "keep")  # settings that compare trunks
 
 
@@ -21,16 +19,16 @@ def evaluation_problems(experiment: "Experiment") -> list[str]:
         *_unknown_figure(experiment),
         *_unjudged(experiment),
         *_unkept(experiment),
-        *_local_patience(experiment),
     ]
 
 
 def _unknown_figure(experiment: "Experiment") -> Iterator[str]:
     wanted, known = experiment.evaluation.best_by, [LOSS, *experiment.tasks]
     if wanted not in known:
+        hint = suggest(wanted, known)
         yield (
-            f"evaluation.best-by must be one of {', '.join(map(repr, known))}, got "
-            f"'{wanted}'.{suggest(wanted, known)}"
+            f"evaluation.best-by must be one of {', '.join(map(repr, known))}, got '{wanted}'"
+            f"{'.' + hint if hint else '; correct it, or remove it'}"
         )
 
 
@@ -40,9 +38,9 @@ def _unjudged(experiment: "Experiment") -> Iterator[str]:
     # A split column may name validation rows of its own.
     empty = not data.validation and data.split != "column"
     for name in JUDGES:
-        value = getattr(experiment.evaluation, name)
-        if value == type(experiment.evaluation).model_fields[name].default:
+        if not experiment.evaluation.is_given(name):
             continue
+        value = getattr(experiment.evaluation, name)
         key = name.replace("_", "-")
         if empty:
             yield (
@@ -80,32 +78,4 @@ def _unkept(experiment: "Experiment") -> Iterator[str]:
         yield (
             "evaluation.keep must be 'last' with privacy.sums 'noised', whose figures are too "
             "uncertain to choose one trunk by, got 'best'; remove it"
-        )
-
-
-def _local_patience(experiment: "Experiment") -> Iterator[str]:
-    """Refuse early stopping of clients where it would do nothing, or more than it says."""
-    training, data = experiment.training, experiment.data
-    patience, algorithm = training.patience, experiment.federation.algorithm
-    if patience is None:
-        return
-    if not data.validation and data.split != "column":
-        yield (
-            f"training.patience needs validation rows, got {patience} with data.validation = 0; "
-            "set data.validation above 0, or remove patience"
-        )
-    if training.epochs == 1 and algorithm not in MORE_EPOCHS:
-        yield (
-            f"training.patience needs training.epochs above 1, got {patience} with 1 epoch, after "
-            "which there is nothing to stop; raise epochs, or remove patience"
-        )
-    if experiment.privacy.example_level is not None:
-        yield (
-            f"training.patience must be left out with [privacy.example-level], got {patience}: "
-            "validation rows would decide what is sent, outside the budget; remove it"
-        )
-    if algorithm == "scaffold":
-        yield (
-            "training.patience must be left out under federation.algorithm 'scaffold', whose "
-            f"control variates are means over all steps of a round, got {patience}; remove it"
         )

@@ -1,12 +1,25 @@
 """The schema of an experiment: one TOML file describes one experiment completely.
 
-Every table of the file is a frozen pydantic model here; unknown keys are refused. Reading files,
-overrides and the wording of errors live in `common.experiment_file`. Keys are written in
-kebab-case in TOML (``clients-per-round``) and in snake_case in Python (``clients_per_round``).
+Every table of the file is a frozen pydantic model of `common.sections`; unknown keys are refused.
+Files and overrides are read by `common.experiment_file`. Keys are written in kebab-case in TOML
+(``clients-per-round``) and in snake_case in Python (``clients_per_round``).
+
+Where a refusal goes, first match:
+
+- a value that is wrong by itself: the bounds of its field (`common.experiment_problems` words it);
+- two keys of one table: a validator of that table;
+- a method's options, or what a method needs: the method (`common.methods`);
+- whatever protection cannot allow: `common.privacy.problems`;
+- a setting that changes nothing beside others: `common.idle_settings`;
+- what else does not go together: the module of the table whose key the line begins with:
+  `common.training_problems`, `common.evaluation_problems`, and for the trunk
+  `common.ready_models` (which model it begins with), `common.pretrained.problems` (how it starts
+  and what of it trains);
+- what only rows can tell: `common.preparation`; only a machine or an engine: where it is chosen.
+
+Each is a function of the experiment that gives lines, so that a user reads all of them at once.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
@@ -17,18 +30,18 @@ from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.availability import seal, trace_problems
 from common.evaluation_problems import evaluation_problems
+from common.fingerprint import fingerprint
 from common.idle_settings import idle_settings
 from common.methods import Method, method_problems
 from common.optimisers.table import OPTIMISERS
-from common.pretrained.problems import trunk_problems
+from common.pretrained.problems import pretrained_problems
 from common.privacy.problems import privacy_problems
 from common.privacy.settings import Privacy
-from common.ready_models import ready_model_problems, without_ready_model
-from common.schedules.rates import round_schedule
+from common.ready_models import ready_model_problems
 from common.schedules.table import SCHEDULES
 from common.sections.federation import Evaluation, Federation
 from common.sections.model import Loss, Trunk
-from common.sections.rows import Data, Input, Partition, Task
+from common.sections.rows import WITH_CLASSES, Data, Input, Partition, Task
 from common.sections.training import Training
 from common.settings import Settings
 from common.strategies import STRATEGIES
@@ -80,7 +93,7 @@ class Experiment(Settings):
     def _means_what_it_says(self) -> Self:
         traces = trace_problems(self.federation.availability)
         problems = [*self._leaks(), *idle_settings(self), *training_problems(self)]
-        problems += [*trunk_problems(self), *ready_model_problems(self)]
+        problems += [*ready_model_problems(self), *pretrained_problems(self)]
         problems += [*evaluation_problems(self), *privacy_problems(self), *traces]
         for setting, (table, key) in METHODS.items():
             place, name = setting.replace("-", "_").split(".")
@@ -98,10 +111,7 @@ class Experiment(Settings):
                 f"data.stratify must name a task ({', '.join(self.tasks)}), "
                 f"got '{self.data.stratify}'"
             )
-        if self.data.stratify and self.tasks[self.data.stratify].kind not in (
-            "multiclass",
-            "binary",
-        ):
+        if self.data.stratify and self.tasks[self.data.stratify].kind not in WITH_CLASSES:
             raise ValueError("data.stratify must name a multiclass or binary task")
         if self.trunk.architecture == "cnn" and "image" not in {
             i.kind for i in self.inputs.values()
@@ -149,33 +159,5 @@ class Experiment(Settings):
         return self.model_copy(update={"federation": federation}).model_dump_json(by_alias=True)
 
     def fingerprint(self) -> str:
-        """Hash what a result depends on; not the description, paths, device, or how many rounds.
-
-        Rounds count where a privacy budget is shared out over them, or a schedule ends with them.
-        Two runs with one fingerprint (and the same data) pass through the same trunks.
-        """
-        content = self.model_dump(mode="json")
-        del content["description"], content["federation"]["rounds"]
-        del content["data"]["path"], content["data"]["memory"]
-        del content["training"]["device"], content["federation"]["affinity_every"]
-        del content["trunk"]["weights"]  # its content counts, which its digest stands for
-        for key in ("weights_digest", "trains", "adapters"):
-            if not content["trunk"][key]:  # checkpoints of versions without it go on
-                del content["trunk"][key]
-        if self.data.seed is None:  # checkpoints of versions without it go on
-            del content["data"]["seed"]
-        for name in ("checkpoint_interval_s", "snapshot_every", "snapshots"):
-            del content["federation"][name]
-        # The same steps, but for rounding, in less memory.
-        del content["training"]["micro_batch"], content["training"]["recompute_activations"]
-        if self.training.precision == "float32":
-            del content["training"]["precision"]
-        ends = round_schedule(self.training).ENDS
-        if ends or any(level and level.noise_multiplier is None for level in self.privacy.levels):
-            # Rates, or noise, are worked out for them.
-            content["federation"]["rounds"] = self.federation.rounds
-        without_ready_model(content)
-        content["federation"]["availability"] = seal(self.federation.availability)
-        if not self.federation.availability:  # its delays would make the deadline part of a result
-            del content["federation"]["round_timeout_s"]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        """Hash what a result depends on; see `common.fingerprint`."""
+        return fingerprint(self)

@@ -49,9 +49,11 @@ def read_named(
 ) -> Features:
     """Read one input from these columns; see `read_features`."""
     if missing := [column for column in columns if column not in table.columns]:
+        image = "; images are an array [rows, (channels,) height, width] of an NPZ file"
+        way_out = image if settings.kind == "image" else ""
         raise DataError(
             f"client '{table.name}' lacks {len(missing)} of the columns of inputs.{name}: "
-            f"{list_names(missing)}; its columns are {list_names(list(table.columns))}"
+            f"{list_names(missing)}; its columns are {list_names(list(table.columns))}{way_out}"
         )
     values = READERS[settings.kind](table, settings, name, columns)
     empty = values == None if values.dtype == object else np.isnan(values)  # noqa: E711 (per cell)

@@ -14,6 +14,7 @@ from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.errors import ConfigError
 from common.schedules.rates import round_schedule
+from common.sections.rows import WITH_CLASSES
 from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from common.sections.federation import Federation
     from common.sections.model import Loss
     from common.sections.rows import Data, Partition
-    from common.settings import Settings
 
 
 def idle_settings(experiment: "Experiment") -> list[str]:
@@ -47,17 +47,13 @@ def idle_settings(experiment: "Experiment") -> list[str]:
     ]
 
 
-def _is_given(table: "Settings", name: str) -> bool:
-    return bool(getattr(table, name) != type(table).model_fields[name].default)
-
-
 def _idle_weights(experiment: "Experiment") -> Iterator[str]:
     if experiment.loss.weighting == "manual":
         if not any(task.weight for task in experiment.tasks.values()):
             yield "tasks: every weight is 0, nothing would be learned; give one a weight"
         return
     for name, task in experiment.tasks.items():
-        if _is_given(task, "weight"):
+        if task.is_given("weight"):
             yield (
                 f"tasks.{name}.weight must be 1 under loss.weighting "
                 f"'{experiment.loss.weighting}', which does not use it, got {task.weight:g}; set "
@@ -83,7 +79,7 @@ def _idle_loss(experiment: "Experiment") -> Iterator[str]:
             "loss.record must be 'weights' without parameters that all tasks share, got "
             "'gradients' with trunk.widths = []; give the trunk a layer"
         )
-    if _is_given(loss, "scope") and not loss_memory(loss):
+    if loss.is_given("scope") and not loss_memory(loss):
         yield (
             f"loss.scope must be left out, got '{loss.scope}': loss.weighting '{loss.weighting}' "
             f"with loss.scaling '{loss.scaling}' remembers nothing from round to round that a "
@@ -148,12 +144,12 @@ def _idle_data_seed(data: "Data", partition: "Partition | None") -> Iterator[str
 
 def _idle_inputs(experiment: "Experiment") -> Iterator[str]:
     for name, settings in experiment.inputs.items():
-        if settings.kind in ("categorical", "text") and _is_given(settings, "scale"):
+        if settings.kind in ("categorical", "text") and settings.is_given("scale"):
             yield (
                 f"inputs.{name}.scale is for numbers and images, got {settings.scale:g} for an "
                 f"input of kind '{settings.kind}'; remove it"
             )
-        if settings.kind != "text" and _is_given(settings, "max_length"):
+        if settings.kind != "text" and settings.is_given("max_length"):
             yield (
                 f"inputs.{name}.max-length is for inputs of kind 'text', got "
                 f"{settings.max_length} for kind '{settings.kind}'; remove it"
@@ -162,7 +158,7 @@ def _idle_inputs(experiment: "Experiment") -> Iterator[str]:
 
 def _idle_trunk(experiment: "Experiment") -> Iterator[str]:
     trunk = experiment.trunk
-    if trunk.architecture != "cnn" and _is_given(trunk, "channels"):
+    if trunk.architecture != "cnn" and trunk.is_given("channels"):
         yield (
             f"trunk.channels is for trunk.architecture 'cnn', got {list(trunk.channels)} with "
             f"'{trunk.architecture}'; set the architecture, or remove channels"
@@ -179,7 +175,7 @@ def _idle_trunk(experiment: "Experiment") -> Iterator[str]:
             "trunk.dropout needs fully connected layers, which it follows, got "
             f"{trunk.dropout:g} without any; give the trunk widths, or remove it"
         )
-    if trunk.norm != "group" and _is_given(trunk, "norm_groups"):
+    if trunk.norm != "group" and trunk.is_given("norm_groups"):
         yield (
             f"trunk.norm-groups is for trunk.norm 'group', got {trunk.norm_groups} with "
             f"'{trunk.norm}'; set the norm, or remove it"
@@ -216,7 +212,7 @@ def _idle_participation(federation: "Federation") -> Iterator[str]:
             "federation.too-few must be 'use' where federation.least-replies is 0 and no number of "
             f"replies is too few, got '{federation.too_few}'; set least-replies, or remove it"
         )
-    if federation.too_few != "repeat" and _is_given(federation, "most_repeats"):
+    if federation.too_few != "repeat" and federation.is_given("most_repeats"):
         yield (
             "federation.most-repeats is for federation.too-few 'repeat', got "
             f"{federation.most_repeats} with '{federation.too_few}'; set too-few, or remove it"
@@ -225,7 +221,7 @@ def _idle_participation(federation: "Federation") -> Iterator[str]:
 
 def _idle_snapshots(federation: "Federation") -> Iterator[str]:
     every, rounds = federation.snapshot_every, federation.rounds
-    if not every and _is_given(federation, "snapshots"):
+    if not every and federation.is_given("snapshots"):
         yield (
             "federation.snapshots is for a federation.snapshot-every above 0, got "
             f"{federation.snapshots} with 0; set snapshot-every, or remove it"
@@ -244,7 +240,7 @@ def _idle_snapshots(federation: "Federation") -> Iterator[str]:
 
 
 def _idle_client_weights(federation: "Federation") -> Iterator[str]:
-    if not STRATEGIES[federation.strategy].weighs and _is_given(federation, "weight_by"):
+    if not STRATEGIES[federation.strategy].weighs and federation.is_given("weight_by"):
         yield (
             f"federation.weight-by must be left out under federation.strategy "
             f"'{federation.strategy}', which does not weigh clients by it, got "
@@ -254,7 +250,7 @@ def _idle_client_weights(federation: "Federation") -> Iterator[str]:
 
 def _idle_balance(experiment: "Experiment") -> Iterator[str]:
     kinds = {task.kind for task in experiment.tasks.values()}
-    if experiment.training.balance == "classes" and kinds.isdisjoint(("multiclass", "binary")):
+    if experiment.training.balance == "classes" and kinds.isdisjoint(WITH_CLASSES):
         yield (
             "training.balance 'classes' needs a multiclass or binary task, whose rows have one "
             f"class each, got tasks of kind {', '.join(sorted(kinds))}; remove it"
@@ -275,7 +271,7 @@ def _idle_rates(experiment: "Experiment") -> Iterator[str]:
     for name in ("weight_decay", "l1"):
         key = name.replace("_", "-")
         is_overruled = all(getattr(part, name) is not None for part in parts)
-        if is_overruled and _is_given(experiment.training, name):
+        if is_overruled and experiment.training.is_given(name):
             yield (
                 f"training.{key} must be 0 where trunk and every task have their own, got "
                 f"{getattr(experiment.training, name):g}; remove it, or one of theirs"
@@ -330,14 +326,14 @@ def _idle_sharing(experiment: "Experiment") -> Iterator[str]:
     """Name what says how something travels that an algorithm shares, or does not, anyway."""
     federation, trunk = experiment.federation, experiment.trunk
     shares = ALGORITHMS[federation.algorithm].shares
-    if shares != "trunk" and _is_given(federation, "heads"):
+    if shares != "trunk" and federation.is_given("heads"):
         yield (
             "federation.heads is for an algorithm that shares the trunk, got 'per-task' with "
             f"federation.algorithm '{federation.algorithm}', which shares "
             f"{'everything' if shares == 'all' else 'nothing'}; remove it"
         )
     has_common = trunk.has_layers and SHARINGS[trunk.sharing].has_common_parts
-    is_measured = federation.affinity_every and _is_given(federation, "affinity_every")
+    is_measured = federation.affinity_every and federation.is_given("affinity_every")
     if is_measured and (shares == "nothing" or not has_common):
         yield (
             "federation.affinity-every is for updates of a part of the trunk that all tasks share, "
@@ -345,14 +341,14 @@ def _idle_sharing(experiment: "Experiment") -> Iterator[str]:
         )
     if shares != "nothing":
         return
-    if _is_given(trunk, "norm_parameters"):
+    if trunk.is_given("norm_parameters"):
         yield (
             "trunk.norm-parameters must be 'shared' under federation.algorithm "
             f"'{federation.algorithm}', which shares nothing, got '{trunk.norm_parameters}'; "
             "remove it"
         )
     for name in ("strategy", "weight_by"):
-        if _is_given(federation, name):
+        if federation.is_given(name):
             yield (
                 f"federation.{name.replace('_', '-')} must be left out under federation.algorithm "
                 f"'{federation.algorithm}', which sends nothing to combine, got "
@@ -367,13 +363,13 @@ def _idle_partition(partition: "Partition") -> Iterator[str]:
         "classes_per_client": ("pathological",),
     }
     for name, users in kinds.items():
-        if partition.kind not in users and _is_given(partition, name):
+        if partition.kind not in users and partition.is_given(name):
             yield (
                 f"partition.{name.replace('_', '-')} is for partition.kind "
                 f"{' or '.join(map(repr, users))}, got {getattr(partition, name)!r} with kind "
                 f"'{partition.kind}'; set the kind, or remove it"
             )
-    if partition.task_skew == "none" and _is_given(partition, "tasks_per_client"):
+    if partition.task_skew == "none" and partition.is_given("tasks_per_client"):
         yield (
             "partition.tasks-per-client is for partition.task-skew 'rotate' or 'random', got "
             f"{partition.tasks_per_client} with 'none'; set task-skew, or remove it"

@@ -2,8 +2,10 @@
 
 A table is plain text, so that reading an experiment imports no PyTorch; the class behind an entry
 is imported when an experiment names it. A new method is a class in a file of its own and a line in
-its table: `common.weighting.table`, `common.architectures.table`, `common.algorithms` (classes of
-the client's side), `common.strategies` (of the server's; a client looks at their options only).
+its table: `common.weighting.table`, `common.architectures.table`, `common.optimisers.table`,
+`common.schedules.table`, `common.algorithms` (classes of the client's side), `common.strategies`
+(of the server's; a client looks at their options only). What others must know of a method is a
+field of its entry, so that nobody else keeps lists of names.
 """
 
 import importlib

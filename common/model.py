@@ -89,10 +89,10 @@ class MultiTaskModel(nn.Module):
         for dropout in self.dropouts:
             dropout.begin_batch()
 
-    def take_piece(self, rows: int, place: slice) -> None:
-        """Let dropout expect a piece of a batch of so many rows, as if that came as a whole."""
+    def take_micro_batch(self, rows: int, place: slice) -> None:
+        """Let dropout expect these rows next, of a batch of so many, as if that came as a whole."""
         for dropout in self.dropouts:
-            dropout.take_piece(rows, place)
+            dropout.take_micro_batch(rows, place)
 
     def forward(
         self,

@@ -1,36 +1,22 @@
 """What a trunk that begins with a ready model needs of an experiment, and what it ignores."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from common.architectures.table import SHARINGS
+from common.experiment_problems import show
 
 if TYPE_CHECKING:
     from common.experiment import Experiment
     from common.sections.model import Trunk
 
 READS = {"transformer": ("image", "text"), "timm": ("image",)}  # kinds of input that it can be over
-# Sharing architectures whose gates read the inputs as numbers: a token's number says nothing.
-GATED = ("mmoe", "cgc", "ple")
 SETTINGS = ("model", "model_digest", "pretrained", "pooling")
 
 
 def reads_folder(trunk: "Trunk") -> bool:
     """Whether `trunk.model` is a folder, and not a name."""
     return trunk.is_ready and (trunk.architecture != "timm" or "/" in trunk.model)
-
-
-def without_ready_model(content: dict[str, Any]) -> None:
-    """Take out of a dumped experiment what its result does not depend on: paths, idle settings.
-
-    So experiments without such a model keep the fingerprint that they had before there were any.
-    """
-    trunk = content["trunk"]
-    is_ready = trunk["architecture"] in READS
-    for name in SETTINGS:
-        if not is_ready or (name == "model" and trunk["model_digest"]):
-            del trunk[name]
-    for settings in content["inputs"].values():
-        if settings["kind"] != "text":
-            del settings["max_length"]
 
 
 def ready_model_problems(experiment: "Experiment") -> Iterator[str]:
@@ -62,7 +48,7 @@ def ready_model_problems(experiment: "Experiment") -> Iterator[str]:
             f"trunk.pretrained must be false where trunk.model is a name, got '{trunk.model}': "
             "nothing is downloaded; set it to false, or name a folder with model.safetensors"
         )
-    if texts and trunk.sharing in GATED:
+    if texts and SHARINGS[trunk.sharing].gates_read_inputs:
         yield (
             f"trunk.sharing must not be '{trunk.sharing}' for inputs.{texts[0]} of kind 'text', "
             "whose gates would take the numbers of tokens for measurements; use another, such as "
@@ -98,11 +84,9 @@ def _read_input(experiment: "Experiment") -> Iterator[str]:
 
 def _idle(trunk: "Trunk") -> Iterator[str]:
     for name in SETTINGS:
-        value = getattr(trunk, name)
-        if value != type(trunk).model_fields[name].default:
-            shown = str(value).lower() if isinstance(value, bool) else f"'{value}'"
+        if trunk.is_given(name):
             yield (
                 f"trunk.{name.replace('_', '-')} is for trunk.architecture 'transformer' or "
-                f"'timm', got {shown} with '{trunk.architecture}'; set the architecture, or "
-                "remove it"
+                f"'timm', got {show(getattr(trunk, name))} with '{trunk.architecture}'; set the "
+                "architecture, or remove it"
             )

@@ -29,3 +29,11 @@ class Settings(BaseModel):
         populate_by_name=True,
         allow_inf_nan=False,
     )
+
+    def is_given(self, name: str) -> bool:
+        """Whether a setting, by its Python name, differs from its default.
+
+        A resolved experiment is written with all its defaults and must load again, so what is
+        written down says nothing.
+        """
+        return bool(getattr(self, name) != type(self).model_fields[name].default)

@@ -14,10 +14,12 @@ class Strategy(Method):
             something else.
         by_mean: whether it needs no more of the updates than their mean, as where the server sees
             nothing else, or where noise was added to it.
+        needs_common: whether it works on trained parameters that all tasks share.
     """
 
     weighs: bool = True
     by_mean: bool = False
+    needs_common: bool = False
 
 
 REDDI = "Reddi et al., Adaptive federated optimization, ICLR 2021, Algorithm 2"
@@ -115,6 +117,7 @@ STRATEGIES: dict[str, Strategy] = {
         "Hu et al., Federated learning meets multi-objective optimization, IEEE TNSE 2022, "
         "Algorithm 1; other aggregators of gradients by option",
         "products of all pairs of updates, and a small programme, each round",
+        needs_common=True,
     ),
     "task-aware": Strategy(
         "server.aggregation.task_aware:TaskAware",
@@ -130,5 +133,6 @@ STRATEGIES: dict[str, Strategy] = {
         "Sattler et al., Clustered federated learning, IEEE TNNLS 2021, Algorithm 2; Briggs et "
         "al., Federated learning with hierarchical clustering of local updates, IJCNN 2020",
         "a trunk per group and a sketch of 4 kB per client on the server",
+        needs_common=True,
     ),
 }

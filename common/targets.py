@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from common.cells import FloatArray, count_rows, list_names, read_names, read_numbers
 from common.errors import DataError
 from common.experiment import Experiment
-from common.sections.rows import Task
+from common.sections.rows import WITH_CLASSES, Task
 from common.tables import ClientTable
 
 YES_NO = {"0": 0, "1": 1, "false": 0, "true": 1}
@@ -49,7 +49,7 @@ def read_labels(table: ClientTable, experiment: Experiment, name: str) -> Target
             f"client '{table.name}', task '{name}' needs {len(columns)} target columns, lacks "
             f"{list_names(missing)}; add them, or remove all for a client without the task"
         )
-    if task.kind in ("multiclass", "binary"):
+    if task.kind in WITH_CLASSES:
         return _read_classes(table, task, name, columns[0])
     return _read_vectors(table, task, name, columns)
 

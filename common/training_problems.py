@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 
 if TYPE_CHECKING:
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 def training_problems(experiment: "Experiment") -> Iterator[str]:
     """Name what is impossible, or would change nothing."""
     training, trunk = experiment.training, experiment.trunk
-    yield from _piece_problems(experiment)
+    yield from _micro_batch_problems(experiment)
+    yield from _patience_problems(experiment)
     if training.precision != "float32" and not trunk.has_layers:
         yield (
             "training.precision must be 'float32' for a trunk without layers, of whose products it "
@@ -30,7 +32,7 @@ def training_problems(experiment: "Experiment") -> Iterator[str]:
         )
 
 
-def _piece_problems(experiment: "Experiment") -> Iterator[str]:
+def _micro_batch_problems(experiment: "Experiment") -> Iterator[str]:
     training, trunk = experiment.training, experiment.trunk
     size = training.micro_batch
     if size is None:
@@ -51,4 +53,26 @@ def _piece_problems(experiment: "Experiment") -> Iterator[str]:
             f"training.micro-batch must be left out under trunk.sharing '{trunk.sharing}', whose "
             f"penalty compares all rows of a batch, got {size}; choose another trunk.sharing, or "
             "remove it"
+        )
+
+
+def _patience_problems(experiment: "Experiment") -> Iterator[str]:
+    training, data = experiment.training, experiment.data
+    patience, algorithm = training.patience, experiment.federation.algorithm
+    if patience is None:
+        return
+    if not data.validation and data.split != "column":
+        yield (
+            f"training.patience needs validation rows, got {patience} with data.validation = 0; "
+            "set data.validation above 0, or remove patience"
+        )
+    if training.epochs == 1 and not ALGORITHMS[algorithm].more_epochs:
+        yield (
+            f"training.patience needs training.epochs above 1, got {patience} with 1 epoch, after "
+            "which there is nothing to stop; raise epochs, or remove patience"
+        )
+    if algorithm == "scaffold":
+        yield (
+            "training.patience must be left out under federation.algorithm 'scaffold', whose "
+            f"control variates are means over all steps of a round, got {patience}; remove it"
         )

@@ -1,14 +1,13 @@
 """A chunk of clients' lesson: their batches, dropout and loss weighting in one message."""
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import Tensor
 
 from client.batches import Index
 from client.cohort import Cohort, LossSums
-from client.early_stopping import Losses, Stopping, weigh_all_losses
+from client.early_stopping import Losses, weigh_all_losses
+from client.patient_lesson import PatientLesson
 from client.phases import Phase
 from common.seeding import torch_generator
 from common.weighting.balance import Balance
@@ -18,10 +17,11 @@ if TYPE_CHECKING:
     from simulations.residents import Residents
 
 
-class ChunkLesson:
+class ChunkLesson(PatientLesson):
     """Trains rows of one chunk of clients in one message; see `client.learners.Lesson`."""
 
     def __init__(self, residents: "Residents", members: Index, instruction: Instruction) -> None:
+        super().__init__(residents.experiment.training.patience, clients=len(members))
         self.residents, self.round = residents, instruction.round
         self.generators = []
         names = list(residents.place)
@@ -41,25 +41,14 @@ class ChunkLesson:
             state = residents.remembered(members, instruction)
             self.balance = Balance(rules, state, self.weights)
 
-        self.epochs = np.zeros(len(members), np.int64)
-
-    def train(self, values: Tensor, phase: Phase) -> LossSums:
-        """Train rows, [K, P]."""
-        patience = self.residents.experiment.training.patience
-        if patience is None or phase.make is not None:
-            return self._train(values, phase)
-        stopping = Stopping(self._judge, patience)
-        sums = self._train(values, replace(phase, stopping=stopping))
-        self.epochs = self.epochs + stopping.done
-        return sums
-
-    def _judge(self, values: Tensor) -> Losses:
+    def judge(self, values: Tensor) -> Losses:
         """Compute the losses on each client's own validation rows."""
         store = self.residents.stores["validation"]
         found = self.residents.cohorts.losses(store, self.cohort.members, values)
         return weigh_all_losses(found, self.weights, len(values))
 
-    def _train(self, values: Tensor, phase: Phase) -> LossSums:
+    def train_phase(self, values: Tensor, phase: Phase) -> LossSums:
+        """Train rows [K, P] side by side."""
         return self.residents.cohorts.train(
             self.cohort,
             values,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from simulations.cli_options import Json
 from simulations.terminal import print_json, told_in_lines
 
 app = typer.Typer(
@@ -40,7 +41,6 @@ Count = Annotated[
     int | None,
     typer.Option("--rows", min=1, help="Rows that a client has; default: as the wire tells."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 
 
 @app.command()

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from common.errors import ConfigError
+from simulations.cli_options import Json, Overrides
 from simulations.terminal import print_json, told_in_lines
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 DEFAULT_SHADOWS, DEFAULT_CANARIES = 16, 200
 
 
@@ -91,10 +91,7 @@ def audit(
             help="--unit example: gradient (default; of a canary, against the updates), or loss.",
         ),
     ] = "",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
-    ] = None,
+    overrides: Overrides = None,
     data: Annotated[
         str | None, typer.Option(metavar="DIR", help="The raw data; overrides data.path.")
     ] = None,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from simulations.cli_options import Json
 from simulations.terminal import print_json, told_in_lines
 
 
@@ -23,9 +24,7 @@ def ensemble(
     data: Annotated[
         str | None, typer.Option(metavar="PATH", help="Raw data of all RUNs, if that has moved.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON on stdout, for machines.")
-    ] = False,
+    as_json: Json = False,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="New folder for ensemble.json.")
     ] = None,

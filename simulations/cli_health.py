@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from simulations.cli_options import Json
 from simulations.terminal import print_json, told_in_lines
 
 UNHEALTHY = 1  # exit code
@@ -24,9 +25,7 @@ def health(
             help="How old its status may be (default: what the status itself allows).",
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON on stdout, for machines.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Does the server of a deployed run, or a node, still work?
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from simulations.cli_options import Overrides
 from simulations.terminal import told_in_lines
 
 app = typer.Typer(
@@ -63,10 +64,7 @@ def check(
         Path | None,
         typer.Option(metavar="FILE", help="What the node's owner allows; default: everything."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
-    ] = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
 ) -> None:
     """Without a server: does the data fit, what would leave this machine, how large is it?

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from common.errors import ConfigError
+from simulations.cli_options import Json
 from simulations.terminal import print_json, told_in_lines
 
 
@@ -41,9 +42,7 @@ def personalize(
     allow_participant: Annotated[
         bool, typer.Option("--allow-participant", help="Take a client that took part in the run.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON on stdout, for machines.")
-    ] = False,
+    as_json: Json = False,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Write figures, and the model for fedmtl predict."),

@@ -5,14 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
+from simulations.cli_options import Data, Json, Overrides
 from simulations.terminal import print_json, told_in_lines
 
 app = typer.Typer(
     help="Differential privacy: plan a budget, read what clients have paid.",
     no_args_is_help=True,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
 
 
 @app.command()
@@ -65,14 +64,8 @@ def plan(
         typer.Option(min=1, help="P, numbers of an update; an experiment tells its own."),
     ] = None,
     accountant: Annotated[str, typer.Option(help="rdp (default), or pld: tighter, slower.")] = "",
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Folder or file with the raw data; overrides data.path."),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; may be repeated."),
-    ] = None,
+    data: Data = None,
+    overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Which noise does a budget need, which budget does a noise cost, how large is it on the trunk?

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from common.errors import ConfigError
+from simulations.cli_options import Json
 from simulations.terminal import print_json, told_in_lines
 
 DEFAULT_FOLDER = Path("runs")
@@ -33,9 +34,7 @@ def runs(
         ),
     ] = "when",
     reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON on stdout, for machines.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """List the runs in a folder: what was trained, how far it got, what came of it.
 

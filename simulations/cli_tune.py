@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from common.errors import ConfigError, FedMTLError
+from simulations.cli_options import Data, Json
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 if TYPE_CHECKING:
@@ -58,10 +59,7 @@ def tune(
         Path | None,
         typer.Option(metavar="DIR", help="Go on with this search; --trials may ask for more."),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", help="Folder or file with the raw data; overrides data.path."),
-    ] = None,
+    data: Data = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of all trials."),
@@ -78,9 +76,7 @@ def tune(
             "by itself; it changes no result, and may be given with --resume.",
         ),
     ] = "",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON on stdout, for machines.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Search for settings that do better on validation rows.
 

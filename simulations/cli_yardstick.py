@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from simulations.cli_options import Json
 from simulations.terminal import INTERRUPTED, print_json, told_in_lines
 
 
@@ -23,9 +24,7 @@ def yardstick(
     jobs: Annotated[
         int, typer.Option(min=1, help="Tasks trained at a time, in processes of their own.")
     ] = 1,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON on stdout, for machines.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Train every task of a run alone, and tell what each gained by the others.
 

@@ -6,10 +6,8 @@ from simulations import charts
 from simulations.evaluation.fairness import spread_over_clients
 from simulations.evaluation.page import fairness_table
 from simulations.formats import LOWER_IS_BETTER, NOTHING, format_count, format_figure
-from simulations.page_parts import Charts, card, folded, note, side_by_side, table
+from simulations.page_parts import MOST_ROWS, Charts, card, folded, note, side_by_side, table
 from simulations.run_record import Figures, RunRecord
-
-MOST_ROWS = 200  # of the table with a row per client; the rest is counted
 
 
 def make_clients(record: RunRecord, collected: Charts) -> str:

@@ -44,5 +44,5 @@ def train_federation(
 
 
 def read_results(experiment: Experiment, results: Mapping[str, Any]) -> TaskFigures:
-    """Read results.json at the round of lowest validation loss, else at the last."""
+    """Read results.json at the best round by `BestBy`, else at the last."""
     return task_metrics(experiment, (results["best"] or results["final"])["test"] or {})

@@ -199,5 +199,5 @@ def _draw(figures: Mapping[str, Chart], folder: Path, form: str) -> None:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(
             f"figures cannot be drawn as {form}: {reason} Kaleido needs Chrome or Chromium: name "
-            "one in the variable BROWSER_PATH, or take --format csv,json"
+            "one in the variable BROWSER_PATH, or take --format csv,json, which are written first"
         ) from error

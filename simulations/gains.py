@@ -10,6 +10,10 @@ from common.experiment import Experiment
 from common.metrics import METRICS
 
 YARDSTICK = "single-task local"  # the baseline that Delta-m is relative to
+READ_AT = (
+    "Run and yardsticks are read on test rows at their best rounds by validation rows, so figures "
+    "may differ from the last trunk's."
+)
 
 TaskFigures = dict[str, float]  # task -> its metric on test rows
 Spread = dict[str, Any]  # mean, deviation, and each seed's value

@@ -1,19 +1,12 @@
 """The report's section on held-out rows: what `fedmtl evaluate` found, where it was asked."""
 
-import json
-from pathlib import Path
-from typing import Any
-
-from common.errors import CheckpointError
 from simulations.evaluation import page as evaluation
 from simulations.formats import direction, format_figure
 from simulations.page_parts import Charts, card, note, part
-from simulations.run_record import RunRecord
+from simulations.run_record import Figures, RunRecord, read_beside
 
 FILE = "evaluation.json"
 KEYS = frozenset({"run", "round", "fingerprint", "split", "clients", "rows", "notes", "tasks"})
-
-Figures = dict[str, Any]
 
 
 def make_heldout(record: RunRecord, collected: Charts) -> str:
@@ -47,11 +40,10 @@ def read_evaluation(record: RunRecord) -> Figures | None:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    found = _read(record.path / FILE)
+    found = read_beside(record, FILE, KEYS, "fedmtl evaluate")
     if found is None or record.final is None:
         return None
-    is_ours = found["fingerprint"] == record.experiment.fingerprint()
-    return found if is_ours and found["round"] == record.final["trunk-round"] else None
+    return found if found["round"] == record.final["trunk-round"] else None
 
 
 def how_to_evaluate(record: RunRecord) -> str:
@@ -60,17 +52,3 @@ def how_to_evaluate(record: RunRecord) -> str:
         "Confusion, ROC, precision and recall, calibration and residuals are drawn here once "
         f"fedmtl evaluate {record.path} has looked at the held-out rows."
     )
-
-
-def _read(path: Path) -> Figures | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not content.keys() >= KEYS:
-            raise ValueError(f"it must be a table with {', '.join(sorted(KEYS))}")
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}; remove it, or write it anew with fedmtl evaluate"
-        ) from error
-    return content

@@ -14,6 +14,8 @@ from common.json_gaps import without_gaps
 from server.checkpoint import replace_text
 from simulations.charts import Chart
 
+MOST_ROWS = 200  # of a table; the rest is counted
+
 
 class Charts:
     """Collects the charts of a page, whose data goes into one script element."""
@@ -92,6 +94,8 @@ def fill_page(title: str, body: Iterable[str], collected: Charts) -> str:
         body: its parts, as HTML.
         collected: the charts that are in them.
     """
+    from plotly.offline import get_plotlyjs  # 4.8 MB of text
+
     folder = files("simulations") / "report_page"
     return Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
         title=escape(title),
@@ -99,7 +103,7 @@ def fill_page(title: str, body: Iterable[str], collected: Charts) -> str:
         body="\n".join(body),
         look=json.dumps(read_look()),
         charts=collected.to_json(),
-        plotly=(folder / "plotly-cartesian.min.js").read_text(encoding="utf-8"),
+        plotly=get_plotlyjs(),
         draw=(folder / "draw.js").read_text(encoding="utf-8"),
     )
 

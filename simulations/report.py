@@ -21,6 +21,7 @@ from simulations.formats import (
 )
 from simulations.heldout_section import make_balance, make_heldout
 from simulations.page_parts import (
+    MOST_ROWS,
     Charts,
     card,
     contents,
@@ -38,8 +39,6 @@ from simulations.run_record import RunRecord, read_run, task_figures
 from simulations.summary import describe_figures
 from simulations.time_chart import profile_chart
 from simulations.yardstick_section import make_gains
-
-MOST_ROWS = 200  # of a table with a row per client; the rest is counted
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
@@ -141,13 +140,25 @@ def make_result(record: RunRecord) -> str:
             ]
         )
     headings = ["task", "metric", "validation", "test", "best validation", "median client"]
-    is_noised = record.experiment.privacy.sums_regime == "noised"
-    headings += ["clients, p10 to p90", "clients" if is_noised else "test rows"]
+    headings += ["clients, p10 to p90", "clients" if is_noised(record) else "test rows"]
+    about = describe_result(record)
+    return card(table(headings, rows, words=2)) + note(about) + make_warnings(record)
+
+
+def is_noised(record: RunRecord) -> bool:
+    """Whether figures are means over clients with noise, and not over rows."""
+    return record.experiment.privacy.sums_regime == "noised"
+
+
+def describe_result(record: RunRecord) -> str:
+    """Say what the figures of the result are over, and which round was best."""
+    if record.final is None:
+        return ""
     about = (
         f"Figures of the trunk after round {record.final['trunk-round']}, on "
         f"{format_count(record.final['clients'], 'client')} with their own heads."
     )
-    if not is_noised:
+    if not is_noised(record):
         about += (
             " Validation and test count every labelled row alike; the spread counts every client "
             "alike, on test rows."
@@ -162,8 +173,7 @@ def make_result(record: RunRecord) -> str:
         best_by = BestBy.of(record.experiment)
         rank = "highest" if best_by.is_maximised else "lowest"
         about += f" The {rank} {best_by.name} was that of round {best['trunk-round']}."
-    about += describe_epochs(record)
-    return card(table(headings, rows, words=2)) + note(about) + make_warnings(record)
+    return about + describe_epochs(record)
 
 
 def describe_epochs(record: RunRecord) -> str:

@@ -133,6 +133,35 @@ def read_rounds(path: Path) -> list[Figures]:
     return rounds
 
 
+def read_beside(record: RunRecord, file: str, keys: frozenset[str], command: str) -> Figures | None:
+    """Read what a command left in a run folder, beside the run's own files.
+
+    Args:
+        record: of the run.
+        file: its name, a JSON table with "fingerprint".
+        keys: that it has at least.
+        command: that writes it, for the error.
+
+    Returns:
+        None where there is none, or it is of other settings than the folder's run.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    path = record.path / file
+    if not path.is_file():
+        return None
+    try:
+        found: Figures = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not found.keys() >= keys:
+            raise ValueError(f"it must be a table with {', '.join(sorted(keys))}")
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}; remove it, or write it anew with {command}"
+        ) from error
+    return found if found["fingerprint"] == record.experiment.fingerprint() else None
+
+
 def task_figures(evaluation: Figures | None, split: str, task: str) -> Figures:
     """Take one task's figures on one split out of an evaluation; {} where there are none."""
     figures: Figures = ((evaluation or {}).get(split) or {}).get("tasks", {}).get(task, {})

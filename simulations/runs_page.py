@@ -182,7 +182,8 @@ def notes_of(runs: Runs, differ: Mapping[str, Sequence[str]]) -> list[str]:
     split_apart = any(run.experiment.data.seed is None for run in runs.values())
     rows = [key for key in differ if key.startswith(ABOUT_ROWS) and (split_apart or key != "seed")]
     if rows:
-        shown = ", ".join(rows[:5]) + (", ..." if len(rows) > 5 else "")
+        more = len(rows) - 5
+        shown = ", ".join(rows[:5]) + (f" and {more} more" if more > 0 else "")
         notes.append(
             f"Test rows may not be the same, and be harder or easier: the runs differ in {shown}."
         )

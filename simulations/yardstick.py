@@ -2,7 +2,8 @@
 
 The yardstick of a task is the same federation with a loss in which that task alone has a weight:
 the same clients (those that hold it), rows, splits, seed, trunk, algorithm and rounds. Run and
-yardstick are read alike, at their rounds of lowest validation loss.
+yardstick are each read at the best round by ``evaluation.best-by``; where that names another task,
+which a yardstick does not learn, by the yardstick's validation loss.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.availability import leave_out
+from common.best import LOSS
 from common.clients import open_clients
 from common.errors import CheckpointError, ConfigError
 from common.experiment import Experiment
@@ -26,8 +28,8 @@ from simulations.holdout import with_clients
 from simulations.jobs import run_jobs
 from simulations.run_lock import at_work
 from simulations.run_record import RunRecord, read_run
+from simulations.yardstick_section import FILE
 
-FILE = "yardstick.json"  # in the run folder
 FOLDER = "yardstick"  # in the run folder: a run folder for every task
 FEDERATED = "single-task federated"
 
@@ -109,7 +111,7 @@ def measure_yardsticks(
 
 
 def figures_of_run(record: RunRecord) -> TaskFigures:
-    """Read a run's test figures at its round of lowest validation loss, else at its last.
+    """Read a run's test figures at its best round, else at its last.
 
     Raises:
         CheckpointError: the run has not ended.
@@ -150,7 +152,11 @@ def alone(experiment: Experiment, task: str, record: RunRecord) -> Experiment:
         update={"sharing": "hard", "options": {}, "task_parts": None}
     )
     loss = Loss(weighting="manual")
-    single = experiment.model_copy(update={"tasks": tasks, "loss": loss, "trunk": trunk})
+    evaluation = experiment.evaluation
+    if evaluation.best_by != task:  # one without a weight must not choose the round
+        evaluation = evaluation.model_copy(update={"best_by": LOSS})
+    changed = {"tasks": tasks, "loss": loss, "trunk": trunk, "evaluation": evaluation}
+    single = experiment.model_copy(update=changed)
     single = _among_holders(single, task, record)
     return Experiment.model_validate(single.model_dump(mode="json", by_alias=True))
 

@@ -1,21 +1,17 @@
 """The report's part on what training the tasks together gained: each held against it alone."""
 
-import json
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from common.errors import CheckpointError
 from simulations.charts import Chart, is_figure, nth_style, shorten
 from simulations.formats import direction, format_figure, format_gain
+from simulations.gains import READ_AT
 from simulations.page_parts import Charts, card, note, table
-from simulations.run_record import RunRecord
+from simulations.run_record import Figures, RunRecord, read_beside
 
-FILE = "yardstick.json"
+FILE = "yardstick.json"  # in the run folder, as `simulations.yardstick` writes it
 KEYS = frozenset({"fingerprint", "metrics", "run", "yardsticks"})
 LABEL = 18  # letters of a task's name beside its bar
-
-Figures = dict[str, Any]
 
 
 def make_gains(record: RunRecord, collected: Charts) -> str:
@@ -36,9 +32,7 @@ def make_gains(record: RunRecord, collected: Charts) -> str:
     about = (
         "Gain: (run - yardstick) / |yardstick|, with the sign turned where lower is better; "
         "Delta-m is the mean over tasks (Maninis et al. 2019, eq. 4). A yardstick near 0, as an R2 "
-        "may be, makes it large. Run and yardsticks are read on test rows at their rounds of "
-        "lowest validation loss, so figures may differ from those above. One seed: small gains may "
-        "be chance."
+        f"may be, makes it large. {READ_AT} One seed: small gains may be chance."
     )
     if any(record.experiment.privacy.levels):
         about += (
@@ -55,18 +49,7 @@ def read_yardstick(record: RunRecord) -> Figures | None:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    path: Path = record.path / FILE
-    if not path.is_file():
-        return None
-    try:
-        found: Figures = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or not found.keys() >= KEYS:
-            raise ValueError(f"it must be a table with {', '.join(sorted(KEYS))}")
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}; remove it, or write it anew with fedmtl yardstick"
-        ) from error
-    return found if found["fingerprint"] == record.experiment.fingerprint() else None
+    return read_beside(record, FILE, KEYS, "fedmtl yardstick")
 
 
 def gains_chart(found: Figures) -> Chart | None:
@@ -106,20 +89,18 @@ def gains_chart(found: Figures) -> Chart | None:
 
 
 def gains_table(found: Figures) -> str:
-    """Write the numbers: the run's figure, each yardstick's, and the gain."""
+    """Write the numbers: each gain, which a phone shows without scrolling, then what it is of."""
+    yardsticks = found["yardsticks"]
     rows = []
     for task, metric in found["metrics"].items():
-        cells = [escape(task), f"{metric} {direction(metric)}", format_figure(found["run"][task])]
-        for own in found["yardsticks"].values():
-            cells += [format_figure(own["tasks"][task]), format_gain(own["gains"][task])]
-        rows.append(cells)
-    last = ["Delta-m", "", ""]
-    for own in found["yardsticks"].values():
-        last += ["", f"<strong>{format_gain(own['delta-m'])}</strong>"]
-    headings = ["task", "metric", "run"]
-    for name in found["yardsticks"]:
-        headings += [name, "gain"]
-    return table(headings, [*rows, last], words=2)
+        gains = [format_gain(own["gains"][task]) for own in yardsticks.values()]
+        alone = [format_figure(own["tasks"][task]) for own in yardsticks.values()]
+        together = format_figure(found["run"][task])
+        rows.append([escape(task), f"{metric} {direction(metric)}", *gains, together, *alone])
+    means = [f"<strong>{format_gain(own['delta-m'])}</strong>" for own in yardsticks.values()]
+    last = ["Delta-m", "", *means, *[""] * (1 + len(yardsticks))]
+    over = [f"gain, {name.removeprefix('single-task ')}" for name in yardsticks]
+    return table(["task", "metric", *over, "run", *yardsticks], [*rows, last], words=2)
 
 
 def _at_zero() -> dict[str, Any]:

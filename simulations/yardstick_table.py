@@ -8,11 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from simulations.formats import direction, format_figure, format_gain
+from simulations.gains import READ_AT
 
 
 def print_yardstick(found: Mapping[str, Any], console: Console) -> None:
     """Print what yardstick.json holds, a row for each task."""
-    table = Table(title="Trained together against alone, on test rows")
+    table = Table(title="Trained together against alone, on test rows", caption=READ_AT)
     for heading in ("task", "metric"):
         table.add_column(heading)
     headings = ["run"]

@@ -58,7 +58,7 @@ def test_without_a_compiler_the_setting_is_named(monkeypatch):
 
 COARSE = {
     "bfloat16": {"precision": "bfloat16"},
-    "float16, in pieces": {"precision": "float16", "micro-batch": 3},
+    "float16, micro-batches": {"precision": "float16", "micro-batch": 3},
 }
 
 

@@ -252,7 +252,7 @@ REFUSED = {
         "data.validation=0"
     ],
     "training.patience needs training.epochs above 1, got 1 with 1 epoch": ["training.epochs=1"],
-    "training.patience must be left out with [privacy.example-level], got 1": [
+    "training.patience must be left out under [privacy.example-level], got 1": [
         "privacy.example-level.epsilon=6"
     ],
     "training.patience must be left out under federation.algorithm 'scaffold'": [

@@ -1,11 +1,11 @@
-"""A batch in pieces gives the gradient of the batch, whatever the model and the weighting."""
+"""Micro-batches give the gradient of the whole batch, whatever the model and the weighting."""
 
 import itertools
 
 import pytest
 import torch
 
-from client.pieces import Batch
+from client.micro_batches import Batch
 from client.training import Trainer
 from common.architectures.table import SHARINGS
 from common.optimisers.table import OPTIMISERS
@@ -47,10 +47,10 @@ def assert_alike(one: Trainer, other: Trainer, tolerance=1e-5):
 
 def test_a_piece_counts_by_its_share_of_a_tasks_labels():
     batch = Batch.of(partly_labelled().train, 4)
-    assert [piece.place for piece in batch.pieces] == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert [part.place for part in batch.micro_batches] == [slice(0, 4), slice(4, 8), slice(8, 10)]
     assert batch.counts == {"kind": 10, "flag": 4, "size": 10}
-    assert [batch.share(piece, "flag") for piece in batch.pieces] == [0.25, 0.5, 0.25]
-    assert [batch.share(piece, "kind") for piece in batch.pieces] == [0.4, 0.4, 0.2]
+    assert [batch.share(part, "flag") for part in batch.micro_batches] == [0.25, 0.5, 0.25]
+    assert [batch.share(part, "kind") for part in batch.micro_batches] == [0.4, 0.4, 0.2]
 
 
 def test_no_more_rows_than_a_piece_has_are_forward_at_once(monkeypatch):

@@ -7,7 +7,7 @@ import torch
 
 from client.autograd import Taught
 from client.flat import FlatParameters
-from client.pieces import Batch
+from client.micro_batches import Batch
 from client.precision import LARGEST, RAISED_AFTER, Backward, NotFiniteError, require_precision
 from client.training import Trainer
 from common.architectures.table import SHARINGS

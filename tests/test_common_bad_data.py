@@ -62,6 +62,11 @@ BAD_TABLES = {
         {"inputs": TOWN},
         r"column 'town'.*empty cells in 1 of 2 rows",
     ),
+    "no image": (
+        table(x1=COUNTED, y=COUNTED),
+        {"inputs": IMAGE},
+        r"lacks 1 of the columns.*; images are an array .* of an NPZ file",
+    ),
     "text for an image": (
         table(p=text(*"abcd"), y=COUNTED),
         {"inputs": IMAGE},

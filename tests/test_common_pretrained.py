@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 import common.encoder
+from common.algorithms import ALGORITHMS
 from common.architectures.table import SHARINGS
 from common.errors import ConfigError, ShapeError
 from common.experiment_file import dump_experiment, load_experiment
@@ -15,6 +16,7 @@ from common.pretrained.adapters import merge_adapters
 from common.pretrained.naming import is_adapter, is_frozen, split_encoder
 from common.pretrained.prepare import require_weights
 from common.sharing import learned_names, shared_names
+from common.strategies import STRATEGIES
 from tests.conftest import make_experiment
 
 SHAPES = {"x": (8,)}
@@ -388,3 +390,19 @@ def test_what_works_on_the_common_trunk_is_refused_where_none_of_it_trains(table
     experiment = make_experiment(trunk=trunk, federation=federation, training=training, **tables)
     with pytest.raises(ConfigError, match=r"needs trained parameters .* trunk.trains leaves none"):
         build_model(experiment, SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("setting", "table"),
+    [("algorithm", ALGORITHMS), ("strategy", STRATEGIES)],
+    ids=["algorithm", "strategy"],
+)
+def test_what_needs_a_common_trunk_refuses_one_without_layers(setting, table):
+    for name, method in table.items():
+        wanted = [f"federation.{setting}={name}", "trunk.widths=[]", "federation.affinity-every=0"]
+        try:
+            load_experiment("digits", wanted)
+            told = ""
+        except ConfigError as error:
+            told = str(error)
+        assert ("without layers" in told or "trunk layers" in told) is method.needs_common, name

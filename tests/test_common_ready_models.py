@@ -17,7 +17,6 @@ from common.model import build_model
 from common.model_folder import digest_folder
 from common.pretrained.naming import is_adapter
 from common.privacy.assumptions import assumptions
-from common.ready_models import without_ready_model
 from common.sections.model import Trunk
 from common.sharing import is_statistic, shared_names, task_of
 from common.text import PADDING, encode_texts
@@ -274,15 +273,6 @@ def test_the_folder_counts_and_where_it_is_does_not(models, tmp_path):
     assert here.fingerprint() == there.fingerprint()
     other = load_digits(write_vit(tmp_path / "other", num_hidden_layers=1))
     assert other.fingerprint() != here.fingerprint()
-
-
-def test_experiments_without_a_ready_model_keep_their_fingerprint():
-    content = load_experiment("digits").model_dump(mode="json")
-    new = {"model", "model_digest", "pretrained", "pooling"}
-    assert new <= set(content["trunk"])
-    without_ready_model(content)
-    assert not new & set(content["trunk"])
-    assert "max_length" not in content["inputs"]["pixels"]
 
 
 def test_a_folder_with_other_files_is_refused(models, tmp_path):

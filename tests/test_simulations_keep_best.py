@@ -189,6 +189,7 @@ def test_a_client_sets_aside_once_and_goes_back_to_that():
 REFUSED = {
     "evaluation.best-by must be one of 'loss', 'digit', 'parity', 'ink', got 'digits'. Did you "
     "mean 'digit'?": ["evaluation.best-by=digits"],
+    "'parity', 'ink', got 'nothing'; correct it, or remove it.": ["evaluation.best-by=nothing"],
     "evaluation.keep needs validation rows, got 'best' with data.validation = 0": [
         *KEPT,
         "data.validation=0",

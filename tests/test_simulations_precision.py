@@ -39,7 +39,9 @@ def test_a_precision_is_compared_with_float32_seed_by_seed():
 
 
 def test_a_quarter_of_a_batch_is_a_piece():
-    settings = settings_of("bfloat16, recomputed, in pieces", ["training.batch-size=64"], "digits")
+    settings = settings_of(
+        "bfloat16, recomputed, micro-batches", ["training.batch-size=64"], "digits"
+    )
     assert settings == ["training.batch-size=64", BF16, AGAIN, "training.micro-batch=16"]
     assert settings_of("float32, by pixel", [], "digits") == []
 

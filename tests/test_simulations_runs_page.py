@@ -46,7 +46,7 @@ def titled(page, title):
 
 def test_the_page_is_where_it_was_asked_for_and_fetches_nothing(page, tmp_path):
     assert page == tmp_path / "runs.html"
-    plain = re.sub(r"<script>.*?</script>", "", page.read_text(), flags=re.DOTALL)
+    plain = re.sub(r"<script[^>]*>.*?</script>", "", page.read_text(), flags=re.DOTALL)
     assert not re.search(r"(src|href)=\"(?!data:|#)|@import|url\(", plain)
 
 
@@ -100,6 +100,13 @@ def test_runs_on_other_rows_are_told_to_be_so(two, page, tmp_path):
     alike = write_runs_page([two[0], copied(two[0], tmp_path / "three")], tmp_path / "alike.html")
     assert "may not be the same" not in text_of(alike)
     assert "The experiments are the same, setting by setting." in text_of(alike)
+
+
+def test_of_many_settings_about_rows_five_are_named_and_the_rest_counted(two):
+    runs = {folder.name: read_run(folder) for folder in two}
+    differ = {f"data.setting-{number}": ["0", "1"] for number in range(7)}
+    (told,) = [note for note in notes_of(runs, differ) if "may not be the same" in note]
+    assert told.endswith("data.setting-3, data.setting-4 and 2 more.")
 
 
 def copied(folder, to):

@@ -17,7 +17,7 @@ from simulations.cli import app
 from simulations.simulate import simulate
 from simulations.tuning import search as module
 from simulations.tuning import trial as trial_module
-from simulations.tuning.charts import front_charts, place, slice_charts
+from simulations.tuning.charts import front_charts, history_chart, place, slice_charts
 from simulations.tuning.objectives import Objective, parse_objectives, require_same_measure
 from simulations.tuning.outcome import read_test, summarise, write_outcome
 from simulations.tuning.page import write_tuning_page
@@ -85,6 +85,8 @@ def test_values_are_a_range_or_a_list(text, means):
         ("training.lr", "[0.1, 0.1]", "each once"),
         ("training.lr", "fast", "must be LOW..HIGH, log:LOW..HIGH or a list"),
         ("training.optimiser", "[adam, sgd]", "needs quotes"),
+        ("training.optimiser", "adam,sgd", 'has brackets, as in ["a", "b"]'),
+        ("trunk.widths", "[32],[64,32]", "has brackets, as in [[32], [64, 32]]"),
         ("seed", "0..9", "--seeds N"),
         ("data.validation", "0.1..0.3", "decides the rows"),
         ("partition.clients", "2..9", "decides the rows"),
@@ -500,6 +502,9 @@ def test_a_real_search_over_architectures_has_its_files_and_its_page(tmp_path):
     assert again == pytest.approx(outcome["trials"][best["number"]]["values"]["loss"]["mean"])
     page = write_tuning_page(tuning.experiment, outcome, out).read_text()
     assert page.count("nonsense") >= 4
+    assert (page.count(">done<"), page.count(">complete<")) == (4, 0)
+    history = history_chart(outcome, outcome["objectives"][0])
+    assert history.layout["xaxis"]["dtick"] == 1  # there is no trial 0.5
     assert len(list(slice_charts(outcome, outcome["objectives"][0]))) == 3
 
 

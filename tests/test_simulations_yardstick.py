@@ -41,6 +41,14 @@ def test_each_task_is_trained_without_the_others(run):
     assert single.seed == record.experiment.seed
 
 
+def test_a_task_without_a_weight_does_not_choose_the_round(run):
+    record = read_run(run)
+    evaluation = record.experiment.evaluation.model_copy(update={"best_by": "digit"})
+    judged = record.experiment.model_copy(update={"evaluation": evaluation})
+    assert alone(judged, "digit", record).evaluation.best_by == "digit"
+    assert alone(judged, "ink", record).evaluation.best_by == "loss"
+
+
 def test_gains_are_relative_to_the_task_alone(run):
     found = measure_yardsticks(run, local=True)
     results = json.loads((run / "results.json").read_text())["best"]["test"]["tasks"]

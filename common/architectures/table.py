@@ -15,10 +15,13 @@ class Sharing(Method):
             client, as heads do. The first is the default; none where the trunk has no such parts.
         compares_rows: whether what it adds to the loss is more than a mean over rows, so that a
             batch must go through as a whole.
+        gates_read_inputs: whether its gates read the inputs as numbers, which a text's tokens are
+            not: what their numbers are says nothing.
     """
 
     task_parts: tuple[str, ...] = ()
     compares_rows: bool = False
+    gates_read_inputs: bool = False
 
     @property
     def has_common_parts(self) -> bool:
@@ -59,6 +62,7 @@ SHARINGS: dict[str, Sharing] = {
         "as many trunks as experts, all sent; gates stay home",
         fewest_tasks=2,
         task_parts=("home", "shared"),
+        gates_read_inputs=True,
     ),
     "cgc": Sharing(
         "common.architectures.extraction:CustomisedGateControl",
@@ -67,6 +71,7 @@ SHARINGS: dict[str, Sharing] = {
         "as many trunks as experts; those of all tasks are sent",
         fewest_tasks=2,
         task_parts=("home", "shared"),
+        gates_read_inputs=True,
     ),
     "ple": Sharing(
         "common.architectures.extraction:ProgressiveExtraction",
@@ -75,6 +80,7 @@ SHARINGS: dict[str, Sharing] = {
         "as cgc, and gates in every layer",
         fewest_tasks=2,
         task_parts=("home", "shared"),
+        gates_read_inputs=True,
     ),
     "mtan": Sharing(
         "common.architectures.mtan:MultiTaskAttention",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from common.algorithms import ALGORITHMS
 from common.cells import list_names
 from common.errors import ConfigError, DataError
 from common.experiment import Experiment
@@ -19,10 +20,8 @@ from common.pretrained.naming import (
 )
 from common.pretrained.weights import fill_trunk, is_there, read_weights
 from common.sharing import shared_names, task_of
+from common.strategies import STRATEGIES
 from common.weighting.table import WEIGHTINGS
-
-# What its module refuses for a trunk without layers, by the tables of algorithms and strategies.
-BY_TRUNK, BY_UPDATES = ("fedala", "scaffold"), ("clustered", "conflict-averse")
 
 
 def prepare_trunk(trunk: nn.Module, experiment: Experiment) -> None:
@@ -153,11 +152,12 @@ def _require_learning(trunk: nn.Module, experiment: Experiment) -> None:
 def _needs_common(experiment: Experiment) -> dict[str, bool]:
     """Name what works on the common trunk, and whether the experiment has it."""
     trunk, loss, federation = experiment.trunk, experiment.loss, experiment.federation
+    algorithm, strategy = ALGORITHMS[federation.algorithm], STRATEGIES[federation.strategy]
     return {
         f"loss.weighting '{loss.weighting}'": WEIGHTINGS[loss.weighting].load().needs_trunk,
         f"loss.record '{loss.record}'": loss.record == "gradients",
-        f"federation.algorithm '{federation.algorithm}'": federation.algorithm in BY_TRUNK,
-        f"federation.strategy '{federation.strategy}'": federation.strategy in BY_UPDATES,
+        f"federation.algorithm '{federation.algorithm}'": algorithm.needs_common,
+        f"federation.strategy '{federation.strategy}'": strategy.needs_common,
         "trunk.weight-decay": trunk.weight_decay is not None,
         "trunk.l1": trunk.l1 is not None,
     }

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from common.experiment import Experiment
 
 
-def trunk_problems(experiment: "Experiment") -> Iterator[str]:
+def pretrained_problems(experiment: "Experiment") -> Iterator[str]:
     """Say what does not go together, a line each."""
     trunk = experiment.trunk
     if trunk.weights_digest and trunk.weights is None:

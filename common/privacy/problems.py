@@ -17,7 +17,6 @@ from common.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from common.experiment import Experiment
-    from common.settings import Settings
 
 CLIENT, EXAMPLE = "privacy.client-level", "privacy.example-level"
 SECURE = "privacy.secure-aggregation"
@@ -39,10 +38,6 @@ def privacy_problems(experiment: "Experiment") -> Iterator[str]:
         yield from _secure_problems(experiment, privacy.secure_aggregation)
     if privacy.client_level is not None or privacy.secure_aggregation is not None:
         yield from _update_problems(experiment)
-
-
-def _is_given(table: "Settings", name: str) -> bool:
-    return bool(getattr(table, name) != type(table).model_fields[name].default)
 
 
 def _budget_problems(place: str, budget: Budget) -> Iterator[str]:
@@ -93,7 +88,7 @@ def _client_problems(experiment: "Experiment", level: ClientLevel) -> Iterator[s
             "clipped would leave each client without noise; remove it"
         )
     for name in ("quantile_lr", "quantile_noise"):
-        if level.quantile is None and _is_given(level, name):
+        if level.quantile is None and level.is_given(name):
             yield f"{CLIENT}.{name.replace('_', '-')} is for a quantile, got none; remove it"
     if level.amplification:
         yield from _amplification_problems(experiment, level)
@@ -167,27 +162,7 @@ def _example_problems(experiment: "Experiment", level: ExampleLevel) -> Iterator
             "learned without noise, and so would carry rows into what is sent; use another, such "
             "as 'mr-mtl'"
         )
-    if experiment.training.precision != "float32":
-        yield (
-            f"training.precision must be 'float32' under [{EXAMPLE}], whose rows' gradients are "
-            f"clipped in it, got '{experiment.training.precision}'; remove it"
-        )
-    if experiment.training.recompute_activations:
-        yield (
-            f"training.recompute-activations must be false under [{EXAMPLE}], which needs what "
-            "every layer gave for the gradients of single rows, got true; remove it, or set "
-            "training.micro-batch, which saves memory there"
-        )
-    if experiment.training.compile:
-        yield (
-            f"training.compile must be false under [{EXAMPLE}], whose steps are not compiled; "
-            "remove it"
-        )
-    if level.covers == "model" and _is_given(experiment.training, "balance"):
-        yield (
-            f"training.balance is of no use under [{EXAMPLE}], which draws every row of a batch by "
-            f"itself, got '{experiment.training.balance}'; remove it"
-        )
+    yield from _example_training_problems(experiment, level)
     if level.covers == "model" and algorithm == "fedbabu":
         yield (
             f"{EXAMPLE}.covers must be 'trunk' under federation.algorithm 'fedbabu', which fits "
@@ -200,6 +175,37 @@ def _example_problems(experiment: "Experiment", level: ExampleLevel) -> Iterator
             f"move while the trunk trains, got '{algorithm}': a head trained without noise changes "
             "the trunk gradient of every other row, so that clipping row by row bounds nothing; "
             f"set covers to 'model', or use [{CLIENT}], which heads without noise do not weaken"
+        )
+
+
+def _example_training_problems(experiment: "Experiment", level: ExampleLevel) -> Iterator[str]:
+    """Name what of ``[training]`` rows' own gradients do not allow."""
+    training = experiment.training
+    if training.precision != "float32":
+        yield (
+            f"training.precision must be 'float32' under [{EXAMPLE}], whose rows' gradients are "
+            f"clipped in it, got '{training.precision}'; remove it"
+        )
+    if training.patience is not None:
+        yield (
+            f"training.patience must be left out under [{EXAMPLE}], got {training.patience}: "
+            "validation rows would decide what is sent, outside the budget; remove it"
+        )
+    if training.recompute_activations:
+        yield (
+            f"training.recompute-activations must be false under [{EXAMPLE}], which needs what "
+            "every layer gave for the gradients of single rows, got true; remove it, or set "
+            "training.micro-batch, which saves memory there"
+        )
+    if training.compile:
+        yield (
+            f"training.compile must be false under [{EXAMPLE}], whose steps are not compiled; "
+            "remove it"
+        )
+    if level.covers == "model" and training.is_given("balance"):
+        yield (
+            f"training.balance is of no use under [{EXAMPLE}], which draws every row of a batch by "
+            f"itself, got '{training.balance}'; remove it"
         )
 
 
@@ -220,7 +226,7 @@ def _secure_problems(experiment: "Experiment", secure: SecureAggregation) -> Ite
             f"federation.weight-by must be 'examples' or 'uniform' under [{SECURE}], got "
             "'labelled'; set one of them"
         )
-    if federation.weight_by == "uniform" and _is_given(secure, "most_examples"):
+    if federation.weight_by == "uniform" and secure.is_given("most_examples"):
         yield (
             f"{SECURE}.most-examples is for federation.weight-by 'examples', got 'uniform'; "
             "remove it"
@@ -228,7 +234,7 @@ def _secure_problems(experiment: "Experiment", secure: SecureAggregation) -> Ite
     if (
         federation.weight_by == "examples"
         and privacy.counts == "withheld"
-        and not _is_given(secure, "most_examples")
+        and not secure.is_given("most_examples")
     ):
         yield (
             f"{SECURE}.most-examples must be given for federation.weight-by 'examples' with "
@@ -290,7 +296,7 @@ def _update_problems(experiment: "Experiment") -> Iterator[str]:
             f"trunk.norm-parameters must be 'local' or 'local-statistics' with norm 'batch' under "
             f"{where}: a running variance that is clipped, or has noise, may be negative; set it"
         )
-    if federation.affinity_every and _is_given(federation, "affinity_every"):
+    if federation.affinity_every and federation.is_given("affinity_every"):
         yield (
             f"federation.affinity-every must be 0 under {where}, got {federation.affinity_every}: "
             "it compares single updates; remove it, then nothing is compared"
@@ -312,7 +318,7 @@ def _sums_problems(experiment: "Experiment") -> Iterator[str]:
             yield "privacy.sums-noise-multiplier must be given for sums 'noised', got none"
     else:
         for name in ("sums_noise_multiplier", "sums_max_norm"):
-            if _is_given(privacy, name):
+            if privacy.is_given(name):
                 yield (
                     f"privacy.{name.replace('_', '-')} is for privacy.sums 'noised', got "
                     f"'{regime}'; remove it, or set sums"
@@ -324,7 +330,7 @@ def _sums_problems(experiment: "Experiment") -> Iterator[str]:
         )
     yield from _figure_problems(experiment)
     yield from _count_problems(experiment)
-    if not any(privacy.levels) and _is_given(privacy, "accountant"):
+    if not any(privacy.levels) and privacy.is_given("accountant"):
         yield (
             f"privacy.accountant is for [{CLIENT}] or [{EXAMPLE}], got '{privacy.accountant}' with "
             "neither; remove it"

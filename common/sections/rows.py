@@ -8,6 +8,7 @@ from common.settings import Finite, Fraction, Names, Rate, Settings, Sizes
 
 TaskKind = Literal["multiclass", "binary", "multilabel", "regression"]
 InputKind = Literal["numeric", "categorical", "image", "text"]
+WITH_CLASSES = ("multiclass", "binary")  # kinds of task whose rows have one class each
 Metric = Literal["accuracy", "f1", "auroc", "mse", "rmse", "mae", "r2"]
 
 METRICS_OF_KIND: dict[str, tuple[Metric, ...]] = {  # the first one is the default
@@ -180,7 +181,7 @@ class Task(Settings):
             )
         if self.kind in ("multilabel", "regression") and self.classes is not None:
             raise ValueError(f"classes do not apply to a {self.kind} task; remove them")
-        if self.kind in ("multiclass", "binary") and not isinstance(self.target, str):
+        if self.kind in WITH_CLASSES and not isinstance(self.target, str):
             raise ValueError(f"a {self.kind} task has one target column, got a list")
         if self.kind == "multilabel" and isinstance(self.target, str):
             raise ValueError("a multilabel task needs target = [one column per label]")

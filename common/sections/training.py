@@ -85,7 +85,7 @@ class Training(Settings):
     micro_batch: int | None = Field(
         None,
         ge=1,
-        description="Rows that are forward and backward at once: a batch goes through in pieces, "
+        description="Rows that are forward and backward at once: a batch goes through in parts, "
         "and its step is that of the whole; default: the batch. For batches that do not fit a "
         "GPU's memory. Clients train one by one.",
     )

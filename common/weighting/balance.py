@@ -19,7 +19,7 @@ from common.weighting.fixed import Fixed
 from common.weighting.gradients import GradientBalancing
 from common.weighting.scaling import SCALINGS
 from common.weighting.table import WEIGHTINGS
-from common.weighting.weighting import Lesson, Weighting
+from common.weighting.weighting import Step, Weighting
 
 Memory = Mapping[str, Mapping[str, float]]  # task -> name -> what is remembered
 SCALE = "scale"  # what a scaling remembers
@@ -101,7 +101,7 @@ class Balance:
         self._sums: dict[str, Tensor] = {}  # figure -> [K, T], summed over steps
         self._steps: dict[str, Tensor] = {}  # figure -> [K, T], over how many
         self._noise: torch.Generator | None = None
-        self._lesson: Lesson | None = None
+        self._last: Step | None = None
         if rules.gradients is not None:
             rules.gradients.reset()
 
@@ -156,7 +156,7 @@ class Balance:
         norms = norms or {}
         watched = norms.get(self.rules.weighting.needs_norms or "")
         scaled = None if watched is None else watched * slopes
-        self._lesson = Lesson(values, taught, weights, scaled)
+        self._last = Step(values, taught, weights, scaled)
         return self.record(weights * slopes, taught, norms.get("trunk", watched), cosines)
 
     def learn(self, after: Tensor | None = None) -> None:
@@ -165,16 +165,16 @@ class Balance:
         Args:
             after: [K', T], the losses on the same batch after the step, where the weighting asks.
         """
-        lesson = self._lesson
-        if lesson is None:
+        step = self._last
+        if step is None:
             raise RuntimeError("learn comes after weigh")
         if after is not None:
-            after = torch.where(lesson.taught, after, torch.nan)
+            after = torch.where(step.taught, after, torch.nan)
             scale = self._rows(after).get(SCALE, after)
             after = self.rules.scaling.apply(after, scale)[0]
-        lesson = Lesson(lesson.losses, lesson.taught, lesson.weights, lesson.norms, after)
-        changes = self.rules.weighting.learn(lesson, self._rows(lesson.losses))
-        self._write(changes, lesson.taught)
+        step = Step(step.losses, step.taught, step.weights, step.norms, after)
+        changes = self.rules.weighting.learn(step, self._rows(step.losses))
+        self._write(changes, step.taught)
 
     def record(
         self,

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from common.settings import Settings
-from common.weighting.weighting import TINY, Learned, Lesson, State, Weighting, softmax, total
+from common.weighting.weighting import TINY, Learned, State, Step, Weighting, softmax, total
 
 
 class FastAdaptive(Weighting):
@@ -33,13 +33,13 @@ class FastAdaptive(Weighting):
         pulls = softmax(state["logit"], taught) / losses.clamp(min=TINY)
         return pulls / total(pulls, taught)
 
-    def learn(self, lesson: Lesson, state: State) -> dict[str, Tensor]:
+    def learn(self, step: Step, state: State) -> dict[str, Tensor]:
         """Step xi: a task whose loss fell less than the others' gains weight."""
-        if lesson.after is None:
+        if step.after is None:
             raise RuntimeError("FAMO asked for the losses after the step")
-        shares = softmax(state["logit"], lesson.taught)
-        fallen = lesson.losses.clamp(min=TINY).log() - lesson.after.clamp(min=TINY).log()
-        average = total(shares * fallen, lesson.taught)
+        shares = softmax(state["logit"], step.taught)
+        fallen = step.losses.clamp(min=TINY).log() - step.after.clamp(min=TINY).log()
+        average = total(shares * fallen, step.taught)
         slope = shares * (fallen - average) + self.options.weight_decay * state["logit"]
         logit, moments = Learned.step(state["logit"], slope, state, self.options.lr, adam=True)
         return {"logit": logit, **moments}

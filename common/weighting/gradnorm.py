@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.experiment import Experiment
 from common.settings import Settings
-from common.weighting.weighting import TINY, Learned, Lesson, State, Weighting, mean, total
+from common.weighting.weighting import TINY, Learned, State, Step, Weighting, mean, total
 
 
 class GradNorm(Weighting):
@@ -52,19 +52,19 @@ class GradNorm(Weighting):
         """Share out the learned weights among the present tasks."""
         return state["weight"] / mean(state["weight"], taught)
 
-    def learn(self, lesson: Lesson, state: State) -> dict[str, Tensor]:
+    def learn(self, step: Step, state: State) -> dict[str, Tensor]:
         """Step against ``d/dw_t sum |w_t |g_t| - target_t|``, targets constant (eq. 2)."""
-        if lesson.norms is None:
+        if step.norms is None:
             raise RuntimeError("GradNorm asked for gradient norms")
-        taught, norms = lesson.taught, lesson.norms
-        start = torch.where(state["initial-loss"] > 0, state["initial-loss"], lesson.losses)
-        ratio = lesson.losses / start.clamp(min=TINY)
+        taught, norms = step.taught, step.norms
+        start = torch.where(state["initial-loss"] > 0, state["initial-loss"], step.losses)
+        ratio = step.losses / start.clamp(min=TINY)
         rate = ratio / mean(ratio, taught).clamp(min=TINY)
-        pulls = lesson.weights * norms
+        pulls = step.weights * norms
         target = mean(pulls, taught) * rate.pow(self.options.alpha)
         slope = (pulls - target).sign() * norms
         adam = self.options.optimiser == "adam"
-        moved, moments = Learned.step(lesson.weights, slope, state, self.options.lr, adam=adam)
+        moved, moments = Learned.step(step.weights, slope, state, self.options.lr, adam=adam)
         moved = moved.clamp(min=TINY)  # a weight below 0 would train its task backwards
         # The present tasks keep their share of the sum, so that absent ones keep theirs.
         return {

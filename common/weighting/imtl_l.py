@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from common.weighting.weighting import Learned, LearnedOptions, Lesson, State, Weighting
+from common.weighting.weighting import Learned, LearnedOptions, State, Step, Weighting
 
 
 class ImpartialLosses(Weighting):
@@ -23,9 +23,9 @@ class ImpartialLosses(Weighting):
         """Turn log scales into weights."""
         return state["log-scale"].exp()
 
-    def learn(self, lesson: Lesson, state: State) -> dict[str, Tensor]:
+    def learn(self, step: Step, state: State) -> dict[str, Tensor]:
         """Step s against ``d/ds = exp(s) L - 1``."""
-        slope = lesson.weights * lesson.losses - 1
+        slope = step.weights * step.losses - 1
         scale, moments = Learned.step(
             state["log-scale"], slope, state, self.options.lr, adam=self.options.optimiser == "adam"
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from common.experiment import Experiment
-from common.weighting.weighting import Learned, LearnedOptions, Lesson, State, Weighting
+from common.weighting.weighting import Learned, LearnedOptions, State, Step, Weighting
 
 
 class Uncertainty(Weighting):
@@ -31,9 +31,9 @@ class Uncertainty(Weighting):
         """Turn log variances into weights."""
         return self.factors.to(losses) * (-state["log-variance"]).exp()
 
-    def learn(self, lesson: Lesson, state: State) -> dict[str, Tensor]:
+    def learn(self, step: Step, state: State) -> dict[str, Tensor]:
         """Step s against ``d/ds = 1/2 - w L``."""
-        slope = 0.5 - lesson.weights * lesson.losses
+        slope = 0.5 - step.weights * step.losses
         variance, moments = Learned.step(
             state["log-variance"],
             slope,

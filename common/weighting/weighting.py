@@ -22,8 +22,8 @@ TINY = 1e-8  # losses of 0 would have no logarithm
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What one step taught, for a method that learns from it.
+class Step:
+    """One step as a method that learns from it sees it.
 
     Attributes:
         losses: [K, T], scaled; NaN where absent.
@@ -115,7 +115,7 @@ class Weighting:
         """
         raise NotImplementedError
 
-    def learn(self, lesson: Lesson, state: State) -> dict[str, Tensor]:
+    def learn(self, step: Step, state: State) -> dict[str, Tensor]:
         """Return what the state becomes after a step, [K, T] each; here it stays."""
         return {}
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from common.dataset import Rows
 from common.errors import ConfigError
+from common.sections.rows import WITH_CLASSES
 from common.seeding import numpy_generator
 from simulations.attacks.guesses import make_model
 from simulations.attacks.intervals import bootstrap, share
@@ -35,7 +36,6 @@ from simulations.attacks.wire import Wire
 
 Matrix = NDArray[np.float64]
 Counts = NDArray[np.int64]
-WITH_CLASSES = ("multiclass", "binary")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """A real browser for looking at pages: Chromium, told what to do over a pair of pipes."""
 
-import base64
 import contextlib
 import json
 import os
@@ -124,11 +123,6 @@ class Browser:
             elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
                 told.append(params["entry"]["text"])
         return told
-
-    def screenshot(self, out: Path) -> None:
-        """Save a picture of what the screen shows."""
-        told = self.call("Page.captureScreenshot", format="png")
-        out.write_bytes(base64.b64decode(told["data"]))
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:

@@ -26,7 +26,7 @@ from simulations.terminal import print_json, told_in_lines
 PLAIN = "float32"
 BF16, FP16 = "training.precision=bfloat16", "training.precision=float16"
 COMPILED, AGAIN = "training.compile=true", "training.recompute-activations=true"
-PIECES = "training.micro-batch"  # a quarter of the batch
+MICRO_BATCH = "training.micro-batch"  # a quarter of the batch
 BY_PIXEL = "images by pixel"  # no setting: the layout of images on a GPU
 SIZES = ("trunk.channels=[256,512]", "training.batch-size=256")
 VERDICTS = {True: ", within noise", False: ", more than noise", None: ""}
@@ -39,8 +39,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "float32, compiled": (COMPILED,),
     "bfloat16, compiled": (BF16, COMPILED),
     "float32, recomputed": (AGAIN,),
-    "float32, in pieces": (PIECES,),
-    "bfloat16, recomputed, in pieces": (BF16, AGAIN, PIECES),
+    "float32, micro-batches": (MICRO_BATCH,),
+    "bfloat16, recomputed, micro-batches": (BF16, AGAIN, MICRO_BATCH),
 }
 
 
@@ -55,8 +55,8 @@ def settings_of(arm: str, overrides: Sequence[str], experiment: str) -> list[str
     """List an arm's settings."""
     size = load_experiment(experiment, list(overrides)).training.batch_size
     own = [name for name in ARMS[arm] if name != BY_PIXEL]
-    pieces = f"{PIECES}={max(1, size // 4)}"
-    return [*overrides, *(pieces if name == PIECES else name for name in own)]
+    micro_batch = f"{MICRO_BATCH}={max(1, size // 4)}"
+    return [*overrides, *(micro_batch if name == MICRO_BATCH else name for name in own)]
 
 
 def measure(

@@ -129,9 +129,10 @@ def _left_out(
     """Say in a line each which rows, clients and tasks are not counted."""
     for split in JUDGED:
         if any(count != rows.count(split) for count in rows.held[split]):
+            held = sorted(set(rows.held[split]))
             yield (
                 f"only {format_count(rows.count(split), f'{split} row')} of the "
-                f"{', '.join(map(str, rows.held[split]))} that each run has are used, which are "
+                f"{' or '.join(map(str, held))} that each run has are used, which are "
                 f"{split} rows of the same client in all; any other is one that a run may have "
                 "trained on, or whose client keeps no heads there"
             )

@@ -53,6 +53,7 @@
 
   // A picture stands alone: with its title, on white, in the size it has here.
   async function picture(element, format) {
+    begin();
     const { data, layout } = compose(charts[element.id], themes.light);
     const width = Math.max(element.clientWidth, 480), height = layout.height + 44;
     const alone = {
@@ -137,9 +138,18 @@
   if (window.innerWidth < PHONE) {
     parts.forEach((part) => { part.open = "first" in part.dataset; });
   }
-  elements.forEach((element) => near.observe(element));
+  // Plotly's script is large: the page is there to be read before it starts.
+  function begin() {
+    if (window.Plotly) return;
+    const script = document.createElement("script");
+    script.textContent = document.getElementById("plotly").textContent;
+    document.head.append(script);
+    elements.forEach((element) => near.observe(element));
+  }
+  requestAnimationFrame(() => setTimeout(begin));
   prefersDark.addEventListener("change", () => drawn.forEach(draw));
   window.addEventListener("beforeprint", () => {
+    begin();
     parts.forEach((part) => { part.open = true; });
     elements.forEach(draw);
   });

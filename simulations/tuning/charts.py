@@ -65,7 +65,7 @@ def history_chart(outcome: Outcome, objective: Mapping[str, str]) -> Chart:
             curve("best so far", numbers, list(itertools.accumulate(values, best)), "$c1"),
         ],
         layout={
-            "xaxis": {"title": {"text": "trial"}},
+            "xaxis": {"title": {"text": "trial"}, **({"dtick": 1} if len(numbers) <= 10 else {})},
             **reference_line(own, "y"),
             "hovermode": "closest",
         },

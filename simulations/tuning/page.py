@@ -24,6 +24,7 @@ from simulations.tuning.charts import front_charts, history_chart, slice_charts
 from simulations.tuning.study import AGAIN
 from simulations.tuning.table import (
     OWN_NAME,
+    STATES,
     Outcome,
     describe_value,
     label_of,
@@ -120,7 +121,7 @@ def trial_row(outcome: Outcome, trial: Mapping[str, Any]) -> list[str]:
     seconds = trial["seconds"]
     cells = [
         str(trial["number"]),
-        trial["state"],
+        STATES[trial["state"]],
         *setting_cells(outcome, trial),
         *value_cells(outcome, trial),
         "" if seconds is None else format_seconds(seconds),

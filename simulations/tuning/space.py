@@ -200,14 +200,27 @@ def _parse(text: str) -> Range | Choice:
     try:
         values = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        quoted = '; text in a list needs quotes, as in ["a", "b"]'
-        raise ValueError(quoted if text.startswith("[") else "") from None
+        raise ValueError(_how_to_list(text)) from None
     if not isinstance(values, list):
         raise ValueError("; for one value, take --set")
     literals = tuple(map(literal, values))
     if len({*literals}) < max(2, len(literals)):
         raise ValueError("; a list needs two values or more, each once")
     return Choice(literals)
+
+
+def _how_to_list(text: str) -> str:
+    """Say how what is meant as a list is written as one.
+
+    >>> _how_to_list("hard,mmoe"), _how_to_list("[32],[64,32]")
+    ('; a list has brackets, as in ["a", "b"]', '; a list has brackets, as in [[32], [64, 32]]')
+    """
+    if text.startswith("[") and not re.search(r"\]\s*,\s*\[", text):
+        return '; text in a list needs quotes, as in ["a", "b"]'
+    if "," not in text:
+        return ""
+    example = "[[32], [64, 32]]" if text.startswith("[") else '["a", "b"]'
+    return f"; a list has brackets, as in {example}"
 
 
 def _number(text: str) -> Number:

@@ -1,6 +1,7 @@
 """The figures of a search for people: the best trials, what was gained, and what to mind."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,13 @@ from simulations.tuning.study import AGAIN
 
 MOST_SHOWN = 10  # trials of the terminal's table; the page has all
 OWN_NAME = "own settings"
+STATES = {  # Optuna's names of what became of a trial -> ours
+    "complete": "done",
+    "pruned": "pruned",
+    "fail": "lost and repeated",
+    "waiting": "not done",
+    "running": "not done",
+}
 
 Outcome = Mapping[str, Any]  # the content of tune.json
 
@@ -128,13 +136,9 @@ def describe_difference(gain: Mapping[str, Any], seeds: int) -> str:
 def counts_of(outcome: Outcome) -> str:
     """Count trials by what became of them."""
     trials = outcome["trials"]
-    states: Sequence[tuple[str, int]] = [
-        ("done", sum(t["state"] == "complete" for t in trials)),
-        ("pruned", sum(t["state"] == "pruned" for t in trials)),
-        ("lost and repeated", sum(t["state"] == "fail" for t in trials)),
-        ("not done", sum(t["state"] in ("waiting", "running") for t in trials)),
-    ]
-    listed = ", ".join(f"{count} {name}" for name, count in states if count)
+    counts = Counter(STATES[trial["state"]] for trial in trials)
+    states = dict.fromkeys(STATES.values())
+    listed = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
     return f"{format_count(sum(AGAIN not in t for t in trials), 'trial')}: {listed}"
 
 
