@@ -592,7 +592,7 @@ def test_a_timm_model_reads_images():
 def test_the_examples_of_the_page_are_experiments():
     page = (Path(__file__).parent.parent / "docs" / "transformers.md").read_text()
     examples = [tomllib.loads(text) for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
-    assert len(examples) == 3
+    assert len(examples) == 4
     images = examples[0]["inputs"]
     for example in examples:
         found = make_experiment(inputs=example.get("inputs", images), trunk=example["trunk"])
