@@ -17,7 +17,7 @@ from common.errors import ConfigError
 from common.sections.model import Trunk
 
 CONFIG, TOKENIZER, PREPROCESSOR = "config.json", "tokenizer.json", "preprocessor_config.json"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # whole, or in shards
+WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"  # whole, or in pieces
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 PIECE = 2**20
 
@@ -34,8 +34,7 @@ def digest_folder(settings: Trunk) -> str:
     require_file(folder, CONFIG, "the model is built from it")
     names = [CONFIG, TOKENIZER]
     if settings.pretrained:
-        _require_weights(folder)
-        names += [PREPROCESSOR, *sorted(path.name for path in folder.glob("model*.safetensors"))]
+        names += [PREPROCESSOR, *(path.name for path in weight_files(folder))]
     files = [folder / name for name in names if (folder / name).is_file()]
     try:
         stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
@@ -93,6 +92,38 @@ def tokenizer_file(settings: Trunk) -> Path:
     return folder / TOKENIZER
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """List the files of a folder that its model's weights are in: one, or several shards.
+
+    Raises:
+        ConfigError: there are none, or one is not in the folder itself.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / SHARDS).is_file():
+        pickles = sorted(path.name for kind in PICKLES for path in folder.glob(kind))
+        found = f"; {list_names(pickles)} may run code when read, and is not" if pickles else ""
+        raise ConfigError(
+            f"trunk.model: folder '{folder}' has no {WEIGHTS}{found}; save the model with "
+            "safe_serialization, or set trunk.pretrained to false for a start from the seed"
+        )
+    places = read_json(folder, SHARDS).get("weight_map")
+    names = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ConfigError(
+                f"trunk.model: {SHARDS} in '{folder}' must name .safetensors files beside it, got "
+                f"'{name}'; save the model anew with save_pretrained"
+            )
+        require_file(folder, name, f"{SHARDS} names it")
+    if not names:
+        raise ConfigError(
+            f"trunk.model: {SHARDS} in '{folder}' names no file of weights; save the model anew "
+            "with save_pretrained"
+        )
+    return [folder / name for name in names]
+
+
 def require_file(folder: Path, name: str, why: str) -> None:
     """Check that a folder is there and has a file.
 
@@ -109,17 +140,6 @@ def require_file(folder: Path, name: str, why: str) -> None:
             f"trunk.model: folder '{folder}' has no {name}: {why}; add it, as save_pretrained "
             "writes it"
         )
-
-
-def _require_weights(folder: Path) -> None:
-    if any((folder / name).is_file() for name in WEIGHTS):
-        return
-    pickles = sorted(path.name for kind in PICKLES for path in folder.glob(kind))
-    found = f"; {list_names(pickles)} may run code when read, and is not" if pickles else ""
-    raise ConfigError(
-        f"trunk.model: folder '{folder}' has no {WEIGHTS[0]}{found}; save the model with "
-        "safe_serialization, or set trunk.pretrained to false for a start from the seed"
-    )
 
 
 @lru_cache(maxsize=16)

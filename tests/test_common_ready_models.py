@@ -15,11 +15,13 @@ from common.errors import ConfigError
 from common.experiment_file import load_experiment
 from common.model import build_model
 from common.model_folder import digest_folder
+from common.pretrained.naming import is_adapter
+from common.privacy.assumptions import assumptions
 from common.sections.model import Trunk
 from common.sharing import is_statistic, shared_names, task_of
 from common.text import PADDING, encode_texts
 from tests.conftest import make_experiment
-from tests.ready_models import load_digits, save, write_bert, write_vit
+from tests.ready_models import SIZES, VIT, load_digits, save, write_bert, write_vit
 
 pytest.importorskip("transformers")
 IMAGE, TEXT = {"pixels": (1, 8, 8)}, {"text": (1, 8)}
@@ -243,6 +245,27 @@ def test_all_of_a_model_travels_under_names_that_say_where_it_is(models):
     assert any(n.startswith("trunk.encoder.stacks.input-pixels.0.model.layers.0.") for n in shared)
 
 
+@pytest.mark.parametrize(
+    ("kind", "unused"),
+    [("dinov2", {"mask_token"}), ("siglip", {"probe", "in_proj_weight"}), ("clip", {"bias"})],
+)
+def test_what_the_features_do_not_depend_on_neither_travels_nor_moves(kind, unused, tmp_path):
+    from transformers import CLIPVisionConfig, Dinov2Config, SiglipVisionConfig
+
+    kinds = {"dinov2": Dinov2Config, "siglip": SiglipVisionConfig, "clip": CLIPVisionConfig}
+    folder = save(kinds[kind](**SIZES, **VIT), tmp_path / kind)
+    found = encoder(folder)
+    parameters = dict(found.named_parameters())
+    constants = dict(found.named_buffers())
+    assert unused <= {name.rpartition(".")[2] for name in constants}
+    found(images()).sum().backward()
+    assert all(p.grad is not None for p in parameters.values())
+    model = build_model(load_digits(folder, "trunk.adapters.rank=2"), IMAGE)
+    names = [name for name, _ in model.named_parameters()]
+    assert [n for n in names if is_adapter(n)]
+    assert not [n for n in names if is_adapter(n) and ".head." in n]
+
+
 def test_the_folder_counts_and_where_it_is_does_not(models, tmp_path):
     here = load_digits(models["vit"])
     there = load_digits(shutil.copytree(models["vit"], tmp_path / "copy"))
@@ -290,6 +313,126 @@ def test_code_in_a_folder_is_not_run(tmp_path):
     with pytest.raises(ConfigError, match="transformers cannot load"):
         encoder(folder)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, which asks by an old name
+def test_an_adapter_beside_a_model_is_not_taken_for_it(models, tmp_path):
+    """The library would put it into the model by itself, past the folder's digest."""
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModel
+
+    folder = shutil.copytree(models["vit"], tmp_path / "adapted")
+    settings = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(AutoModel.from_pretrained(folder), settings).save_pretrained(folder)
+    assert (folder / "adapter_model.safetensors").is_file()
+    plain, beside = encoder(models["vit"]), encoder(folder)
+    assert [n for n, _ in beside.named_parameters()] == [n for n, _ in plain.named_parameters()]
+    assert torch.equal(beside(images()), plain(images()))
+
+
+def change_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"transformers_weights": "other.safetensors"},
+        {"configuration_files": ["config.4.0.0.json"]},
+        {"_attn_implementation": "kernels-community/flash-attn"},
+        {"auto_map": {"AutoConfig": "a/b--c.Config", "AutoModel": "a/b--c.Model"}},
+        {"_name_or_path": "someone/model", "name_or_path": "someone/model"},
+    ],
+)
+def test_what_a_config_says_of_other_places_is_not_followed(models, tmp_path, changes):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(models["vit"], tmp_path / "led")
+    zeros = {n: 0 * w for n, w in load_file(folder / "model.safetensors").items()}
+    save_file(zeros, folder / "other.safetensors", metadata={"format": "pt"})
+    shutil.copy(folder / "config.json", folder / "config.4.0.0.json")
+    change_config(folder, **changes)
+    if "configuration_files" in changes:
+        (folder / "config.4.0.0.json").write_text("{}")
+    assert torch.equal(encoder(folder)(images()), encoder(models["vit"])(images()))
+
+
+def in_shards(folder, name):
+    from safetensors.torch import load_file
+
+    names = list(load_file(folder / "model.safetensors"))
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / "model.safetensors").rename(folder / name)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_shards_are_in_the_digest_whatever_they_are_called(models, tmp_path):
+    folder = shutil.copytree(models["vit"], tmp_path / "shards")
+    in_shards(folder, "part.safetensors")
+    assert torch.equal(encoder(folder)(images()), encoder(models["vit"])(images()))
+    before = digest_folder(load_digits(folder).trunk)
+    content = bytearray((folder / "part.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "part.safetensors").write_bytes(content)
+    assert digest_folder(load_digits(folder).trunk) != before
+
+
+def test_shards_outside_of_the_folder_are_refused(models, tmp_path):
+    folder = shutil.copytree(models["vit"], tmp_path / "shards")
+    in_shards(folder, "../outside.safetensors")
+    with pytest.raises(ConfigError, match=r"beside it, got '../outside.safetensors'"):
+        load_digits(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "timm_wrapper", "architecture": "hf-hub:a/b"}, "a model of timm"),
+        ({"backbone_config": {"model_type": "timm_backbone"}}, "a model of timm"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "a quantised model"),
+        ({"intermediate_size": 12}, r"layers.0.* in .* has another shape than config.json"),
+    ],
+)
+def test_configs_that_cannot_be_used_are_told_in_a_line(models, tmp_path, changes, message):
+    folder = shutil.copytree(models["vit"], tmp_path / "changed")
+    change_config(folder, **changes)
+    with pytest.raises(ConfigError, match=message) as refusal:
+        encoder(folder)
+    assert "\n" not in str(refusal.value)
+
+
+def change_weights(folder, change):
+    from safetensors.torch import load_file, save_file
+
+    weights = {n: change(w) for n, w in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_any_width_become_single(models, tmp_path, dtype):
+    folder = shutil.copytree(models["vit"], tmp_path / "stored")
+    change_weights(folder, lambda w: w.to(dtype))
+    change_config(folder, dtype=str(dtype).removeprefix("torch."))
+    found = encoder(folder)
+    assert {p.dtype for p in found.parameters()} == {torch.float32}
+    tolerance = {"atol": 0.05, "rtol": 0.05}
+    torch.testing.assert_close(found(images()), encoder(models["vit"])(images()), **tolerance)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.to(torch.int8), r"got torch.int8, as quantised weights are"),
+        (lambda w: w * float("nan"), r"must be finite, got NaN"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(models, tmp_path, change, message):
+    folder = shutil.copytree(models["vit"], tmp_path / "stored")
+    change_weights(folder, change)
+    with pytest.raises(ConfigError, match=message):
+        encoder(folder)
 
 
 def test_half_of_the_weights_is_refused(tmp_path):
@@ -407,6 +550,14 @@ def test_what_does_not_go_together_is_refused(tables, message):
         make_experiment(**tables)
 
 
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_budget_rests_on_what_weights_of_a_folder_have_seen(models, pretrained):
+    more = [f"trunk.pretrained={str(pretrained).lower()}"]
+    more += ["privacy.example-level.noise-multiplier=1", "privacy.example-level.max-norm=1"]
+    told = " ".join(assumptions(load_digits(models["vit"], *more)))
+    assert ("weights that the trunk starts from" in told) == pretrained
+
+
 def test_batch_norm_is_refused_under_example_level_privacy(tmp_path):
     from transformers import ResNetConfig
 
@@ -441,7 +592,7 @@ def test_a_timm_model_reads_images():
 def test_the_examples_of_the_page_are_experiments():
     page = (Path(__file__).parent.parent / "docs" / "transformers.md").read_text()
     examples = [tomllib.loads(text) for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
-    assert len(examples) == 3
+    assert len(examples) == 4
     images = examples[0]["inputs"]
     for example in examples:
         found = make_experiment(inputs=example.get("inputs", images), trunk=example["trunk"])

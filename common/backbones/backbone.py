@@ -71,7 +71,7 @@ class Backbone(Seeded):
             return self.compute(values)
 
     def complete(self, settings: Trunk, shape: tuple[int, ...], row: Tensor) -> None:
-        """Take over running statistics, and find the width by a try.
+        """Take over running statistics; find the width, and what is not used, by a try.
 
         Args:
             settings: name the model in messages.
@@ -84,7 +84,7 @@ class Backbone(Seeded):
         self._take_statistics()
         self.eval()
         try:
-            with torch.no_grad():
+            with torch.enable_grad():
                 features = self.compute(row)
         except ConfigError:
             raise
@@ -101,7 +101,23 @@ class Backbone(Seeded):
                 f"{list(features.shape)}; use another model"
             )
         self.width = features.shape[1]
+        self._drop_unused(features)
         self.train()
+
+    def _drop_unused(self, features: Tensor) -> None:
+        """Turn parameters that the features do not depend on into constants.
+
+        Such are the mask token of DINOv2, or SigLIP's own pooling: they would travel, decay and
+        take noise for nothing. Which of several experts a row goes to depends on the row.
+        """
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        reached = torch.autograd.grad(features.sum(), [*trained.values()], allow_unused=True)
+        for name, gradient in zip(trained, reached, strict=True):
+            if gradient is None and "expert" not in name:
+                owner, _, own = name.rpartition(".")
+                module = self.get_submodule(owner)
+                value = module._parameters.pop(own)
+                module.register_buffer(own, value.detach(), persistent=False)
 
     def _take_statistics(self) -> None:
         for module in self.modules():

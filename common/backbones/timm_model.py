@@ -1,6 +1,5 @@
 """Models of timm (PyTorch Image Models): by name from the seed, or from a folder with weights."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,7 +7,8 @@ from torch import Tensor
 
 from common.backbones.backbone import Backbone
 from common.errors import ConfigError
-from common.model_folder import open_folder
+from common.model_folder import WEIGHTS, open_folder, require_file
+from common.ready_models import reads_folder
 from common.sections.model import Trunk
 
 
@@ -66,11 +66,11 @@ def _create(settings: Trunk, shape: tuple[int, ...]) -> Any:
             "torch"
         ) from error
     name = settings.model
-    if settings.pretrained:
-        name = f"local-dir:{open_folder(settings)}"
-    elif Path(name).is_dir():
-        open_folder(settings)
-        name = f"local-dir:{name}"
+    if settings.pretrained or reads_folder(settings):  # never a place on the hub
+        folder = open_folder(settings)
+        if settings.pretrained:
+            require_file(folder, WEIGHTS, "timm would read others, pickles among them")
+        name = f"local-dir:{folder}"
     chosen = {"pretrained": settings.pretrained, "num_classes": 0, "in_chans": shape[0]}
     try:
         try:

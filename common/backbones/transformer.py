@@ -4,8 +4,7 @@ Only weights in safetensors are read, no code of the folder is run, and nothing 
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from common.backbones.backbone import Backbone
-from common.cells import list_names
+from common.backbones.loading import load_model
 from common.errors import ConfigError
 from common.model_folder import PREPROCESSOR, open_folder, read_json, tokenizer_file
 from common.sections.model import Trunk
-from common.text import NEEDS, PADDING, read_tokenizer
+from common.text import PADDING, read_tokenizer
 
 KINDS = {"pixel_values": "image", "input_ids": "text"}  # what a model reads -> kind of an input
 Hidden = tuple[Tensor, Tensor | None]  # what is pooled: hidden states [N, T, W] or map, and mask
@@ -189,63 +188,8 @@ class Transformer(Backbone):
         self.normalises = True
 
 
-def load_model(folder: Path, settings: Trunk) -> Any:
-    """Build the model of a folder, with its weights or from PyTorch's global random state.
-
-    Raises:
-        ConfigError: the library is missing, or the folder cannot be used.
-    """
-    try:
-        from transformers import AutoConfig, AutoModel
-    except ImportError as error:
-        raise ConfigError(
-            "trunk.architecture 'transformer' needs the library transformers, which cannot be "
-            f"imported ({(str(error).splitlines() or [''])[0]}): {NEEDS}"
-        ) from error
-    local = {"local_files_only": True, "trust_remote_code": False}
-    kind = {"attn_implementation": "eager", "dtype": torch.float32}
-    missing: set[str] = set()
-    try:
-        with _quiet():
-            if settings.pretrained:
-                model, found = AutoModel.from_pretrained(
-                    folder, use_safetensors=True, output_loading_info=True, **local, **kind
-                )
-                missing = {n for n in found["missing_keys"] if not n.startswith("pooler.")}
-            else:
-                config = AutoConfig.from_pretrained(folder, **local)
-                model = AutoModel.from_config(config, trust_remote_code=False, **kind)
-    except Exception as error:  # whatever the library, or what it reads by, raises
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise ConfigError(
-            f"trunk.model: transformers cannot load '{folder}': {type(error).__name__}: {reason}"
-        ) from error
-    if missing:
-        raise ConfigError(
-            f"trunk.model: the weights in '{folder}' lack {len(missing)} of the model: "
-            f"{list_names(sorted(missing))}; use a whole model, or set trunk.pretrained to false"
-        )
-    return model
-
-
 def _drop_pooler(model: Any) -> None:
     """Leave out the layer behind the first token, which our pooling does not read."""
     pooler = getattr(model, "pooler", None)
     if isinstance(pooler, nn.Module) and next(pooler.parameters(), None) is not None:
         model.pooler = None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library from talking and drawing bars; what matters is checked."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

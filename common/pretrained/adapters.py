@@ -93,8 +93,9 @@ def _chosen_layers(trunk: nn.Module, settings: Adapters) -> Iterator[tuple[str, 
     """List the layers to adapt by their full names."""
     there = {}
     for name, module in trunk.named_modules(prefix="trunk"):
-        if isinstance(module, ADAPTED) and (split := split_encoder(name)) is not None:
-            there[name] = (split[1], module)
+        split = split_encoder(name)
+        if isinstance(module, ADAPTED) and "weight" in module._parameters and split is not None:
+            there[name] = (split[1], module)  # else its weight is a constant, which nothing reads
     inner = [own for own, _ in there.values()]
     if idle := idle_patterns(inner, settings.modules):
         raise ConfigError(

@@ -35,7 +35,8 @@ def assumptions(experiment: "Experiment") -> list[str]:
 
 
 def _weights(experiment: "Experiment") -> Iterator[str]:
-    if experiment.trunk.weights is not None:
+    trunk = experiment.trunk
+    if trunk.weights is not None or (trunk.is_ready and trunk.pretrained):
         yield (
             "The weights that the trunk starts from tell nothing of the clients' rows, or what "
             "they cost counts elsewhere: a trunk that was trained on these rows before adds the "
