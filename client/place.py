@@ -133,7 +133,8 @@ class Place:
         """Put the node's decisions in the place of the experiment's settings.
 
         Raises:
-            ConfigError: the experiment's rows cannot be where the node wants them.
+            ConfigError: the experiment's rows cannot be where the node wants them, or the node has
+                no copy of its ready model.
         """
         training = {"device": self.device, "threads": self.threads}
         chosen = {key: value for key, value in training.items() if value}
@@ -147,10 +148,16 @@ class Place:
             for problem in memory_problems(update["data"], experiment.partition):
                 raise ConfigError(f"node config: {problem}")
         trunk: dict[str, Any] = {}
-        if self.model and reads_folder(experiment.trunk):
+        # A real node opens no file that the server names.
+        if reads_folder(experiment.trunk) and (self.model or not self.simulated):
+            if not self.model:
+                raise ConfigError(
+                    "node config: model must name this node's copy of the folder of trunk.model, "
+                    'got none; add model="PATH" to --node-config'
+                )
             trunk["model"] = self.model
         if experiment.trunk.weights is not None and (self.weights or not self.simulated):
-            trunk["weights"] = self.weights  # a real node opens no file that the server names
+            trunk["weights"] = self.weights
         if trunk:
             update["trunk"] = experiment.trunk.model_copy(update=trunk)
         return experiment.model_copy(update=update) if update else experiment

@@ -102,6 +102,9 @@ def test_a_node_names_its_own_copy_of_the_model(place):
     settled = Place.of({"model": "/srv/bert"}).settle(experiment)
     assert settled.trunk.model == "/srv/bert"
     assert settled.fingerprint() == experiment.fingerprint()
+    assert Place.of({"simulated": True}).settle(experiment) == experiment
+    with pytest.raises(ConfigError, match="model must name this node's copy"):
+        Place.of({}).settle(experiment)
     timm = experiment.model_copy(
         update={"trunk": experiment.trunk.model_copy(
             update={"architecture": "timm", "model": "resnet18"})}
