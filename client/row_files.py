@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from client.prediction import Predictions
 from common.errors import ConfigError, DataError
-from common.sources.files import READERS, frame_columns, read_columns
+from common.sources.files import READERS, frame_columns, read_columns, read_parquet
 from common.tables import Columns
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def read_rows(path: Path) -> RowFile:
 
     if path.suffix.lower() == ".parquet":
         try:
-            frame = pd.read_parquet(path)
+            frame = read_parquet(path)
         except (OSError, ValueError) as error:
             raise DataError(
                 f"file '{path.name}' cannot be read as PARQUET ({type(error).__name__}); repair or "

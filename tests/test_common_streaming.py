@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from common.blocks import blocks
@@ -273,3 +274,14 @@ def test_a_file_too_large_for_memory_names_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setitem(read_columns.__globals__["READERS"], ".csv", crowded)
     with pytest.raises(DataError, match=r"does not fit in memory; set data\.memory to 'disk'"):
         read_columns(tmp_path / "a.csv")
+
+
+def test_a_thread_that_arrow_has_no_memory_for_is_a_file_too_large(tmp_path, monkeypatch):
+    def crowded(_: Path):
+        reason = os.strerror(errno.EAGAIN)
+        raise pa.ArrowException(f"Unknown error: Failed to launch worker thread: {reason}")
+
+    (tmp_path / "a.parquet").write_bytes(b"")
+    monkeypatch.setattr(pd, "read_parquet", crowded)
+    with pytest.raises(DataError, match="does not fit in memory"):
+        read_columns(tmp_path / "a.parquet")

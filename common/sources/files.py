@@ -4,6 +4,8 @@ An empty cell, and the marks below, are missing. A column without a name (the ro
 careless export saves) is dropped. An array [N, D] of an NPZ file is D columns.
 """
 
+import errno
+import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -204,9 +206,26 @@ def _read_csv(path: Path) -> Columns:
 
 
 def _read_parquet(path: Path) -> Columns:
-    import pandas as pd
+    return frame_columns(read_parquet(path))
 
-    return frame_columns(pd.read_parquet(path))
+
+def read_parquet(path: Path) -> "pd.DataFrame":
+    """Read a Parquet file whole.
+
+    Raises:
+        MemoryError: it does not fit; also where Arrow has no memory for a thread, which it calls
+            an unknown error.
+        OSError, ValueError: it cannot be read.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    try:
+        return pd.read_parquet(path)
+    except pa.ArrowException as error:
+        if os.strerror(errno.EAGAIN) in str(error):
+            raise MemoryError(str(error)) from error
+        raise
 
 
 def _read_npz(path: Path) -> Columns:
