@@ -55,9 +55,9 @@ def shared_names(names: Iterable[str], experiment: Experiment) -> list[str]:
     >>> fed_bn = load_experiment("digits", ["trunk.norm=batch", "trunk.norm-parameters=local"])
     >>> shared_names(names, fed_bn)
     ['trunk.w']
-    >>> frozen = load_experiment("digits", ["trunk.trains=['layers.1.*']"])
-    >>> shared_names(["trunk.encoder.layers.0.w", "trunk.encoder.layers.1.w"], frozen)
-    ['trunk.encoder.layers.1.w']
+    >>> frozen = load_experiment("digits", ["trunk.trains=['layers.2.*']"])
+    >>> shared_names(["trunk.encoder.layers.0.w", "trunk.encoder.layers.2.w"], frozen)
+    ['trunk.encoder.layers.2.w']
     """
     travels = SHARED[ALGORITHMS[experiment.federation.algorithm].shares]
     stays = STAYS[experiment.trunk.norm_parameters]

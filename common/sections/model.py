@@ -116,7 +116,7 @@ class Trunk(Settings):
     trains: Literal["all", "none"] | Names | None = Field(
         None,
         description="Which parameters of the encoders train: 'all', 'none', or patterns of names "
-        "such as `layers.1.*`; the rest is frozen and does not travel. Default: 'all', and 'none' "
+        "such as `layers.2.*`; the rest is frozen and does not travel. Default: 'all', and 'none' "
         "where there are adapters, which train.",
     )
     adapters: Adapters | None = None
