@@ -11,7 +11,10 @@ from common.errors import ConfigError
 from tests.conftest import make_client, make_experiment
 
 # PyTorch's compiler uses what PyTorch deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+]
 SHAPES = {"x": (8,)}
 WEIGHTS = {"kind": 1.0, "flag": 0.5, "size": 2.0}
 
@@ -19,10 +22,11 @@ WEIGHTS = {"kind": 1.0, "flag": 0.5, "size": 2.0}
 def trained(norm: str, *, compiled: bool, stacked: bool, weighting="equal", **own) -> torch.Tensor:
     training = {"optimiser": "adam", "lr": 0.01, "batch-size": 4, "compile": compiled, **own}
     trunk = {"widths": [6, 5], "norm": norm}
+    if not stacked:
+        training["optimiser"] = "asgd"  # which has no stacked form
     experiment = make_experiment(training=training, trunk=trunk, loss={"weighting": weighting})
     trainer = Trainer(experiment, SHAPES, torch.device("cpu"))
-    if not stacked:
-        trainer.cohorts = None
+    assert stacked or trainer.cohorts is None
     trainer.load({}, {})
     trainer.train(make_client(rows=11), WEIGHTS, 1)
     return trainer.flat.values

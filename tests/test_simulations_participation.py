@@ -264,7 +264,8 @@ simulate(load_experiment(sys.argv[1]), engine=sys.argv[4], out=Path(sys.argv[2])
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["loopback", "batched"])
 def test_killed_between_two_attempts_and_resumed_equals_never_killed(tmp_path, engine):
-    settings = experiment(tmp_path, SLOW, [*REPEATED, "federation.checkpoint-interval-s=0"])
+    more = ["federation.checkpoint-interval-s=0", "seed=1"]  # which loses attempts after round 1
+    settings = experiment(tmp_path, SLOW, [*REPEATED, *more])
     simulate(settings, engine=engine, out=tmp_path / "whole")
     lines = who(tmp_path / "whole")
     first = next(n for n, line in enumerate(lines) if line["lost-attempts"] and n)

@@ -62,7 +62,8 @@ def test_precisions_are_measured_by_one_command():
     assert (plain["arm"], coarse["arm"]) == ("float32", "bfloat16")
     assert coarse["loss-gap"] != 0
     assert abs(coarse["loss-gap"]) < 0.1 * plain["loss"]
-    assert min(coarse["round-ms"], coarse["peak-mb"]) > 0
+    assert coarse["round-ms"] > 0
+    assert coarse["peak-mb"] >= 0  # a small model may fit into what its process had already
 
 
 @pytest.mark.slow
