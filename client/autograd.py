@@ -1,7 +1,7 @@
 """Local training by autograd, one client at a time: for what has no stacked form."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.batch_gradient import BatchGradient
+from client.batch_gradient import BatchGradient, Compute
 from client.batch_source import BatchSource
 from client.batches import Index, epoch_order, row_patterns, shuffle_key
 from client.flat import TRUNK, FlatParameters, still_places
@@ -74,7 +74,7 @@ class AutogradTrainer:
         model: MultiTaskModel,
         flat: FlatParameters,
         parts: Parts,
-        compute: Callable[..., tuple[dict[str, Tensor], Tensor | None]],
+        compute: Compute,
     ) -> None:
         self.experiment, self.model, self.flat, self.parts = experiment, model, flat, parts
         self._gradient = BatchGradient(experiment, model, flat, compute)

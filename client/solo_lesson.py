@@ -1,6 +1,7 @@
 """One client's lesson: its batches, dropout and loss weighting in one message."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,18 +38,16 @@ class SoloLesson(PatientLesson):
     def judge(self, values: Tensor) -> Losses:
         """Compute the loss on the client's own validation rows."""
         trainer = self.trainer
-        if trainer.cohorts is None:
-            with trainer.lent(values):
-                sums = trainer.evaluate(self.data, "validation", losses_only=True)
-            trainer.model.train()
-            return weigh_losses({task: own["loss"] for task, own in sums.items()}, self.weights)
-        if not self.data.resident:  # a store would hold all rows
-            with trainer.lent(values), trainer.cohorts.resting():
-                sums = trainer.evaluate(self.data, "validation", losses_only=True)
-            return weigh_losses({task: own["loss"] for task, own in sums.items()}, self.weights)
-        store, member = trainer.held_out(self.data), np.zeros(1, np.int64)
-        found = trainer.cohorts.losses(store, member, values)
-        return weigh_all_losses(found, self.weights, 1)
+        if trainer.cohorts is not None and self.data.resident:
+            store, member = trainer.held_out(self.data), np.zeros(1, np.int64)
+            found = trainer.cohorts.losses(store, member, values)
+            return weigh_all_losses(found, self.weights, 1)
+        # In stretches, for a store would hold all rows.
+        resting = nullcontext() if trainer.cohorts is None else trainer.cohorts.resting()
+        with trainer.lent(values), resting:
+            sums = trainer.evaluate(self.data, "validation", losses_only=True)
+        trainer.model.train()
+        return weigh_losses({task: own["loss"] for task, own in sums.items()}, self.weights)
 
     def train_phase(self, values: Tensor, phase: Phase) -> LossSums:
         """Train one row, [1, P]: the stacked form where the model has one, else by autograd."""

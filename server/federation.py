@@ -1,6 +1,7 @@
 """A whole run on the server's side: meet the clients, start or resume, loop, record."""
 
 import logging
+from collections.abc import Mapping
 from secrets import token_hex
 
 from flwr.serverapp import Grid
@@ -63,6 +64,30 @@ def initial_trunk(
     return with_beside({name: arrays[name] for name in shared}, experiment)
 
 
+def settle_trunk(
+    experiment: Experiment, agreement: Agreement, kept: Mapping[str, FloatArray] | None
+) -> tuple[Agreement, dict[str, FloatArray]]:
+    """Settle what a sitting begins with.
+
+    Args:
+        experiment: the resolved experiment.
+        agreement: of the clients.
+        kept: the trunk of a checkpoint; None where the run is new.
+
+    Returns:
+        The agreement, with a digest of what never travels; and the trunk, in the model's order.
+
+    Raises:
+        ConfigError: there is nothing to share, or what never travels is not what was agreed on.
+    """
+    model = build_model(experiment, input_shapes(agreement))
+    fresh = initial_trunk(experiment, agreement, model)
+    require_same(model, experiment, agreement.frozen)
+    agreement = agreement.model_copy(update={"frozen": fixed_digest(model, experiment)})
+    # A file keeps no order; sums over parameters in another order would differ in the last bits.
+    return agreement, fresh if kept is None else {name: kept[name] for name in fresh}
+
+
 def federate(
     grid: Grid,
     experiment: Experiment,
@@ -115,13 +140,7 @@ def federate(
     agreement = call_roll(grid, roster, needed, strict=strict)
     if not resume:
         require_weights(experiment)
-    model = build_model(experiment, input_shapes(agreement))
-    fresh = initial_trunk(experiment, agreement, model)
-    # A file keeps no order; sums over parameters in another order would differ in the last bits.
-    trunk = fresh if trunk is None else {name: trunk[name] for name in fresh}
-    fixed = fixed_digest(model, experiment)
-    require_same(model, experiment, agreement.frozen)
-    agreement = agreement.model_copy(update={"frozen": fixed})
+    agreement, trunk = settle_trunk(experiment, agreement, trunk)
     progress.agreement = agreement.to_json()
     strategy = make_strategy(experiment, roster, pack_arrays(trunk), simulated=strict)
     if resume:

@@ -64,6 +64,15 @@ def write_bert(folder: Path, *, weights: bool = True, **changes) -> Path:
     return folder
 
 
+def write_models(folder: Path) -> Path:
+    """Write two models with dropout, and the texts of two clients."""
+    drops = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
+    write_bert(folder / "bert", **drops)
+    write_vit(folder / "vit", **drops)
+    write_texts(folder / "texts")
+    return folder
+
+
 def write_tokenizer(folder: Path) -> None:
     """Write a tokenizer of whole words, with marks before and behind a text as BERT has them."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors

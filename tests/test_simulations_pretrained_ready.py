@@ -11,21 +11,16 @@ from common.model import build_model
 from common.pretrained.naming import is_adapter, is_frozen
 from simulations.kept_run import open_run
 from tests.algorithm_runs import Run, assert_close, assert_equal, run
-from tests.ready_models import load_digits, load_texts, save, write_bert, write_texts, write_vit
+from tests.ready_models import load_digits, load_texts, save, write_models
 
 pytest.importorskip("transformers")
-DROPS = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 RANK = "trunk.adapters.rank=2"
 LORA = (RANK, "trunk.adapters.modules=['q_proj', 'v_proj']")
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ready")
-    write_bert(folder / "bert", **DROPS)
-    write_vit(folder / "vit", **DROPS)
-    write_texts(folder / "texts")
-    return folder
+    return write_models(tmp_path_factory.mktemp("ready"))
 
 
 def write_resnet(folder):

@@ -24,22 +24,25 @@ from simulations.attacks.canary_rows import draw_canaries
 from simulations.attacks.inversion_settings import Settings, check
 from simulations.cli import app
 from simulations.simulate import simulate
-from tests.ready_models import WORDS, load_digits, load_texts, write_bert, write_texts, write_vit
+from tests.ready_models import (
+    WORDS,
+    load_digits,
+    load_texts,
+    write_bert,
+    write_models,
+    write_texts,
+    write_vit,
+)
 from tests.test_simulations_engines import assert_same_trunk, trunk
 
 pytest.importorskip("transformers")
 ROOT = Path(__file__).parent.parent
-DROPS = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with two models and the texts of two clients."""
-    folder = tmp_path_factory.mktemp("ready")
-    write_bert(folder / "bert", **DROPS)
-    write_vit(folder / "vit", **DROPS)
-    write_texts(folder / "texts")
-    return folder
+    return write_models(tmp_path_factory.mktemp("ready"))
 
 
 @pytest.fixture(scope="module")
